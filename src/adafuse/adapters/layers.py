@@ -1,0 +1,120 @@
+"""The modules that stand in the backbone's place: an adapted linear, PESC's and MixLoRA's MLP.
+
+In: the hidden states of the backbone, [B, S, I]. Out: the same shape as the module they replace. They flatten to
+[T, I], find their gates, and leave the arithmetic to the strategy in their shared `Context`.
+Next: adapter.py, which builds and installs them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
+from adafuse.adapters.router import Gates, Router, ungated
+
+
+@dataclass
+class Context:
+    """What the modules of one adapter share while a forward runs."""
+
+    # the strategy of a decode step, and the unmerged one of training and prefill
+    decode: Any
+    whole: Any
+    decoding: bool = False
+    # token routing: the gates of these tokens, for all layers
+    gates: Gates | None = None
+    # collected only while training or when asked: what each router said
+    collect: bool = False
+    said: list[Gates] = field(default_factory=list)
+
+    @property
+    def strategy(self) -> Any:
+        return self.decode if self.decoding else self.whole
+
+    def route(self, router: Router, x_TI: Tensor) -> Gates:
+        gates = router(x_TI)
+        if self.collect:
+            self.said.append(gates)
+        return gates
+
+    def decide(self, router: Router, hidden: Tensor) -> None:
+        """Token routing's one decision, before the first adapted linear uses it."""
+        self.gates = self.route(router, hidden.reshape(-1, hidden.shape[-1]))
+        if self.decoding:
+            self.decode.decide(self.gates)
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear with experts, with ordinary (static) LoRA, or with both.
+
+    `router`: its own (layer-wise). `decides`: it is the first adapted linear, whose input feeds the token router.
+    """
+
+    def __init__(self, base: nn.Linear, context: Context, dropout: float) -> None:
+        super().__init__()
+        self.base = base
+        self.context = context
+        self.dropout = dropout
+        self.experts: LoraExperts | None = None
+        self.static: LoraExperts | None = None
+        self.router: Router | None = None
+        self.decides: Router | None = None
+        self.gated = True
+        self.static_merged = False
+
+    def drop(self, x_TI: Tensor) -> Tensor:
+        return F.dropout(x_TI, self.dropout, self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_TI = x.reshape(-1, x.shape[-1])
+        if self.experts is None:
+            y_TO = self.base(x_TI)
+        else:
+            y_TO = self.context.strategy.linear(self, x_TI, self._gates(x_TI))
+        if self.static is not None and not self.static_merged:
+            y_TO = y_TO + self.static.one(0, self.drop(x_TI))
+        return y_TO.reshape(*x.shape[:-1], y_TO.shape[-1])
+
+    def _gates(self, x_TI: Tensor) -> Gates:
+        if not self.gated:
+            return ungated(x_TI.shape[0], x_TI.device)
+        if self.router is not None:
+            return self.context.route(self.router, x_TI)
+        if self.decides is not None:
+            self.context.decide(self.decides, x_TI)
+        assert self.context.gates is not None, "token gates are decided before any adapted linear runs"
+        return self.context.gates
+
+
+class SerialMlp(nn.Module):
+    """PESC: `u + sum_e g_e adapter_e(u)` with u the MLP's output; the router reads the MLP's input."""
+
+    def __init__(self, base: nn.Module, experts: BottleneckExperts, router: Router, context: Context, dropout: float):
+        super().__init__()
+        self.base, self.experts, self.router = base, experts, router
+        self.context = context
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = self.context.route(self.router, x.reshape(-1, x.shape[-1]))
+        u = self.base(x)
+        u_TI = F.dropout(u.reshape(-1, u.shape[-1]), self.dropout, self.training)
+        return u + self.context.strategy.mix(self.experts, u_TI, gates).view_as(u)
+
+
+class MixtureMlp(nn.Module):
+    """MixLoRA: the gated sum of E MLPs that share the frozen weights; the router reads the MLP's input."""
+
+    def __init__(self, base: nn.Module, experts: MlpLoraExperts, router: Router, context: Context):
+        super().__init__()
+        self.base, self.experts, self.router = base, experts, router
+        self.context = context
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_TI = x.reshape(-1, x.shape[-1])
+        gates = self.context.route(self.router, x_TI)
+        return self.context.strategy.mix(self.experts, x_TI, gates, self.base).view_as(x)

@@ -1,0 +1,1 @@
+"""Measurement: calibration, checks, interleaved rounds, and what is timed in them."""

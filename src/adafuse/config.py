@@ -1,0 +1,215 @@
+"""The typed configuration: one dataclass per Hydra group, and the combinations that are refused.
+
+In: what Hydra composed from conf/ and the command line. Out: a `Config`, checked before anything heavy is imported.
+A misspelt key is refused by the schema, an impossible combination by refusals.py. Next: identity.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+# Enum's functional form keeps each on a line; YAML and the command line use the member names.
+Task = Enum("Task", "pretrain train evaluate latency layer")
+Weights = Enum("Weights", "scratch random hub")
+Routing = Enum("Routing", "none layerwise blockwise token")
+RouterInput = Enum("RouterInput", "first_linear embedding block0_output")
+Normalisation = Enum("Normalisation", "softmax_topk_renorm topk_softmax softmax_topk_raw")
+ExpertKind = Enum("ExpertKind", "lora mlp_lora bottleneck")
+StrategyName = Enum("StrategyName", "loop dense gather simple_merge switch rebase")
+Runtime = Enum("Runtime", "eager")
+Dtype = Enum("Dtype", "float32 bfloat16 float16")
+
+
+@dataclass
+class Model:
+    """A backbone: `path` (a folder in Hugging Face format) wins over `weights`."""
+
+    name: str = MISSING
+    path: str | None = None
+    weights: Weights = Weights.scratch
+    hub_id: str | None = None
+    revision: str | None = None
+    dtype: Dtype = Dtype.float32
+    # model_type and the sizes of a transformers config; needed for scratch and random weights
+    shape: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Experts:
+    """Expert geometry of a cell: which linears, how many experts, of which rank."""
+
+    targets: list[str] = MISSING
+    rank: int = MISSING
+    count: int = MISSING
+    top_k: int = MISSING
+    alpha: float = MISSING
+
+
+@dataclass
+class Method:
+    """A published recipe; conf/method/*.yaml says where each value comes from."""
+
+    name: str = MISSING
+    routing: Routing = MISSING
+    router_input: RouterInput = RouterInput.first_linear
+    normalisation: Normalisation = Normalisation.softmax_topk_renorm
+    expert_kind: ExpertKind = ExpertKind.lora
+    # linears that carry experts; null: all of the cell's targets; []: the plain backbone
+    expert_targets: list[str] | None = None
+    # one expert of the whole budget (plain LoRA) instead of the cell's experts
+    rank: int | None = None
+    count: int | None = None
+    alpha: float | None = None
+    experts_by_quarter: list[int] | None = None
+    # ordinary LoRA beside the experts
+    static_targets: list[str] = field(default_factory=list)
+    static_rank: int = 0
+    static_alpha: float = 0.0
+    # width of PESC's serial adapters
+    bottleneck_dim: int = 0
+    dropout: float = 0.0
+    balance_coefficient: float = 0.0
+
+    @property
+    def has_experts(self) -> bool:
+        """False for the plain backbone, which says `expert_targets: []`."""
+        return self.expert_targets != []
+
+
+@dataclass
+class Arm:
+    method: str = MISSING
+    strategy: StrategyName = StrategyName.dense
+    runtime: Runtime = Runtime.eager
+    label: str = MISSING
+
+
+@dataclass
+class Arms:
+    name: str = MISSING
+    table: dict[str, Arm] = field(default_factory=dict)
+    run: list[str] = MISSING
+
+
+@dataclass
+class Data:
+    """What adapters are trained on: generated families, or JSONL files in `path`."""
+
+    name: str = MISSING
+    families: list[str] = MISSING
+    path: str | None = None
+    train_items: int = MISSING
+    validation_items: int = MISSING
+    test_items: int = MISSING
+
+
+@dataclass
+class Fit:
+    """Knobs of one training stage, handed to transformers.TrainingArguments."""
+
+    steps: int = MISSING
+    batch: int = MISSING
+    accumulation: int = 1
+    learning_rate: float = MISSING
+    warmup_steps: int = 0
+    max_length: int = MISSING
+    save_every_steps: int = MISSING
+    bf16: bool = False
+
+
+@dataclass
+class Suite:
+    """lm-eval tasks; `bundled` adds the tasks that lm-eval ships (they need a network)."""
+
+    name: str = MISSING
+    tasks: list[str] = MISSING
+    bundled: bool = False
+    limit: int | None = None
+    shots: int = 0
+    batch: int = 16
+
+
+@dataclass
+class Latency:
+    """Knobs of the timed pass."""
+
+    rounds: int = MISSING
+    block_tokens: int = 64
+    settle_tokens: int = 4
+    check_tokens: int = 64
+    # trained: the adapters of the accuracy study; random: seeded factors of the same shapes
+    trained_adapters: bool = False
+
+
+@dataclass
+class Layer:
+    """One adapted linear by itself (the paper's Figures 1 and 2)."""
+
+    warmup: int = 100
+    runs: int = 300
+    ranks: list[int] = MISSING
+    sequence_lengths: list[int] = MISSING
+
+
+@dataclass
+class Config:
+    task: Task = Task.evaluate
+    model: Model = field(default_factory=Model)
+    experts: Experts = field(default_factory=Experts)
+    method: Method = field(default_factory=Method)
+    methods: dict[str, Method] = field(default_factory=dict)
+    arms: Arms = field(default_factory=Arms)
+    data: Data = field(default_factory=Data)
+    suite: Suite = field(default_factory=Suite)
+    pretrain: Fit = field(default_factory=Fit)
+    train: Fit = field(default_factory=Fit)
+    latency: Latency = field(default_factory=Latency)
+    layer: Layer = field(default_factory=Layer)
+    evaluate_strategy: StrategyName = StrategyName.dense
+    tracker: str = MISSING
+    profile: str = MISSING
+    batch: int = 1
+    context: int = 64
+    seed: int = 0
+    replicate: int = 0
+    runs_dir: str = "results/runs"
+    device: str = "auto"
+
+
+def register() -> None:
+    """Make the schema and the `mul` resolver known to Hydra; called once by the entry script."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("mul", lambda *xs: _product(xs), replace=True)
+
+
+def _product(factors: tuple[float, ...]) -> float | int:
+    result: float = 1
+    for value in factors:
+        result *= value
+    return int(result) if float(result).is_integer() else result
+
+
+def build(composed: Any, overrides: list[str] | None = None) -> Config:
+    """Turn Hydra's composition into a checked `Config`.
+
+    The selected `method` stands in for its namesake among `methods`, so that one override holds in every task.
+    Raises ValueError with what to do.
+    """
+    for override in overrides or []:
+        if override.lstrip("+~").startswith("methods."):
+            name = override.lstrip("+~").split(".")[1]
+            raise ValueError(f"'{override}' is not a choice: use method={name} method.FIELD=VALUE")
+    config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
+    config.methods[config.method.name] = config.method
+    from adafuse.refusals import validate
+
+    validate(config)
+    return config

@@ -1,0 +1,31 @@
+"""How one decode step applies the gated experts; one file per family, all with the same five verbs.
+
+`prepare(adapter)` once, when the adapter goes in; `decide(gates)` when a token's shared gates are known;
+`linear(site, x, gates)` the output of an adapted linear; `mix(experts, x, gates, ...)` the weighted sum of the
+experts; `restore()` the weights as `prepare` found them. The fused GPU kernels belong beside these files, behind
+the same verbs. Next: adapters/adapter.py, which calls them.
+"""
+
+from __future__ import annotations
+
+from adafuse.config import StrategyName
+from adafuse.engine.strategies.dense import Dense
+from adafuse.engine.strategies.gather import Gather
+from adafuse.engine.strategies.loop import Loop
+from adafuse.engine.strategies.merge import Rebase, SimpleMerge, Switch
+
+Strategy = Loop | Dense | Gather | SimpleMerge | Switch | Rebase
+
+_STRATEGIES: dict[StrategyName, type[Strategy]] = {
+    StrategyName.loop: Loop,
+    StrategyName.dense: Dense,
+    StrategyName.gather: Gather,
+    StrategyName.simple_merge: SimpleMerge,
+    StrategyName.switch: Switch,
+    StrategyName.rebase: Rebase,
+}
+
+
+def make(name: StrategyName) -> Strategy:
+    """A fresh strategy; it holds state (packed factors, clean weights), so no two adapters share one."""
+    return _STRATEGIES[name]()

@@ -1,0 +1,139 @@
+"""Accuracy: lm-eval's tasks through the model under test, with the result of every single item kept.
+
+In: a backbone with an adapter installed (or none), a `Suite` and a data folder. Out: one `TaskResult` per task and
+metric. Next: tasks/ (what is asked), adapted_lm.py (how lm-eval calls the model), records.py (where results go).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adafuse.config import Suite
+from adafuse.evaluation.suites import LOCAL_TASKS, TASKS, check_suite, own_tasks
+from adafuse.training.data import LOCAL
+
+# Standard errors of means have a closed form; only bundled metrics without one need resampling.
+BOOTSTRAPS = 1000
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One metric of one task. `correct` is per item, in the order of the data; `task_hash` covers items and prompts."""
+
+    suite_task: str
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    correct: list[float]
+    task_hash: str
+    version: str
+
+
+def evaluate(
+    model: Any, tokenizer: Any, adapter: Any, suite: Suite, data_folder: Path, merging: bool, seed: int
+) -> list[TaskResult]:
+    """Run `suite` on the test items in `data_folder`; `merging` decodes one sequence at a time.
+
+    Raises ValueError, one line, for an unknown task or one without data.
+    """
+    check_suite(suite)
+    _check_data(suite, data_folder)
+    _prepare_libraries(suite)
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from adafuse.evaluation.adapted_lm import AdaptedLM
+
+    manager = TaskManager(
+        include_path=str(TASKS),
+        include_defaults=suite.bundled,
+        metadata={"data_folder": str(data_folder)},
+    )
+    try:
+        results = simple_evaluate(
+            model=AdaptedLM(model, tokenizer, adapter, suite.batch, merging),
+            tasks=list(suite.tasks),
+            task_manager=manager,
+            num_fewshot=suite.shots,
+            limit=suite.limit,
+            bootstrap_iters=BOOTSTRAPS,
+            log_samples=True,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    except ConnectionError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"cannot fetch the data of suite {suite.name} ({reason}): use suite=families"
+        ) from None
+    return [result for name in suite.tasks for result in _task_results(name, results)]
+
+
+def _check_data(suite: Suite, data_folder: Path) -> None:
+    for name in set(suite.tasks) & set(own_tasks()):
+        family = LOCAL if name in LOCAL_TASKS else name
+        if not (data_folder / f"{family}.test.jsonl").is_file():
+            raise ValueError(
+                f"task '{name}' in suite.tasks has no data in {data_folder}: add it to data.families"
+            )
+
+
+def _prepare_libraries(suite: Suite) -> None:
+    """Before lm-eval is imported: no network unless its own tasks need one, and no pages of advice."""
+    if not suite.bundled:
+        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # it warns about every ready-made model and every custom data set; both are what we want
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+def _task_results(name: str, results: Mapping[str, Any]) -> list[TaskResult]:
+    """One result per metric of a task, or of a group over all items of its tasks, or those of a plain collection."""
+    scores = results["results"].get(name, {})
+    metrics = [key for key in scores if "," in key and "_stderr," not in key]
+    children = results["group_subtasks"].get(name, [])
+    if not metrics:
+        return [result for child in children for result in _task_results(child, results)]
+    return [_task_result(name, key, scores, results) for key in metrics]
+
+
+def _task_result(name: str, key: str, scores: Mapping[str, Any], results: Mapping[str, Any]) -> TaskResult:
+    metric, _, wanted_filter = key.partition(",")
+    leaves = _leaves(name, results)
+    samples = [sample for leaf in leaves for sample in _samples(leaf, wanted_filter, results)]
+    stderr = scores.get(f"{metric}_stderr,{wanted_filter}")
+    return TaskResult(
+        suite_task=name,
+        metric=metric if wanted_filter == "none" else key,
+        value=float(scores[key]),
+        stderr=float(stderr) if isinstance(stderr, int | float) else None,
+        n=len(samples),
+        correct=[float(s[metric]) for s in samples if isinstance(s.get(metric), int | float)],
+        task_hash=_task_hash(samples),
+        version=str(results["versions"].get(leaves[0])),
+    )
+
+
+def _leaves(name: str, results: Mapping[str, Any]) -> list[str]:
+    children = results["group_subtasks"].get(name)
+    return [leaf for child in children for leaf in _leaves(child, results)] if children else [name]
+
+
+def _samples(task: str, wanted_filter: str, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    samples = [s for s in results["samples"][task] if s["filter"] == wanted_filter]
+    return sorted(samples, key=lambda sample: sample["doc_id"])
+
+
+def _task_hash(samples: list[dict[str, Any]]) -> str:
+    """Equal if documents, prompts and targets are: only then may two results be compared item by item."""
+    from lm_eval.utils import hash_string
+
+    return hash_string("".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples))

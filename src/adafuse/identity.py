@@ -1,0 +1,216 @@
+"""Which settings make a result, and hence where it lives: two experiments that need the same cell share one record.
+
+In: a checked `Config` and a task. Out: the settings that decide the result as a plain dict, their hash, and the paths
+that carry it. What only says how to run (profile, tracker, folders, saving) has no part in it. Next: stages.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from adafuse.config import Config, Fit, Method, Task, Weights
+
+SLUG_CHARACTERS = 80
+# A checkpoint of 13 GB is known by its sizes and evenly spaced samples: reading it whole would take longer than the cell.
+SAMPLES, SAMPLE_BYTES = 64, 65536
+WEIGHT_FILES = ("*.safetensors", "tokenizer*")
+
+
+def identity(config: Config, task: Task | None = None, method: Method | None = None) -> dict[str, Any]:
+    """The settings that decide the result of `task` (and of nothing else), ready for `content_hash`.
+
+    `method` stands in for the selected one where the task has a method.
+    """
+    parts = _PARTS[task or config.task](config, method or config.method)
+    return {"task": (task or config.task).name, **parts}
+
+
+def content_hash(obj: Any) -> str:
+    """12 hex digits over canonical JSON: key order does not matter, enums count by name."""
+    text = json.dumps(as_plain(obj), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def cell_id(config: Config, task: Task | None = None, method: Method | None = None) -> str:
+    """A readable name of at most 80 characters, safe as a file name; the hash beside it makes it unique."""
+    parts = _NAMES[task or config.task](config, method or config.method)
+    slug = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", str(part)) for part in parts)
+    return slug[:SLUG_CHARACTERS]
+
+
+def record_path(config: Config, task: Task | None = None, method: Method | None = None) -> Path:
+    """Where the record of this cell is, or will be."""
+    name = f"{_name(config, task or config.task, method)}.jsonl"
+    return Path(config.runs_dir) / "records" / (task or config.task).name / name
+
+
+def backbone_dir(config: Config) -> Path:
+    """Folder of the backbone that is pre-trained here."""
+    return Path(config.runs_dir) / "backbones" / _name(config, Task.pretrain)
+
+
+def adapter_dir(config: Config, method: Method) -> Path:
+    """Folder of the trained adapter of `method`."""
+    return Path(config.runs_dir) / "adapters" / _name(config, Task.train, method)
+
+
+def data_dir(config: Config) -> Path:
+    """Folder of the training, validation and test items."""
+    name = f"{config.data.name}-s{config.seed}-{content_hash(_data(config))}"
+    return Path(config.runs_dir) / "data" / name
+
+
+def as_plain(value: Any) -> Any:
+    """Dataclasses, enums and paths as JSON's own types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): as_plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(inner) for inner in value]
+    if isinstance(value, Enum):
+        return value.name
+    return str(value) if isinstance(value, Path) else value
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a whole file, in hex."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _name(config: Config, task: Task, method: Method | None = None) -> str:
+    return f"{cell_id(config, task, method)}-{content_hash(identity(config, task, method))}"
+
+
+def _pretrain(config: Config, method: Method) -> dict[str, Any]:
+    from adafuse.training.data import DATA_VERSION
+
+    model = config.model
+    settings = {"shape": model.shape, "dtype": model.dtype, "fit": _fit(config.pretrain)}
+    return as_plain(settings | {"text": DATA_VERSION, "seed": config.seed})
+
+
+def _train(config: Config, method: Method) -> dict[str, Any]:
+    parts = {"backbone": _backbone(config), "experts": config.experts, "method": method}
+    return as_plain(parts | {"data": _data(config), "fit": _fit(config.train), "seed": config.seed})
+
+
+def _evaluate(config: Config, method: Method) -> dict[str, Any]:
+    parts = {"suite": config.suite, "seed": config.seed}
+    if method.has_experts:
+        return as_plain({"train": _train(config, method), "strategy": config.evaluate_strategy, **parts})
+    # the plain backbone sees the test items only, whatever the adapters were trained on
+    data = _data(config)
+    data["items"] = {"test": data["items"]["test"]}
+    return as_plain({"backbone": _backbone(config), "method": method.name, "data": data, **parts})
+
+
+def _latency(config: Config, method: Method) -> dict[str, Any]:
+    arms = {name: config.arms.table[name] for name in config.arms.run}
+    methods = {name: config.methods[name] for name in sorted({arm.method for arm in arms.values()})}
+    if config.latency.trained_adapters:
+        adapters = {n: _train(config, m) if m.has_experts else None for n, m in methods.items()}
+    else:
+        adapters = {"experts": config.experts, "methods": methods}
+    return as_plain(
+        {
+            "backbone": _backbone(config),
+            # a label is prose: it may change without the cell being measured again
+            "arms": {name: [arm.method, arm.strategy, arm.runtime] for name, arm in arms.items()},
+            "adapters": adapters,
+            "knobs": config.latency,
+            "batch": config.batch,
+            "context": config.context,
+            **_repeat(config),
+        }
+    )
+
+
+def _layer(config: Config, method: Method) -> dict[str, Any]:
+    experts = {"count": config.experts.count, "top_k": config.experts.top_k, "gates": method.normalisation}
+    model = {"shape": config.model.shape, "dtype": config.model.dtype}
+    return as_plain({**model, "experts": experts, "knobs": config.layer, **_repeat(config)})
+
+
+_PARTS: dict[Task, Callable[[Config, Method], dict[str, Any]]] = {
+    Task.pretrain: _pretrain,
+    Task.train: _train,
+    Task.evaluate: _evaluate,
+    Task.latency: _latency,
+    Task.layer: _layer,
+}
+
+_NAMES: dict[Task, Callable[[Config, Method], list[Any]]] = {
+    Task.pretrain: lambda c, m: [c.model.name, f"s{c.seed}"],
+    Task.train: lambda c, m: [_model(c), _geometry(c), m.name, c.data.name, f"s{c.seed}"],
+    Task.evaluate: lambda c, m: [
+        *([_model(c), _geometry(c)] if m.has_experts else [_model(c)]),
+        *(m.name, c.data.name, c.suite.name, f"s{c.seed}"),
+    ],
+    Task.latency: lambda c, m: [
+        *(_model(c), _geometry(c), c.arms.name),
+        *(f"b{c.batch}", f"c{c.context}", f"s{c.seed}", f"r{c.replicate}"),
+    ],
+    Task.layer: lambda c, m: [c.model.name, f"{c.experts.count}x", f"s{c.seed}", f"r{c.replicate}"],
+}
+
+
+def _model(config: Config) -> str:
+    return config.model.name if config.model.path is None else Path(config.model.path).resolve().name
+
+
+def _geometry(config: Config) -> str:
+    return f"{config.experts.count}x{config.experts.rank}"
+
+
+def _repeat(config: Config) -> dict[str, Any]:
+    return {"device": config.device, "seed": config.seed, "replicate": config.replicate}
+
+
+def _fit(fit: Fit) -> dict[str, Any]:
+    return {key: value for key, value in as_plain(fit).items() if key != "save_every_steps"}
+
+
+def _data(config: Config) -> dict[str, Any]:
+    from adafuse.training.data import recipe
+
+    return recipe(config.data, config.seed)
+
+
+def _backbone(config: Config) -> dict[str, Any]:
+    model = config.model
+    if model.path is not None:
+        return {"path": str(Path(model.path).resolve()), "dtype": model.dtype.name, "files": _files(Path(model.path))}
+    if model.weights is Weights.hub:
+        return {"hub": f"{model.hub_id}@{model.revision}", "dtype": model.dtype.name}
+    if model.weights is Weights.scratch:
+        return {"pretrain": _pretrain(config, config.method)}
+    return {"random": as_plain(model.shape), "dtype": model.dtype.name, "seed": config.seed}
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Fingerprints of a checkpoint's files; a folder that is missing has none, and backbone.py refuses it."""
+    found = {path for pattern in ("config.json", *WEIGHT_FILES) for path in folder.glob(pattern)}
+    return {path.name: _fingerprint(path) for path in sorted(found)}
+
+
+def _fingerprint(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as stream:
+        for number in range(SAMPLES):
+            start = number * SAMPLE_BYTES if size <= SAMPLES * SAMPLE_BYTES else number * (size // SAMPLES)
+            stream.seek(start)
+            digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:12]

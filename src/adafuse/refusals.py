@@ -1,0 +1,109 @@
+"""Combinations that cannot work, each refused with one line that names the key and the cure.
+
+In: a `Config`. Out: nothing, or a ValueError, before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+from adafuse.config import (
+    LINEARS,
+    Config,
+    ExpertKind,
+    Experts,
+    Method,
+    Routing,
+    StrategyName,
+)
+
+MERGING = (StrategyName.simple_merge, StrategyName.switch, StrategyName.rebase)
+
+
+def validate(config: Config) -> None:
+    """Refuse what cannot work, naming the key and the cure. Raises ValueError."""
+    _check_experts(config.experts)
+    for method in config.methods.values():
+        _check_method(method, config.experts)
+    _check_arms(config)
+    refuse_strategy(config.method, config.evaluate_strategy)
+    for key in ("batch", "context"):
+        _refuse(getattr(config, key) < 1, f"{key} must be at least 1")
+    _refuse(not config.data.families and not config.data.path, "data.families is empty")
+    _refuse(not config.suite.tasks, "suite.tasks is empty: name at least one lm-eval task")
+    for stage in ("pretrain", "train"):
+        fit = getattr(config, stage)
+        for key in ("steps", "batch", "accumulation", "max_length", "save_every_steps"):
+            _refuse(getattr(fit, key) < 1, f"{stage}.{key} must be at least 1")
+    _refuse(config.latency.block_tokens < 64, "latency.block_tokens must be at least 64")
+    _refuse(config.latency.rounds < 2, "latency.rounds must be at least 2")
+    _refuse(config.device not in ("auto", "cpu", "cuda"), "device must be auto, cpu or cuda")
+
+
+def _check_experts(experts: Experts) -> None:
+    unknown = [t for t in experts.targets if t not in LINEARS]
+    _refuse(bool(unknown), f"experts.targets has {unknown}: choose from {list(LINEARS)}")
+    _refuse(not experts.targets, f"experts.targets is empty: choose from {list(LINEARS)}")
+    for key in ("rank", "count", "top_k"):
+        _refuse(getattr(experts, key) < 1, f"experts.{key} must be at least 1")
+    _refuse(
+        experts.top_k > experts.count,
+        f"experts.top_k={experts.top_k} exceeds experts.count={experts.count}",
+    )
+
+
+def _check_method(method: Method, experts: Experts) -> None:
+    name, quarters = method.name, method.experts_by_quarter
+    for key in ("expert_targets", "static_targets"):
+        unknown = [t for t in getattr(method, key) or [] if t not in LINEARS]
+        _refuse(bool(unknown), f"method {name}: {key} has {unknown}: choose from {list(LINEARS)}")
+    if quarters is not None:
+        _refuse(len(quarters) != 4, f"method {name}: experts_by_quarter needs four numbers")
+        _refuse(
+            min(quarters) < experts.top_k,
+            f"method {name}: experts_by_quarter={quarters} has fewer than experts.top_k={experts.top_k}",
+        )
+        _refuse(
+            method.routing is not Routing.layerwise,
+            f"method {name}: experts_by_quarter needs routing=layerwise (a shared gate counts once)",
+        )
+    blockwise = method.routing is Routing.blockwise
+    _refuse(
+        blockwise != (method.expert_kind in (ExpertKind.mlp_lora, ExpertKind.bottleneck)),
+        f"method {name}: routing=blockwise goes with expert_kind mlp_lora or bottleneck, and they with it",
+    )
+    _refuse(
+        method.expert_kind is ExpertKind.bottleneck and method.bottleneck_dim < 1,
+        f"method {name}: bottleneck_dim must be at least 1",
+    )
+
+
+def _check_arms(config: Config) -> None:
+    arms = config.arms
+    _refuse(not arms.run, "arms.run is empty: name at least one arm")
+    for name in arms.run:
+        _refuse(name not in arms.table, f"unknown arm '{name}': choose from {sorted(arms.table)}")
+        arm = arms.table[name]
+        _refuse(
+            arm.method not in config.methods,
+            f"arm {name}: unknown method '{arm.method}': choose from {sorted(config.methods)}",
+        )
+        refuse_strategy(config.methods[arm.method], arm.strategy)
+    _refuse(len(set(arms.run)) < len(arms.run), "arms.run names an arm twice")
+
+
+def refuse_strategy(method: Method, strategy: StrategyName) -> None:
+    """Raise ValueError where `strategy` cannot apply the experts of `method`."""
+    if strategy in MERGING and method.expert_kind is not ExpertKind.lora:
+        raise ValueError(
+            f"method {method.name} cannot use strategy {strategy.name}: its experts are not linear in the "
+            "weight, so they cannot be merged; use loop, dense or gather"
+        )
+    if strategy in (StrategyName.switch, StrategyName.rebase) and method.routing is Routing.layerwise:
+        raise ValueError(
+            f"method {method.name} cannot use strategy {strategy.name}: its gates are known only layer by "
+            "layer, so one launch cannot merge all; use simple_merge, loop, dense or gather"
+        )
+
+
+def _refuse(wrong: bool, message: str) -> None:
+    if wrong:
+        raise ValueError(message)

@@ -1,0 +1,189 @@
+"""The stages of a run, and what each stands on: pretrain <- train <- evaluate, latency; layer.
+
+In: a checked `Config`. Out: a record per cell (and a backbone or an adapter), or nothing if a finished record is
+there already. A stage first brings up to date what it needs, so any stage can be asked for by itself. Heavy imports
+happen only when a cell has to run. Next: backbone.py, adapters/, training/, evaluation/, bench/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from adafuse import backbone, identity, machine, records, tracking
+from adafuse.config import Config, StrategyName, Task, Weights
+from adafuse.records import Recorder
+
+if TYPE_CHECKING:
+    from adafuse.training.trainer import Fitted
+
+Outcome = Literal["done", "skipped", "failed"]
+
+
+def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
+    """Bring one cell up to date and say what happened; a failure is in the record and raised by `records`."""
+    task = config.task
+    if task is Task.train and not config.method.has_experts:
+        print(f"{config.method.name} has nothing to train")
+        return "skipped"
+    path = identity.record_path(config)
+    config_hash = identity.content_hash(identity.identity(config))
+    if records.is_done(path, config_hash):
+        print(f"done already: {path}")
+        return "skipped"
+    backbone.check_source(config.model)
+    for needed in needs(config):
+        if run(needed, command, experiment) == "failed":
+            raise ValueError(f"{task.name} needs {needed.task.name}, which failed: see {identity.record_path(needed)}")
+    print(f"{task.name}: {path}")
+    with records.open_record(path, machine.run_fields(config, task, command, experiment)) as record:
+        _STAGES[task](config, record)
+    tracking.track(path, config.tracker)
+    return "failed" if records.read(path).status == "error" else "done"
+
+
+def needs(config: Config) -> Iterator[Config]:
+    """The cells that this one stands on, in order."""
+    if config.task in (Task.pretrain, Task.layer):
+        return
+    if config.model.path is None and config.model.weights is Weights.scratch:
+        yield dataclasses.replace(config, task=Task.pretrain)
+    if config.task is Task.evaluate and config.method.has_experts:
+        yield dataclasses.replace(config, task=Task.train)
+    if config.task is Task.latency and config.latency.trained_adapters:
+        for name in dict.fromkeys(config.arms.table[arm].method for arm in config.arms.run):
+            if config.methods[name].has_experts:
+                yield dataclasses.replace(config, task=Task.train, method=config.methods[name])
+
+
+def _pretrain(config: Config, record: Recorder) -> None:
+    from adafuse.training import data
+    from adafuse.training.trainer import fit
+
+    where, folder = backbone.device(config), identity.backbone_dir(config)
+    model = backbone.build_random(config.model, config.seed, where)
+    tokenizer = backbone.byte_tokenizer()
+    knobs = config.pretrain
+    wanted = knobs.steps * knobs.batch * knobs.accumulation * knobs.max_length
+    stream = data.pretraining_tokens(tokenizer, wanted, config.seed).view(-1, knobs.max_length).tolist()
+    rows = [{"input_ids": ids, "labels": ids, "attention_mask": [1] * len(ids)} for ids in stream]
+    fitted = fit(
+        model,
+        tokenizer,
+        rows,
+        knobs,
+        _checkpoints(folder),
+        seed=config.seed,
+        tracker=config.tracker,
+        on_cpu=where == "cpu",
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _finish(record, fitted, folder, "model.safetensors")
+
+
+def _train(config: Config, record: Recorder) -> None:
+    from adafuse.adapters import store
+    from adafuse.adapters.adapter import Adapter
+    from adafuse.training import data
+    from adafuse.training.trainer import fit
+
+    model, tokenizer = backbone.load(config)
+    folder = identity.adapter_dir(config, config.method)
+    knobs = config.train
+    source = data.write(config.data, identity.data_dir(config), config.seed)
+    rows = data.training_dataset(config.data, source, tokenizer, knobs.max_length, "train")
+    adapter = Adapter(model, config.method, config.experts, config.seed)
+    adapter.install()
+    fitted = fit(
+        model,
+        tokenizer,
+        rows,
+        knobs,
+        _checkpoints(folder),
+        adapter,
+        seed=config.seed,
+        tracker=config.tracker,
+        on_cpu=backbone.device(config) == "cpu",
+    )
+    adapter.remove()
+    held_out = data.training_dataset(config.data, source, tokenizer, knobs.max_length, "validation")
+    _validate(adapter, tokenizer, held_out, knobs.batch, record)
+    store.save(adapter, folder, config.model.path or config.model.hub_id or config.model.name)
+    _finish(record, fitted, folder, "router_config.json")
+
+
+def _validate(adapter: Any, tokenizer: Any, rows: list[dict[str, list[int]]], batch: int, record: Recorder) -> None:
+    from adafuse.training.validation import validate
+
+    loss, loads = validate(adapter, tokenizer, rows, batch)
+    record.write("metric", suite_task="validation", metric="loss", value=loss, stderr=None, n=len(rows))
+    for load in loads:
+        record.write("routing", **load)
+
+
+def _evaluate(config: Config, record: Recorder) -> None:
+    from adafuse.adapters import store
+    from adafuse.adapters.adapter import Adapter
+    from adafuse.evaluation.harness import evaluate
+    from adafuse.training import data
+
+    model, tokenizer = backbone.load(config)
+    source = data.write(config.data, identity.data_dir(config), config.seed)
+    adapter = None
+    if config.method.has_experts:
+        adapter = Adapter(model, config.method, config.experts, config.seed)
+        store.load(adapter, identity.adapter_dir(config, config.method)).to_dtype(model.dtype)
+        adapter.install(config.evaluate_strategy)
+    merging = config.evaluate_strategy in (StrategyName.simple_merge, StrategyName.switch, StrategyName.rebase)
+    for result in evaluate(model, tokenizer, adapter, config.suite, source, merging=merging, seed=config.seed):
+        fields = {"suite_task": result.suite_task, "metric": result.metric}
+        record.write(
+            "metric",
+            **fields,
+            value=result.value,
+            stderr=result.stderr,
+            n=result.n,
+            task_hash=result.task_hash,
+            version=result.version,
+        )
+        record.write("items", **fields, correct=result.correct)
+
+
+def _latency(config: Config, record: Recorder) -> None:
+    from adafuse.bench import latency
+
+    model, _ = backbone.load(config)
+    latency.run(config, model, backbone.device(config), record)
+
+
+def _layer(config: Config, record: Recorder) -> None:
+    from adafuse.bench import layer
+
+    layer.run(config, backbone.device(config), record)
+
+
+_STAGES: dict[Task, Callable[[Config, Recorder], None]] = {
+    Task.pretrain: _pretrain,
+    Task.train: _train,
+    Task.evaluate: _evaluate,
+    Task.latency: _latency,
+    Task.layer: _layer,
+}
+
+
+def _checkpoints(folder: Path) -> Path:
+    """Where a fit keeps its checkpoints until its result is saved."""
+    return folder.parent / f"{folder.name}.checkpoints"
+
+
+def _finish(record: Recorder, fitted: Fitted, folder: Path, file: str) -> None:
+    """Write what the fit left; its checkpoints are needed no longer."""
+    for line in fitted.losses:
+        record.write("loss", **line)
+    digest = identity.file_hash(folder / file)
+    record.write("artifact", path=str(folder), sha256=digest, resumed_from_step=fitted.resumed_from_step)
+    shutil.rmtree(_checkpoints(folder), ignore_errors=True)

@@ -1,0 +1,174 @@
+"""Fitting, for the backbone and for adapters alike, through transformers.Trainer.
+
+In: a model (with an `Adapter` installed for training, or whole), token ids with labels, a `Fit`. Out: the fitted
+parameters in place, and one loss line per logging step. Checkpoints, resuming, mixed precision, accumulation, DDP and
+reporting are the library's; ours is the balance loss and that an adapter's checkpoint holds the adapter alone.
+Next: stages.py, which calls this and saves the result.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainingArguments,
+)
+
+from adafuse.adapters import store
+from adafuse.adapters.adapter import Adapter
+from adafuse.config import Fit
+
+LOG_LINES = 40
+
+
+@dataclass
+class Fitted:
+    """Loss lines (step, loss, balance_loss, learning_rate), and the step that an interrupted fit went on from."""
+
+    losses: list[dict[str, float]]
+    resumed_from_step: int
+
+
+def fit(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, list[int]]],
+    knobs: Fit,
+    folder: Path,
+    adapter: Adapter | None = None,
+    *,
+    seed: int = 0,
+    tracker: str = "off",
+    on_cpu: bool = True,
+) -> Fitted:
+    """Fit `model` in place on `rows` (input_ids, labels; -100 is ignored), from the last checkpoint in `folder` on."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    trainer = AdapterTrainer(
+        adapter,
+        model=model,
+        args=_arguments(knobs, folder, seed, tracker, on_cpu),
+        train_dataset=rows,
+        data_collator=collator(tokenizer),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Bar)
+    checkpoint = last_complete(folder)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    model.eval()
+    losses = [_loss_line(line) for line in trainer.state.log_history if "loss" in line]
+    return Fitted(losses, int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0)
+
+
+def _arguments(knobs: Fit, folder: Path, seed: int, tracker: str, on_cpu: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=knobs.steps,
+        per_device_train_batch_size=knobs.batch,
+        gradient_accumulation_steps=knobs.accumulation,
+        learning_rate=knobs.learning_rate,
+        warmup_steps=knobs.warmup_steps,
+        lr_scheduler_type="cosine",
+        weight_decay=0.0,
+        bf16=knobs.bf16,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        save_steps=knobs.save_every_steps,
+        save_total_limit=1,
+        logging_steps=max(1, knobs.steps // LOG_LINES),
+        report_to=["wandb"] if tracker == "wandb" else [],
+        run_name=folder.name,
+        seed=seed,
+        data_seed=seed,
+        remove_unused_columns=False,
+        disable_tqdm=False,
+    )
+
+
+def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
+    """Pads to the longest row, on the right: positions then need no correction while training."""
+    right = copy.deepcopy(tokenizer)
+    right.padding_side = "right"
+    return DataCollatorForSeq2Seq(right, padding=True, label_pad_token_id=-100)
+
+
+class AdapterTrainer(Trainer):
+    """Trainer with the routers' balance loss, whose checkpoints hold an adapter without its backbone."""
+
+    def __init__(self, adapter: Adapter | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.adapter = adapter
+        self._balance: list[float] = []
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        adapter = self.adapter
+        if adapter is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        keep = inputs["attention_mask"].bool()
+        adapter.context.collect, adapter.context.said = True, []
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        adapter.context.collect = False
+        balance = adapter.balance_loss(keep)
+        self._balance.append(float(balance.detach()))
+        # a loss divided by the items of all micro-batches is summed over them: then ours must be a share too
+        shares = self.args.gradient_accumulation_steps if num_items_in_batch is not None else 1
+        loss = loss + adapter.method.balance_coefficient * balance / shares
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._balance:
+            logs["balance_loss"] = sum(self._balance) / len(self._balance)
+            self._balance = []
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.adapter is None:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            store.save(self.adapter, Path(output_dir or str(self.args.output_dir)), base_name="checkpoint")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.adapter is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            store.load(self.adapter, Path(resume_from_checkpoint))
+
+
+class Bar(ProgressCallback):
+    """The library's progress bar with the loss beside it, instead of a line per log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
+
+
+def last_complete(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end (trainer_state.json comes last), or None."""
+    found = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
+
+
+def _loss_line(line: dict[str, float]) -> dict[str, float]:
+    return {
+        "step": int(line["step"]),
+        "loss": float(line["loss"]),
+        "balance_loss": float(line.get("balance_loss", 0.0)),
+        "learning_rate": float(line["learning_rate"]),
+    }

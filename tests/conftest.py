@@ -1,0 +1,75 @@
+"""Shared by all tests: no network, one thread, composed configurations, and backbones small enough to forget."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adafuse import config as schema
+from adafuse.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = ["lora", "mola", "moral", "pesc", "mixlora", "adafuse", "adafuse_layerwise"]
+VARIANTS = [
+    *([f"method={name}"] for name in METHODS),
+    ["method=mola", "method.experts_by_quarter=[2,2,3,4]"],
+    ["method=adafuse", "method.router_input=embedding"],
+    ["method=adafuse", "method.router_input=block0_output"],
+    ["method=adafuse", "method.normalisation=softmax_topk_raw"],
+    ["method=adafuse", "experts.targets=[gate_proj,down_proj]"],
+]
+GEOMETRY = ["experts.rank=4", "experts.count=4", "experts.top_k=2", "experts.alpha=8"]
+
+
+def compose(*overrides: str) -> Config:
+    """The checked configuration of these command-line overrides."""
+    import hydra
+
+    schema.register()
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = hydra.compose("config", overrides=list(overrides))
+    return schema.build(composed, list(overrides))
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda overrides: ",".join(o.split("=", 1)[1] for o in overrides))
+def variant(request: pytest.FixtureRequest) -> Config:
+    """Every method, and every way in which one can be set that changes its forward."""
+    return compose(*GEOMETRY, *request.param)
+
+
+@pytest.fixture
+def tiny_llama() -> Callable[..., object]:
+    """A maker of seeded random models: 4 blocks, hidden 32, grouped-query attention."""
+
+    def make(model_type: str = "llama", **changes: object) -> object:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        shape = {
+            "vocab_size": 260,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            # logits far enough apart that greedy decoding is decided
+            "initializer_range": 0.1,
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(shape | changes)))
+        return model.eval().requires_grad_(False)
+
+    return make

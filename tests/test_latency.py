@@ -1,0 +1,90 @@
+"""A latency cell end to end: checked, accounted, timed; a failing arm is recorded and not timed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from adafuse import records
+from adafuse.bench import cost, latency, layer
+from adafuse.adapters.adapter import Adapter
+from adafuse.config import StrategyName
+from adafuse.engine.strategies.gather import Gather
+from conftest import GEOMETRY, compose
+
+QUICK = ["latency.rounds=2", "latency.check_tokens=8", "latency.trained_adapters=false", "context=8"]
+RUN = {"task": "latency", "cell_id": "c", "config_hash": "0", "config": {}, "machine": {}, "schema": records.SCHEMA}
+
+
+def measure(model, tmp_path: Path, *overrides: str) -> records.Record:
+    config = compose(*GEOMETRY, *QUICK, *overrides)
+    with records.open_record(tmp_path / "cell.jsonl", RUN) as record:
+        latency.run(config, model, "cpu", record)
+    return records.read(tmp_path / "cell.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(latency.device.BUFFER_MIB, "cpu", 4)
+
+
+def test_arms_are_checked_then_timed(tiny_llama, tmp_path: Path) -> None:
+    record = measure(tiny_llama(), tmp_path, "arms=smoke")
+    arms = ["base", "base_again", "adafuse_gather", "adafuse_switch"]
+    assert record.status == "ok"
+    assert {line["arm"] for line in record.of("check")} == set(arms)
+    assert all(line["passed"] for line in record.of("check"))
+    assert sorted(line["arm"] for line in record.of("block")) == sorted(arms * 2)
+    kinds = [line["kind"] for line in record.lines]
+    assert kinds.index("block") > max(i for i, kind in enumerate(kinds) if kind == "check")
+    assert all(line["block_ms"] > 0 and line["tokens"] == 64 for line in record.of("block"))
+
+
+def test_an_arm_that_fails_its_check_is_not_timed(tiny_llama, tmp_path: Path, monkeypatch) -> None:
+    expand = Gather.expand_sum
+    monkeypatch.setattr(Gather, "expand_sum", lambda self, h, up, gates: 1.5 * expand(self, h, up, gates))
+    record = measure(tiny_llama(), tmp_path, "arms=smoke")
+    failed = {line["arm"] for line in record.of("check") if not line["passed"]}
+    assert failed == {"adafuse_gather"}
+    assert {line["arm"] for line in record.of("block")} == {"base", "base_again", "adafuse_switch"}
+
+
+def test_a_merging_arm_in_a_mixed_batch_is_recorded_as_refused(tiny_llama, tmp_path: Path) -> None:
+    record = measure(tiny_llama(), tmp_path, "arms=smoke", "batch=2")
+    refused = [line for line in record.of("check") if not line["passed"]]
+    assert [(line["arm"], line["check"]) for line in refused] == [("adafuse_switch", "runs")]
+    assert "gates of this batch differ" in refused[0]["detail"]
+    assert "adafuse_gather" in {line["arm"] for line in record.of("block")}
+
+
+def test_macs_are_counted(tiny_llama) -> None:
+    model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
+    prompt = torch.arange(4, 12)[None]
+    linears = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    plain = cost.count_macs(model, None, StrategyName.dense, prompt)
+    assert linears <= plain <= 1.1 * linears, "all linears once, and a little attention"
+    adapter = Adapter(model, config.method, config.experts, 0)
+    each = sum(s.experts.lora_A[0].numel() + s.experts.lora_B[0].numel() for s in adapter.linears())
+    router = adapter.token_router.weight.numel()
+    assert cost.count_macs(model, adapter, StrategyName.gather, prompt) == plain + 2 * each + router
+
+
+def test_bytes_tell_the_strategies_apart(tiny_llama) -> None:
+    model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
+    adapter = Adapter(model, config.method, config.experts, 0)
+    extra = {s: cost.adapter_bytes(adapter, s, batch=1) for s in StrategyName}
+    weights = 4 * sum(s.base.weight.numel() for s in adapter.linears())
+    assert extra[StrategyName.gather] < extra[StrategyName.dense] < extra[StrategyName.rebase]
+    assert extra[StrategyName.rebase] > 2 * weights, "a merge reads and writes every adapted weight once more"
+
+
+def test_layer_lines(tmp_path: Path) -> None:
+    overrides = ["method=moral", "layer.runs=20", "layer.warmup=1", "layer.ranks=[2,4]", "layer.sequence_lengths=[3,1]"]
+    config = compose(*overrides)
+    with records.open_record(tmp_path / "layer.jsonl", RUN) as record:
+        layer.run(config, "cpu", record)
+    lines = records.read(tmp_path / "layer.jsonl").of("layer")
+    assert {(line["sequence_length"], line["rank"], line["part"]) for line in lines} == {
+        (length, rank, part) for length in (3, 1) for rank in (2, 4) for part in ("backbone", "adapters", "both")
+    }
+    assert all(line["phase"] == ("decode" if line["sequence_length"] == 1 else "prefill") for line in lines)

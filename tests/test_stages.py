@@ -1,0 +1,122 @@
+"""The main job as a user runs it: a local model folder through train, evaluate and latency, by the command line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from adafuse import backbone, records
+from conftest import ROOT, compose
+
+# every stage small enough for a test, none left out
+QUICK = [
+    "train.steps=6",
+    "train.batch=4",
+    "train.save_every_steps=2",
+    "latency.rounds=2",
+    "latency.check_tokens=8",
+    "context=8",
+    "data.families=[copy,majority]",
+    "data.train_items=16",
+    "data.validation_items=4",
+    "data.test_items=4",
+    "experts.count=4",
+    "experts.rank=2",
+    "device=cpu",
+]
+
+
+def run(*overrides: str, check: bool = False) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "scripts/run.py", *overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama checkpoint with its tokenizer, as a user would have one on disk."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("own") / "my-llama"
+    torch.manual_seed(0)
+    shape = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    LlamaForCausalLM(LlamaConfig(**shape, **heads)).save_pretrained(folder)
+    backbone.byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(own_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `experiment=own_model` leaves."""
+    runs = tmp_path_factory.mktemp("runs")
+    run("experiment=own_model", f"model.path={own_model}", f"runs_dir={runs}", *QUICK, check=True)
+    return runs
+
+
+def test_a_local_model_is_trained_evaluated_and_timed(finished: Path) -> None:
+    done = records.load([finished / "records"])
+    assert {record.run["task"] for record in done} == {"train", "evaluate", "latency"}
+    assert all(record.status == "ok" for record in done), [r.of("error") for r in done]
+    latency = next(record for record in done if record.run["task"] == "latency")
+    assert all(line["passed"] for line in latency.of("check")) and latency.of("block")
+    evaluated = [record for record in done if record.run["task"] == "evaluate"]
+    assert all(len(line["correct"]) == 4 for record in evaluated for line in record.of("items"))
+    assert sorted((finished / "adapters").glob("*/expert_03/adapter_model.safetensors"))
+
+
+def test_called_again_it_finds_everything_done(finished: Path, own_model: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.jsonl")}
+    again = run("experiment=own_model", f"model.path={own_model}", f"runs_dir={finished}", *QUICK, check=True)
+    assert "done already" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.jsonl")} == before
+
+
+def test_a_killed_training_goes_on_where_it_was(own_model: Path, tmp_path: Path) -> None:
+    job = ["task=train", "method=adafuse", f"model.path={own_model}", f"runs_dir={tmp_path}", *QUICK]
+    job += ["train.steps=300", "train.save_every_steps=10"]
+    command = [sys.executable, "scripts/run.py", *job]
+    victim = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("adapters/*.checkpoints/checkpoint-*/trainer_state.json")):
+        assert time.monotonic() < deadline and victim.poll() is None
+        time.sleep(0.05)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait()
+    assert not list(tmp_path.rglob("*.jsonl")), "an unfinished cell has no record of that name"
+    run(*job, check=True)
+    (record,) = records.load([tmp_path / "records"])
+    assert record.status == "ok" and record.of("artifact")[0]["resumed_from_step"] >= 10
+    assert record.of("loss")[-1]["step"] > 290
+    assert not list(tmp_path.glob("adapters/*.checkpoints")), "checkpoints go when the result is saved"
+
+
+def test_what_is_wrong_is_one_line_and_nothing_is_loaded(own_model: Path, tmp_path: Path) -> None:
+    for overrides, message in (
+        ([f"model.path={tmp_path}/nowhere"], "is not a folder"),
+        (["arms.run=[base,no_such_arm]"], "unknown arm 'no_such_arm'"),
+        (["method=pesc", "evaluate_strategy=switch"], "cannot be merged"),
+        (["suite.tasks=[no_such_task]"], "unknown task 'no_such_task'"),
+        (["method.rnak=3"], "rnak"),
+    ):
+        done = run(*overrides, f"runs_dir={tmp_path}/runs")
+        assert done.returncode != 0
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        assert len(lines) == 1 and message in lines[0], done.stderr
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_needed_stages_are_the_ones_a_stage_stands_on() -> None:
+    from adafuse import stages
+
+    config = compose("task=evaluate", "method=adafuse")
+    assert [c.task.name for c in stages.needs(config)] == ["pretrain", "train"]
+    config = compose("task=latency", "arms=smoke", "latency.trained_adapters=true")
+    assert [(c.task.name, c.method.name) for c in stages.needs(config)][1:] == [("train", "adafuse")]
+    assert not list(stages.needs(compose("task=layer")))

@@ -1,0 +1,145 @@
+"""Every strategy is the same function as the fp32 reference, for every method; what cannot work is refused."""
+
+import pytest
+import torch
+
+from adafuse.adapters import reference
+from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.adapters.experts import LoraExperts
+from adafuse.adapters.router import Gates
+from adafuse.bench.checks import run_checks
+from adafuse.config import Config, StrategyName
+from adafuse.engine.decode import forward_logits, generate
+from adafuse.engine.strategies import merge
+from adafuse.refusals import refuse_strategy
+from conftest import GEOMETRY, compose
+
+MERGING = (StrategyName.simple_merge, StrategyName.switch, StrategyName.rebase)
+
+
+def prompt(rows: int = 1, length: int = 12) -> torch.Tensor:
+    return torch.randint(4, 260, (rows, length), generator=torch.Generator().manual_seed(3))
+
+
+def adapted(model, config: Config) -> Adapter:
+    adapter = Adapter(model, config.method, config.experts, seed=0)
+    randomise(adapter, seed=1, scale=0.3)
+    return adapter
+
+
+def allowed(config: Config, strategy: StrategyName) -> bool:
+    try:
+        refuse_strategy(config.method, strategy)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("strategy", list(StrategyName), ids=lambda s: s.name)
+def test_every_strategy_passes_every_check(variant: Config, strategy: StrategyName, tiny_llama) -> None:
+    if not allowed(variant, strategy):
+        pytest.skip(f"{variant.method.name} refuses {strategy.name}, see test_refusals")
+    model = tiny_llama()
+    checks = run_checks(model, adapted(model, variant), strategy, prompt(), tokens=16)
+    assert [c.check for c in checks] == ["finite", "logits", "greedy", "cached", "padding", "restored"]
+    assert all(c.passed for c in checks), [c for c in checks if not c.passed]
+
+
+def test_the_adapter_changes_the_output(variant: Config, tiny_llama) -> None:
+    model = tiny_llama()
+    plain = forward_logits(model, prompt())
+    with_adapter = reference.build(model, adapted(model, variant))(prompt())
+    assert (plain - with_adapter).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_every_backbone_family(model_type: str, tiny_llama) -> None:
+    model = tiny_llama(model_type)
+    config = compose(*GEOMETRY, "method=adafuse")
+    for strategy in (StrategyName.gather, StrategyName.switch):
+        checks = run_checks(model, adapted(model, config), strategy, prompt(), tokens=8)
+        assert all(c.passed for c in checks), [c for c in checks if not c.passed]
+
+
+@pytest.mark.parametrize("strategy", [StrategyName.loop, StrategyName.dense, StrategyName.gather], ids=lambda s: s.name)
+def test_a_batch_whose_tokens_choose_differently(variant: Config, strategy: StrategyName, tiny_llama) -> None:
+    model = tiny_llama()
+    checks = run_checks(model, adapted(model, variant), strategy, prompt(rows=3), tokens=8)
+    assert all(c.passed for c in checks), [c for c in checks if not c.passed]
+
+
+@pytest.mark.parametrize("strategy", MERGING, ids=lambda s: s.name)
+def test_merging_refuses_a_batch_whose_gates_differ(strategy: StrategyName, tiny_llama) -> None:
+    model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
+    adapter = adapted(model, config)
+    adapter.install(strategy)
+    with pytest.raises(ValueError, match="gates of this batch differ: use batch=1"):
+        generate(model, adapter, prompt(rows=3), None, max_new_tokens=4)
+    adapter.remove()
+
+
+@pytest.mark.parametrize("strategy", MERGING, ids=lambda s: s.name)
+def test_merging_serves_a_batch_that_shares_its_gates(strategy: StrategyName, tiny_llama) -> None:
+    model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
+    same = prompt().expand(3, -1)
+    checks = run_checks(model, adapted(model, config), strategy, same, tokens=8)
+    assert all(c.passed for c in checks), [c for c in checks if not c.passed]
+
+
+def test_rebase_is_bit_identical_after_any_number_of_tokens(tiny_llama) -> None:
+    """The weights that serve a token depend on that token alone, not on those before it."""
+    model, config = tiny_llama(dtype=torch.float32), compose(*GEOMETRY, "method=adafuse")
+    model = model.bfloat16()
+    adapter = adapted(model, config).to_dtype(torch.bfloat16)
+    site = adapter.linears()[0]
+    selections = [one_selection(seed) for seed in range(50)]
+    for strategy, identical in ((StrategyName.rebase, True), (StrategyName.switch, False)):
+        adapter.install(strategy)
+        adapter.context.decode.decide(selections[-1])
+        fresh = site.base.weight.clone()
+        for gates in selections:
+            adapter.context.decode.decide(gates)
+        assert torch.equal(site.base.weight, fresh) is identical
+        adapter.remove()
+
+
+def test_plain_lora_merges_once_per_sequence(tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = tiny_llama(), compose(*GEOMETRY, "method=lora")
+    adapter, merges = adapted(model, config), []
+    write = merge.Rebase._write_all
+    monkeypatch.setattr(merge.Rebase, "_write_all", lambda self, new: (merges.append(1), write(self, new)))
+    adapter.install(StrategyName.rebase)
+    generate(model, adapter, prompt(), None, max_new_tokens=8)
+    adapter.remove()
+    assert len(merges) == 1
+
+
+def flip_sign(experts: LoraExperts, chosen: Gates, sign: float) -> tuple[torch.Tensor, torch.Tensor]:
+    up, down = ORIGINAL(experts, chosen, sign)
+    return (-up if sign < 0 else up), down
+
+
+def forget_gate(experts: LoraExperts, chosen: Gates, sign: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return ORIGINAL(experts, Gates(chosen.index_TK, torch.ones_like(chosen.weight_TK), chosen.probs_TE), sign)
+
+
+def swap_expert(experts: LoraExperts, chosen: Gates, sign: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return ORIGINAL(experts, Gates((chosen.index_TK + 1) % 4, chosen.weight_TK, chosen.probs_TE), sign)
+
+
+ORIGINAL = merge.factors
+
+
+@pytest.mark.parametrize("mutation", [flip_sign, forget_gate, swap_expert])
+def test_the_checks_catch_a_wrong_merge(mutation, tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
+    monkeypatch.setattr(merge, "factors", mutation)
+    checks = run_checks(model, adapted(model, config), StrategyName.switch, prompt(), tokens=16)
+    assert not next(c for c in checks if c.check == "logits").passed
+
+
+def one_selection(seed: int) -> Gates:
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(4, generator=generator)[None, :2]
+    weight = torch.rand(1, 2, generator=generator)
+    return Gates(index, weight / weight.sum(), torch.full((1, 4), 0.25))
