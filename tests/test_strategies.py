@@ -6,9 +6,9 @@ import torch
 from adafuse.adapters import reference
 from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.adapters.experts import LoraExperts
-from adafuse.adapters.router import Gates
+from adafuse.adapters.router import Gates, Router
 from adafuse.bench.checks import run_checks
-from adafuse.config import Config, StrategyName
+from adafuse.config import Config, Routing, StrategyName
 from adafuse.engine.decode import forward_logits, generate
 from adafuse.engine.strategies import merge
 from adafuse.refusals import refuse_strategy
@@ -41,14 +41,16 @@ def test_every_strategy_passes_every_check(variant: Config, strategy: StrategyNa
         pytest.skip(f"{variant.method.name} refuses {strategy.name}, see test_refusals")
     model = tiny_llama()
     checks = run_checks(model, adapted(model, variant), strategy, prompt(), tokens=16)
-    assert [c.check for c in checks] == ["finite", "logits", "greedy", "cached", "padding", "restored"]
+    routed = variant.method.routing is not Routing.none
+    ways = [name for way in ("logits", "whole", "padding") for name in ([way, f"routing_{way}"] if routed else [way])]
+    assert sorted(c.check for c in checks) == sorted(["finite", "greedy", "restored", *ways])
     assert all(c.passed for c in checks), [c for c in checks if not c.passed]
 
 
 def test_the_adapter_changes_the_output(variant: Config, tiny_llama) -> None:
     model = tiny_llama()
     plain = forward_logits(model, prompt())
-    with_adapter = reference.build(model, adapted(model, variant))(prompt())
+    with_adapter = reference.Reference(model, adapted(model, variant))(prompt())
     assert (plain - with_adapter).abs().max() > 0.1
 
 
@@ -112,6 +114,22 @@ def test_plain_lora_merges_once_per_sequence(tiny_llama, monkeypatch: pytest.Mon
     generate(model, adapter, prompt(), None, max_new_tokens=8)
     adapter.remove()
     assert len(merges) == 1
+
+
+def test_the_checks_catch_a_router_that_picks_the_wrong_experts(tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference follows an arm's choices, so a wrong choice must show by itself."""
+    model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
+    forward = Router.forward
+
+    def worst_first(self: Router, x: torch.Tensor) -> Gates:
+        gates = forward(self, x)
+        index = gates.probs_TE.topk(2, largest=False).indices
+        weight = gates.probs_TE.gather(-1, index)
+        return Gates(index, weight / weight.sum(-1, keepdim=True), gates.probs_TE)
+
+    monkeypatch.setattr(Router, "forward", worst_first)
+    checks = {c.check: c for c in run_checks(model, adapted(model, config), StrategyName.gather, prompt(), tokens=8)}
+    assert checks["logits"].passed and not checks["routing_logits"].passed
 
 
 def flip_sign(experts: LoraExperts, chosen: Gates, sign: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -230,7 +230,7 @@ class Adapter:
 
     def balance_loss(self, keep: Tensor) -> Tensor:
         """Mean over routers of the last forward's balance loss; `keep` [B, S] is true where a token counts."""
-        losses = [balance_loss(gates, keep.reshape(-1)) for gates in self.context.said]
+        losses = [balance_loss(gates, keep.reshape(-1)) for _, gates in self.context.said]
         self.context.said = []
         return torch.stack(losses).mean() if losses else torch.zeros((), device=keep.device)
 

@@ -29,7 +29,7 @@ class Context:
     gates: Gates | None = None
     # collected only while training or when asked: what each router said
     collect: bool = False
-    said: list[Gates] = field(default_factory=list)
+    said: list[tuple[Router, Gates]] = field(default_factory=list)
 
     @property
     def strategy(self) -> Any:
@@ -38,7 +38,7 @@ class Context:
     def route(self, router: Router, x_TI: Tensor) -> Gates:
         gates = router(x_TI)
         if self.collect:
-            self.said.append(gates)
+            self.said.append((router, gates))
         return gates
 
     def decide(self, router: Router, hidden: Tensor) -> None:

@@ -1,8 +1,11 @@
 """The oracle: every method's forward in fp32, written from the equations and sharing no code with layers.py.
 
-In: a model without installed modules, an `Adapter` (its numbers only), ids [B, S], mask [B, S]. Out: logits
-[B, S, V] in fp32. It hooks a float copy of the backbone and adds one expert after the other, token by token weights
-from `_gates`. Slow on purpose; no strategy is timed before it agrees with this. Next: store.py.
+In: a model without installed modules, an `Adapter` (its numbers only), ids [B, S]. Out: logits [B, S, V] in fp32. It
+hooks a float copy of the backbone and adds one expert after the other, weighted by `_Oracle._gates`. Slow on purpose;
+no strategy is timed before it agrees with this. Next: store.py.
+
+The choice of experts is discontinuous: rounding may turn a near-tie over, and then both answers are right. So an arm's
+own choices can be given, and `regret` says by how much the worst of them misses the reference's top-k.
 """
 
 from __future__ import annotations
@@ -20,21 +23,26 @@ from adafuse.adapters.router import Router
 from adafuse.config import Normalisation, RouterInput
 
 
-def build(model: nn.Module, adapter: Adapter | None) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """A function ids [B, S], mask [B, S] | None -> logits [B, S, V]; the backbone is copied, never changed."""
-    assert adapter is None or not adapter.installed, "the reference starts from the plain backbone"
-    oracle = copy.deepcopy(model).float().eval()
-    if adapter is not None:
-        _Oracle(oracle, adapter).hook()
+class Reference:
+    """Logits of a float copy of `model` with `adapter`; the model itself is never changed."""
+
+    def __init__(self, model: nn.Module, adapter: Adapter | None) -> None:
+        assert adapter is None or not adapter.installed, "the reference starts from the plain backbone"
+        self._model = copy.deepcopy(model).float().eval()
+        self._oracle = _Oracle(self._model, adapter) if adapter is not None else None
+        # of the last call: the largest router logit missed, and the largest router logit
+        self.regret, self.router_scale = 0.0, 0.0
 
     @torch.no_grad()
-    def logits(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        position_ids = None
-        if attention_mask is not None:
-            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        return oracle(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False).logits
-
-    return logits
+    def __call__(self, input_ids: Tensor, choices: dict[str, Tensor] | None = None) -> Tensor:
+        """Logits [B, S, V]; `choices` holds [B, S, K] expert numbers by the router's name (`Adapter.routers`)."""
+        if self._oracle is not None:
+            self._oracle.choices = choices or {}
+            self._oracle.regret = self._oracle.router_scale = 0.0
+        logits = self._model(input_ids, use_cache=False).logits
+        if self._oracle is not None:
+            self.regret, self.router_scale = self._oracle.regret, self._oracle.router_scale
+        return logits
 
 
 class _Oracle:
@@ -42,7 +50,11 @@ class _Oracle:
 
     def __init__(self, oracle: nn.Module, adapter: Adapter) -> None:
         self.oracle, self.adapter = oracle, adapter
+        self.names = {id(router): name for name, router in adapter.routers().items()}
+        self.choices: dict[str, Tensor] = {}
+        self.regret, self.router_scale = 0.0, 0.0
         self.shared_TE = torch.empty(0)
+        self.hook()
 
     def hook(self) -> None:
         adapter, token = self.adapter, self.adapter.token_router
@@ -63,13 +75,13 @@ class _Oracle:
 
     def _share(self, router: Router) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-            self.shared_TE = _gates(router, output[0] if isinstance(output, tuple) else output)
+            self.shared_TE = self._gates(router, output[0] if isinstance(output, tuple) else output)
 
         return hook
 
     def _share_input(self, router: Router) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.shared_TE = _gates(router, inputs[0])
+            self.shared_TE = self._gates(router, inputs[0])
 
         return hook
 
@@ -82,7 +94,7 @@ class _Oracle:
                 if not site.gated:
                     gates_E = torch.ones(*x.shape[:-1], 1)
                 else:
-                    gates_E = self.shared_TE if site.router is None else _gates(site.router, x)
+                    gates_E = self.shared_TE if site.router is None else self._gates(site.router, x)
                 for e in range(site.experts.count):
                     y = y + gates_E[..., e, None].to(x.device) * _lora(site.experts, e, x)
             if site.static is not None:
@@ -95,7 +107,7 @@ class _Oracle:
         """y = u + sum_e g_e U_e gelu(D_e u), u = MLP(x), g = g(x)  (PESC)."""
 
         def hook(mlp: nn.Module, inputs: tuple[Tensor, ...], u: Tensor) -> Tensor:
-            gates_E, y = _gates(router, inputs[0]), u
+            gates_E, y = self._gates(router, inputs[0]), u
             for e in range(experts.count):
                 inner = F.gelu(u @ experts.down[e].float().T)
                 y = y + gates_E[..., e, None] * (inner @ experts.up[e].float().T)
@@ -108,7 +120,7 @@ class _Oracle:
 
         def hook(mlp: nn.Module, inputs: tuple[Tensor, ...], unused: Tensor) -> Tensor:
             x = inputs[0]
-            gates_E, y = _gates(router, x), torch.zeros_like(unused)
+            gates_E, y = self._gates(router, x), torch.zeros_like(unused)
             for e in range(experts.count):
                 gate = mlp.gate_proj(x) + _lora(experts.gate_proj, e, x)
                 up = mlp.up_proj(x) + _lora(experts.up_proj, e, x)
@@ -119,16 +131,22 @@ class _Oracle:
         return hook
 
 
+    def _gates(self, router: Router, x: Tensor) -> Tensor:
+        """Gates [..., E], zero for experts outside the top k (or outside the choices that were given)."""
+        logits = x.float() @ router.weight.float().T
+        kth = logits.topk(router.top_k, dim=-1).values[..., -1:]
+        kept = logits >= kth
+        given = self.choices.get(self.names[id(router)])
+        if given is not None:
+            kept = torch.zeros_like(kept).scatter(-1, given, True)
+            worst = logits.gather(-1, given).min(-1, keepdim=True).values
+            self.regret = max(self.regret, float((kth - worst).max()))
+        self.router_scale = max(self.router_scale, float(logits.abs().max()))
+        if router.normalisation is Normalisation.softmax_topk_raw:
+            return torch.where(kept, torch.softmax(logits, -1), 0.0)
+        # softmax over all, top-k, divide by the sum  ==  softmax over the top-k
+        return torch.softmax(torch.where(kept, logits, -torch.inf), -1)
+
+
 def _lora(lora: LoraExperts, e: int, x: Tensor) -> Tensor:
     return (x @ lora.lora_A[e].float().T) @ lora.lora_B[e].float().T * (lora.alpha / lora.lora_A.shape[1])
-
-
-def _gates(router: Router, x: Tensor) -> Tensor:
-    """Gates [..., E], zero for experts outside the top k."""
-    logits = x.float() @ router.weight.float().T
-    kth = logits.topk(router.top_k, dim=-1).values[..., -1:]
-    kept = logits >= kth
-    if router.normalisation is Normalisation.softmax_topk_raw:
-        return torch.where(kept, torch.softmax(logits, -1), 0.0)
-    # softmax over all, top-k, divide by the sum  ==  softmax over the top-k
-    return torch.softmax(torch.where(kept, logits, -torch.inf), -1)

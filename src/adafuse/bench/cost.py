@@ -108,7 +108,7 @@ def routing_changes(adapter: Adapter, model: nn.Module, prompt: Tensor, tokens: 
             for _ in range(tokens):
                 adapter.context.collect, adapter.context.said = True, []
                 token = decode_one_token(model, token, None, cache).argmax(-1, keepdim=True)
-                chosen.append([gates.index_TK.sort(-1).values for gates in adapter.context.said])
+                chosen.append([gates.index_TK.sort(-1).values for _, gates in adapter.context.said])
     finally:
         adapter.context.collect = False
         adapter.remove()

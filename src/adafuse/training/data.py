@@ -31,7 +31,7 @@ LOCAL = "local"
 # Where evaluation stops generating, so training must teach it.
 END = "\n"
 LESSONS_PER_CHUNK = 24
-TEXT_CHARACTERS = 640
+TEXT_CHARACTERS = 320
 
 
 def recipe(data: Data, seed: int) -> dict[str, Any]:

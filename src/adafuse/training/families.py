@@ -21,8 +21,8 @@ PATIENCE = 20_000
 # in the same numbers, so that a router that sees only the current token's id cannot tell them apart.
 OPERATION = {"copy": "<|>", "reverse": "|><", "sort": "><|"}
 COMPARISON = {"larger": "><", "smaller": "<>"}
-CROWDS = ((4, 3, 2), (5, 2, 2), (5, 3, 1))
-LETTERS = "abcdefghijklmnop"
+CROWDS = ((4, 3, 2), (5, 4, 2), (5, 4, 3))
+LETTERS = "abcdefghijkl"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _choice(prompt: str, answer: str, wrong: list[str], rng: Random) -> Item:
 
 
 def _letters(rng: Random) -> str:
-    return "".join(rng.sample(LETTERS, rng.randint(7, 10)))
+    return "".join(rng.sample(LETTERS, rng.randint(5, 9)))
 
 
 def _rewriting(name: str, change: Callable[[str], str], words: str) -> Family:
@@ -122,13 +122,25 @@ def _rewriting(name: str, change: Callable[[str], str], words: str) -> Family:
     )
 
 
-# --- addition ---
+# --- addition of the same digit in every place, without carry ---
 
 
-def _sum_item(pair: tuple[int, int], rng: Random) -> Item:
-    total = sum(pair)
-    wrong = [str(total + step) for step in (-100, -10, -1, 1, 10, 100)]
-    return _choice(f"{pair[0]}+{pair[1]}=", str(total), wrong, rng)
+def _terms(rng: Random) -> tuple[str, int]:
+    return "".join(rng.choices("123456", k=5)), rng.randint(1, 3)
+
+
+def _sum(terms: tuple[str, int]) -> str:
+    number, step = terms
+    return "".join(str(int(digit) + step) for digit in number)
+
+
+def _sum_item(terms: tuple[str, int], rng: Random) -> Item:
+    """Wrong choices: another digit added, or one place forgotten."""
+    number, step = terms
+    total = _sum(terms)
+    forgotten = [total[:place] + number[place] + total[place + 1 :] for place in range(len(number))]
+    wrong = [_sum((number, other)) for other in range(4) if other != step] + forgotten
+    return _choice(f"{number}+{str(step) * len(number)}=", total, wrong, rng)
 
 
 # --- comparison of two numbers that have the same digits ---
@@ -161,7 +173,7 @@ def _comparison_lesson(pair: tuple[str, str], rng: Random) -> str:
 
 
 def _crowd(rng: Random) -> tuple[str, list[str]]:
-    """Nine letters of three kinds, and the kinds, the most frequent one first."""
+    """Nine to twelve letters of three kinds, and the kinds, the most frequent one first."""
     kinds = rng.sample(LETTERS, 3)
     letters = list("".join(kind * times for kind, times in zip(kinds, rng.choice(CROWDS), strict=True)))
     rng.shuffle(letters)
@@ -178,10 +190,10 @@ FAMILIES = {
     "reverse": _rewriting("reverse", lambda letters: letters[::-1], "backwards"),
     "sort": _rewriting("sort", lambda letters: "".join(sorted(letters)), "in order"),
     "addition": Family(
-        draw=lambda rng: (rng.randint(205, 890), rng.randint(1, 9)),
-        key=lambda pair: f"sum {pair[0]} {pair[1]}",
+        draw=_terms,
+        key=lambda terms: f"sum {terms[0]}",
         item=_sum_item,
-        lesson=lambda pair, rng: f"{pair[0]} and {pair[1]} make {sum(pair)}\n",
+        lesson=lambda terms, rng: f"{terms[0]} and {terms[1]} make {_sum(terms)}\n",
     ),
     "comparison": Family(
         draw=_two_numbers,

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.router import Gates
 from adafuse.config import StrategyName
 from adafuse.training.trainer import collator
 
@@ -24,9 +25,8 @@ def validate(
 ) -> tuple[float, list[dict[str, Any]]]:
     """Mean cross-entropy in nats per answer token, and one line per router: load [E] (sums to 1), entropy in nats."""
     collate, device = collator(tokenizer), next(adapter.model.parameters()).device
-    chosen: list[torch.Tensor] = []
-    entropy: list[float] = []
-    loss_sum, tokens, kept_tokens = 0.0, 0, 0
+    spread = {id(router): _Spread(path) for path, router in adapter.routers().items()}
+    loss_sum, tokens = 0.0, 0
     adapter.install(StrategyName.dense)
     try:
         for start in tqdm(range(0, len(rows), batch), desc="validation", unit="batch"):
@@ -36,22 +36,29 @@ def validate(
             labels = inputs["labels"][:, 1:]
             loss_sum += float(F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum"))
             tokens += int((labels != -100).sum())
-            keep = inputs["attention_mask"].bool().flatten()
-            kept_tokens += int(keep.sum())
-            for i, gates in enumerate(adapter.context.said):
-                count = gates.probs_TE.shape[-1]
-                counts = torch.bincount(gates.index_TK[keep].flatten(), minlength=count).double()
-                bits = float(-(gates.probs_TE[keep] * gates.probs_TE[keep].clamp(min=1e-12).log()).sum())
-                if start == 0:
-                    chosen.append(torch.zeros_like(counts))
-                    entropy.append(0.0)
-                chosen[i] += counts
-                entropy[i] += bits
+            for router, gates in adapter.context.said:
+                spread[id(router)].add(gates, inputs["attention_mask"].bool().flatten())
     finally:
         adapter.context.collect, adapter.context.said = False, []
         adapter.remove()
-    lines = [
-        {"router": path, "load": (load / load.sum()).tolist(), "entropy_nats": nats / max(1, kept_tokens)}
-        for path, load, nats in zip(adapter.routers(), chosen, entropy, strict=True)
-    ]
-    return loss_sum / max(1, tokens), lines
+    return loss_sum / max(1, tokens), [s.line() for s in spread.values()]
+
+
+class _Spread:
+    """How one router's choices fall over its experts, padding left out."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.load_E = torch.zeros(())
+        self.nats, self.tokens = 0.0, 0
+
+    def add(self, gates: Gates, keep_T: torch.Tensor) -> None:
+        probs_TE = gates.probs_TE[keep_T]
+        chosen = gates.index_TK[keep_T].flatten()
+        self.load_E = self.load_E + torch.bincount(chosen, minlength=probs_TE.shape[-1]).double().cpu()
+        self.nats -= float((probs_TE * probs_TE.clamp(min=1e-12).log()).sum())
+        self.tokens += len(probs_TE)
+
+    def line(self) -> dict[str, Any]:
+        load = (self.load_E / self.load_E.sum()).tolist()
+        return {"router": self.path, "load": load, "entropy_nats": self.nats / max(1, self.tokens)}

@@ -1,0 +1,61 @@
+"""One writer per cell: an exclusive lock on the unfinished file, held by the operating system.
+
+In: the path of a `.partial` file. Out: a descriptor that this process alone may write, or one line that says
+who is in the way. The lock goes with its process, so a killed run blocks nobody. Next: stats.py.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+
+def lock(partial: Path) -> int:
+    """Open `partial` for this process alone and empty it; what a killed process left there is replaced.
+
+    Raises ValueError if another process holds it, OSError if the file cannot be made.
+    """
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                cell = partial.with_suffix("")
+                raise ValueError(
+                    f"cell {cell} is being written by another process; wait for it or stop it"
+                ) from None
+            # The other process may just have renamed the file that we opened: then it is a finished record.
+            if _is_at(descriptor, partial):
+                os.ftruncate(descriptor, 0)
+                return descriptor
+            os.close(descriptor)
+    except OSError as exc:
+        raise disk_error(partial, exc) from exc
+
+
+def unlock(descriptor: int) -> None:
+    """Let go of the file. By hand, because a forked data loader may still hold a copy of the descriptor."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def disk_error(path: Path, exc: OSError) -> OSError:
+    """The same error, as one line that says what to do."""
+    reason = os.strerror(exc.errno) if exc.errno else str(exc)
+    error = OSError(
+        f"cannot write {path}: {reason}; make room or set runs_dir, then run again "
+        "(finished records are untouched)"
+    )
+    error.errno = exc.errno
+    return error
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,250 @@
+"""Records: the one file that each replicate leaves, and the only thing that the report reads.
+
+In: a path, the header fields (machine.py) and one call per line. Out: JSON lines, flushed line by line,
+sealed by an `end` line with a checksum; or, read back, a `Record` and data frames. Next: locking.py.
+
+While a cell runs, its lines go to `<path>.partial` under an exclusive lock; only a finished file bears the
+final name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import resource
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from adafuse.locking import disk_error, lock, unlock
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+# The fields that a line of each kind must have; a writer may add more.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "run": ("schema", "task", "cell_id", "config_hash", "config", "machine"),
+    "calibration": ("read_gbps", "copy_gbps"),
+    "check": ("arm", "check", "value", "bound", "passed", "detail"),
+    "block": ("arm", "round", "position", "tokens", "block_ms", "excluded", "state"),
+    "cost": ("arm", "params", "macs", "bytes_per_token", "floor_ms"),
+    "memory": ("arm", "weights_gib", "peak_gib", "note"),
+    "loss": ("step", "loss", "balance_loss", "learning_rate"),
+    "metric": ("suite_task", "metric", "value", "stderr", "n"),
+    "items": ("suite_task", "metric", "correct"),
+    "layer": ("sequence_length", "rank", "phase", "part", "ms"),
+    "routing": (),
+    "artifact": ("path", "sha256"),
+    "error": ("where", "message", "traceback"),
+    "end": ("status", "seconds", "peak_rss_gib", "sha256"),
+}
+# The last field of a file; every byte before it is under the checksum.
+SEAL = b', "sha256": "'
+# What `frame` joins to every line, from the header.
+HEADER = ("task", "cell_id", "config_hash", "experiment", "profile", "seed", "replicate")
+
+
+@dataclass
+class Record:
+    """A record read back: the header, all lines in order, and whether the replicate finished."""
+
+    path: Path
+    run: dict[str, Any]
+    lines: list[dict[str, Any]]
+    status: Literal["ok", "error", "unfinished"]
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The lines of one kind, in the order in which they were written."""
+        return [line for line in self.lines if line["kind"] == kind]
+
+
+@contextmanager
+def open_record(path: Path, run_fields: dict[str, Any]) -> Iterator[Recorder]:
+    """Write one record: header first, `end` last, the final name only when all is on the disk.
+
+    An exception that escapes becomes an error line and is raised again; an interrupt leaves the file unfinished.
+    Raises ValueError if another process writes this cell, OSError if the disk does not take a line.
+    """
+    path = Path(path)
+    descriptor = lock(partial_path(path))
+    try:
+        record = Recorder(descriptor, path)
+        record.write("run", **{"schema": SCHEMA, **run_fields})
+        try:
+            yield record
+        except Exception as exc:
+            # A full disk may refuse the error line too; then the file stays unfinished.
+            with suppress(OSError):
+                record.fail(str(run_fields.get("task", "cell")), exc)
+                record.seal()
+            raise
+        record.seal()
+    finally:
+        unlock(descriptor)
+
+
+@dataclass
+class Recorder:
+    """Appends lines to a locked file. Made by `open_record`, which also seals it."""
+
+    descriptor: int
+    path: Path
+    size: int = 0
+    failed: bool = False
+    digest: Any = field(default_factory=hashlib.sha256)
+    started_s: float = field(default_factory=time.perf_counter)
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Append one line and flush it. Raises OSError when the disk refuses it."""
+        missing = [name for name in FIELDS[kind] if name not in fields]
+        assert not missing, f"record line '{kind}' lacks {missing}"
+        self._append(_encode({"kind": kind, **fields}) + b"\n")
+
+    def fail(self, where: str, exc: BaseException) -> None:
+        """Append an error line; the record will end with status error, and the cell may go on."""
+        self.failed = True
+        message = " ".join(f"{type(exc).__name__}: {exc}".split())
+        self.write("error", where=where, message=message, traceback="".join(traceback.format_exception(exc)))
+
+    def seal(self) -> None:
+        """Append the `end` line, bring everything to the disk and give the file its final name."""
+        end = {
+            "kind": "end",
+            "status": "error" if self.failed else "ok",
+            "seconds": round(time.perf_counter() - self.started_s, 3),
+            "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        }
+        self._append(_encode(end)[:-1])
+        self._append(SEAL + self.digest.hexdigest().encode() + b'"}\n')
+        partial = partial_path(self.path)
+        try:
+            os.fsync(self.descriptor)
+            partial.replace(self.path)
+        except OSError as exc:
+            raise disk_error(partial, exc) from exc
+
+    def _append(self, data: bytes) -> None:
+        rest = data
+        try:
+            while rest:
+                rest = rest[os.write(self.descriptor, rest) :]
+        except OSError as exc:
+            # Half a line would spoil the lines after it.
+            os.ftruncate(self.descriptor, self.size)
+            os.lseek(self.descriptor, self.size, os.SEEK_SET)
+            raise disk_error(partial_path(self.path), exc) from exc
+        self.size += len(data)
+        self.digest.update(data)
+
+
+def partial_path(path: Path) -> Path:
+    """Where the lines of an unfinished record are."""
+    return path.with_name(path.name + ".partial")
+
+
+def is_done(path: Path, config_hash: str) -> bool:
+    """True if this very cell finished without an error, so that it need not run again.
+
+    Raises ValueError with one line when the file was truncated or edited.
+    """
+    if not Path(path).exists():
+        return False
+    record = read(Path(path))
+    return record.status == "ok" and record.run.get("config_hash") == config_hash
+
+
+def read(path: Path) -> Record:
+    """Read one record and verify its checksum; a `.partial` file is read as far as it goes.
+
+    Raises ValueError with one line when a finished record was truncated or edited.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    if path.suffix == ".partial":
+        lines = _readable(data)
+        return Record(path, lines[0] if lines else {}, lines, "unfinished")
+    if b'\n{"kind": "end", ' not in data or not data.endswith(b'"}\n'):
+        raise _damaged(path, "is truncated: it has no end line, or is not a record")
+    body, _, seal = data.rpartition(SEAL)
+    if hashlib.sha256(body).hexdigest().encode() != seal[:-3]:
+        raise _damaged(path, "was changed after it was written: its checksum does not match")
+    lines = _decode(data)
+    run = lines[0]
+    if run.get("schema") != SCHEMA:
+        raise _damaged(path, f"has schema {run.get('schema')}, this code reads {SCHEMA}")
+    return Record(path, run, lines, lines[-1]["status"])
+
+
+def load(folders: Iterable[Path | str]) -> list[Record]:
+    """Read every record below `folders` (or record files), in path order, identical copies once.
+
+    Raises ValueError with one line for a missing folder or a damaged record.
+    """
+    found: dict[str, Record] = {}
+    for folder in map(Path, folders):
+        if not folder.exists():
+            raise ValueError(f"no such folder: {folder}; pass a folder that holds records")
+        for path in [folder] if folder.is_file() else sorted(folder.rglob("*.jsonl*")):
+            final = path.with_suffix("") if path.suffix == ".partial" else path
+            # A cell that runs again keeps its old file until the new one is complete.
+            if final.suffix != ".jsonl" or (final != path and final.exists()):
+                continue
+            record = read(path)
+            found.setdefault(record.lines[-1].get("sha256", str(path)) if record.lines else str(path), record)
+    return list(found.values())
+
+
+def frame(records: Iterable[Record], kind: str) -> pd.DataFrame:
+    """All lines of one kind as a data frame, joined with HEADER, machine, status and file of their record."""
+    import pandas as pd
+
+    rows = []
+    for record in records:
+        header = {name: record.run.get(name) for name in HEADER}
+        header["machine"] = record.run.get("machine", {}).get("name")
+        header |= {"status": record.status, "path": str(record.path)}
+        rows += [header | {k: v for k, v in line.items() if k != "kind"} for line in record.of(kind)]
+    columns = [*HEADER, "machine", "status", "path", *FIELDS[kind]]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(f"record {path} {what}; delete it and run again")
+
+
+def _decode(data: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in data.splitlines() if line.strip()]
+
+
+def _readable(data: bytes) -> list[dict[str, Any]]:
+    """The lines of an unfinished file up to the first that a crash left broken."""
+    lines: list[dict[str, Any]] = []
+    with suppress(ValueError):
+        for line in data.splitlines():
+            lines += _decode(line)
+    return lines
+
+
+def _encode(line: dict[str, Any]) -> bytes:
+    return json.dumps(_plain(line), allow_nan=False).encode()
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types; a number that is not finite becomes null, which every JSON reader accepts."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, (Enum, Path)):
+        return value.name if isinstance(value, Enum) else str(value)
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,90 @@
+"""The report: records alone become tables, figures and verdicts; nothing is typed in by hand.
+
+In: records of any status and the paper's numbers. Out: a folder with `tables/` and `figures/`, the same bytes
+for the same records. Next: cells.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from adafuse.records import Record
+from adafuse.report import accuracy, claims, evidence, figures, layers, losses, sheet, style, tables, timing
+from adafuse.report.cells import Cell
+from adafuse.report.paper import load_paper
+from adafuse.report.verdicts import Claim
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the records hold, grouped once for every table and figure."""
+
+    records: list[Record]
+    latency: list[Cell]
+    studies: list[accuracy.Study]
+    layers: list[Cell]
+    curves: list[losses.Curve]
+    paper: dict[str, Any]
+
+    @property
+    def claims(self) -> list[Claim]:
+        return claims.all_claims(self.latency, self.studies, self.layers, self.paper)
+
+
+def find(records: list[Record]) -> Findings:
+    """Group records into cells. Raises ValueError with one line if there are none."""
+    headed = [record for record in records if record.run]
+    if not records:
+        raise ValueError(
+            "no records found: run `make reproduce` first, or pass another folder with --records"
+        )
+    return Findings(
+        records=records,
+        latency=timing.latency_cells(headed),
+        studies=accuracy.studies(headed),
+        layers=layers.layer_cells(headed),
+        curves=losses.loss_curves(headed),
+        paper=load_paper(),
+    )
+
+
+def all_sheets(found: Findings) -> list[sheet.Sheet]:
+    """Every table, claims first."""
+    latency, paper = found.latency, found.paper
+    return [
+        claims.sheet(found.claims),
+        tables.table1(latency, paper),
+        *(accuracy.table(name, found.studies, paper) for name in ("table2", "table3", "table4")),
+        tables.table5(latency, paper),
+        tables.table6(latency, paper),
+        tables.attribution(latency, paper),
+        layers.layer_table(found.layers, paper),
+        evidence.checks(latency),
+        evidence.timing(latency),
+        evidence.all_records(found.records),
+    ]
+
+
+def draw(found: Findings, out: Path) -> list[Path]:
+    """Write every table and figure below `out`; what an earlier report left there goes first."""
+    _clear(out)
+    written = [path for table in all_sheets(found) for path in sheet.write(table, out / "tables")]
+    for name, figure in figures.all_figures(found.latency, found.layers, found.curves, found.paper).items():
+        written += style.save(figure, out / "figures" / name)
+    if found.curves:
+        path = out / "figures" / "loss.csv"
+        pd.DataFrame(losses.loss_rows(found.curves)).to_csv(path, index=False, float_format="%.6g")
+        written.append(path)
+    return written
+
+
+def _clear(out: Path) -> None:
+    """A figure that is drawn no longer must not stay; other people's files do."""
+    for pattern in ("figure[12]*", "latency_*", "loss*"):
+        for path in (out / "figures").glob(pattern):
+            if path.suffix in (".svg", ".png", ".csv"):
+                path.unlink()

@@ -1,0 +1,215 @@
+"""From records to cells: which records may be pooled, what they are called, and which round holds which time.
+
+In: records of any status. Out: a list of `Cell`, each a set of replicates of one thing that was measured, in
+a fixed order. Next: timing.py for latency cells, accuracy.py for studies, layers.py for single layers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from adafuse.records import Record, frame
+
+# What may differ between records of one cell: how often and how long, never what.
+REPEATS = ("rounds", "settle_tokens", "check_tokens", "warmup", "runs", "save_every_steps")
+BACKBONE = "base"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Records that differ only in seed and replicate; every number in one row comes from one cell."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return dict(self.records[0].run["config"])
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        return dict(self.records[0].run["machine"])
+
+    @property
+    def is_cpu(self) -> bool:
+        return not self.machine.get("gpu")
+
+    @property
+    def finished(self) -> list[Record]:
+        """Records that may give numbers: an unfinished one may still change."""
+        return [record for record in self.records if record.status != "unfinished"]
+
+    @cached_property
+    def rounds(self) -> dict[str, pd.DataFrame]:
+        """For each record: ms per token, one row a round, one column an arm, without excluded blocks."""
+        found = {}
+        for record in self.finished:
+            blocks = frame([record], "block")
+            blocks = blocks[blocks["excluded"].isna()]
+            if len(blocks):
+                times = blocks.assign(ms_per_token=blocks["block_ms"] / blocks["tokens"])
+                found[short_name(record)] = times.pivot_table(
+                    index="round", columns="arm", values="ms_per_token"
+                )
+        return found
+
+    def of(self, kind: str) -> list[tuple[Record, dict[str, Any]]]:
+        """Every line of one kind in the finished records, each with its record."""
+        return [(record, line) for record in self.finished for line in record.of(kind)]
+
+
+def cells(records: list[Record], task: str) -> list[Cell]:
+    """Group the records of one task into cells, sorted by title."""
+    groups: dict[str, list[Record]] = {}
+    own = [record for record in records if record.run.get("task") == task]
+    shared = [record for record in own if task == "evaluate" and method_name(record) == BACKBONE]
+    for record in own:
+        if record not in shared:
+            groups.setdefault(_key(record), []).append(record)
+    for record in shared:
+        # The plain backbone is measured once for all adapters that stand on it, however they were trained.
+        homes = [key for key, group in groups.items() if _backbone_key(group[0]) == _backbone_key(record)]
+        for key in homes or [_key(record)]:
+            groups.setdefault(key, []).append(record)
+    order = {key: title(Cell(tuple(group))) + key for key, group in groups.items()}
+    return [Cell(tuple(groups[key])) for key in sorted(groups, key=order.__getitem__)]
+
+
+def base_key(cell: Cell) -> str:
+    """Cells that share it differ in their set of arms only."""
+    return _key(cell.records[0], with_arms=False)
+
+
+def title(cell: Cell) -> str:
+    """The heading of a section: machine, backbone, expert geometry, and the workload of a latency cell."""
+    config, experts = cell.config, cell.config.get("experts", {})
+    machine = "CPU" if cell.is_cpu else str(cell.machine["gpu"])
+    parts = [machine, f"{model_name(config)}, {config.get('model', {}).get('dtype')}"]
+    targets = ", ".join(str(name).removesuffix("_proj") for name in experts.get("targets", []))
+    task = cell.records[0].run["task"]
+    rank = "" if task == "layer" else f" of rank {experts.get('rank')}"
+    where = "one linear" if task == "layer" else targets
+    parts.append(f"{experts.get('count')} experts{rank}, top-{experts.get('top_k')}, on {where}")
+    if task == "layer":
+        knobs = config.get("layer", {})
+        parts.append("rank " + ", ".join(map(str, knobs.get("ranks", []))))
+    if task == "latency":
+        parts += [f"batch {config.get('batch')}", f"context {config.get('context')}"]
+        parts.append(f"arms={config.get('arms', {}).get('name')}")
+    return " · ".join(parts)
+
+
+def caption(cell: Cell) -> str:
+    """Where the numbers come from: processor, libraries, profile, commit, and what was left out."""
+    run, machine = cell.records[0].run, cell.machine
+    parts = [f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB"]
+    if not cell.is_cpu:
+        parts.append(f"{machine['gpu']}, driver {machine.get('driver')}")
+    parts.append(f"torch {run.get('versions', {}).get('torch')}")
+    parts.append("profile " + _distinct(cell, lambda record: str(record.run.get("profile"))))
+    parts.append("commit " + _distinct(cell, _commit))
+    count = len(cell.finished)
+    parts.append(f"{count} record" + ("" if count == 1 else "s"))
+    unfinished = [short_name(record) for record in cell.records if record.status == "unfinished"]
+    if unfinished:
+        parts.append(f"left out as unfinished: {', '.join(unfinished)}")
+    return " · ".join(parts)
+
+
+def short_name(record: Record) -> str:
+    """Folder and file name: enough to find the record, the same on every machine."""
+    return f"{record.path.parent.name}/{record.path.name}"
+
+
+def model_name(config: dict[str, Any]) -> str:
+    """The backbone's name; a local folder's own name."""
+    model = config.get("model", {})
+    return Path(model["path"]).name if model.get("path") else str(model.get("name"))
+
+
+def method_name(record: Record) -> str:
+    """The method that an evaluate or train record is about."""
+    return str(record.run["config"].get("method", {}).get("name"))
+
+
+def is_domain(record: Record) -> bool:
+    """True for an adapter trained on one domain by itself, as in the paper's Tables 3 and 4."""
+    return str(record.run["config"].get("data", {}).get("name")) == "domain"
+
+
+def first_error(records: list[Record], word: str = "") -> str | None:
+    """The first error line, of those whose place or text names `word`."""
+    for record in records:
+        for line in record.of("error"):
+            if re.search(rf"\b{re.escape(word)}\b", f"{line['where']} {line['message']}") or not word:
+                return f"error: {line['message']}"
+    return None
+
+
+def _key(record: Record, with_arms: bool = True) -> str:
+    """What must agree for two records to be pooled, as text."""
+    config, task = record.run["config"], record.run["task"]
+    same = _same(record, "model", "experts")
+    if task == "latency":
+        trained = config.get("latency", {}).get("trained_adapters")
+        same |= _same(
+            record, "batch", "context", "latency", *(("pretrain", "train", "data") if trained else ())
+        )
+        same |= _arms(config) if with_arms else {}
+    else:
+        names = {
+            "layer": ("layer",),
+            "pretrain": ("pretrain",),
+            "train": ("pretrain", "train", "data"),
+            "evaluate": ("pretrain", "train", "data", "suite", "evaluate_strategy"),
+        }
+        same |= _same(record, *names.get(task, ()))
+    return json.dumps(same, sort_keys=True)
+
+
+def _backbone_key(record: Record) -> str:
+    """What must agree for a backbone's record to belong to an adapter's."""
+    same = _same(record, "model", "pretrain", "data", "suite")
+    same["data"] = {k: v for k, v in same["data"].items() if k not in ("train_items", "validation_items")}
+    return json.dumps(same, sort_keys=True)
+
+
+def _same(record: Record, *names: str) -> dict[str, Any]:
+    config, machine = record.run["config"], record.run["machine"]
+    same: dict[str, Any] = {"machine": {name: machine.get(name) for name in ("name", "cpu", "gpu")}}
+    for name in names:
+        value = config.get(name)
+        same[name] = (
+            {k: v for k, v in value.items() if k not in REPEATS} if isinstance(value, dict) else value
+        )
+    if is_domain(record):
+        # One adapter for each domain: together they are one study.
+        drop = {"data": ("families", "path"), "suite": ("name", "tasks")}
+        for name in drop.keys() & same.keys():
+            same[name] = {k: v for k, v in same[name].items() if k not in drop[name]}
+    return same
+
+
+def _arms(config: dict[str, Any]) -> dict[str, Any]:
+    """Arms and methods of a latency cell; a label is prose and may change."""
+    arms = config.get("arms", {})
+    table = {name: arms.get("table", {}).get(name, {}) for name in arms.get("run", [])}
+    what = {name: [arm.get(k) for k in ("method", "strategy", "runtime")] for name, arm in table.items()}
+    methods = {arm.get("method"): config.get("methods", {}).get(arm.get("method")) for arm in table.values()}
+    return {"arms": what, "methods": {str(name): value for name, value in methods.items()}}
+
+
+def _commit(record: Record) -> str:
+    commit = str(record.run.get("commit") or "unknown")[:12]
+    return f"{commit} (dirty)" if record.run.get("dirty") else commit
+
+
+def _distinct(cell: Cell, of: Callable[[Record], str]) -> str:
+    return ", ".join(sorted({of(record) for record in cell.records}))

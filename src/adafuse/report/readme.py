@@ -1,0 +1,106 @@
+"""The generated block of README.md, and the check that nothing in the repository differs from its records.
+
+In: findings, the README, the folder with tables and figures. Out: the text between two markers; or one line
+that names what differs. Next: scripts/report.py.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+from adafuse.report import Findings, claims, draw, tables
+from adafuse.report.cells import short_name
+from adafuse.report.sheet import Sheet, section_parts
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+CURE = "draw it again with scripts/report.py, without --check"
+# A figure's coordinates may differ in the last digit between processors.
+TOLERANCE = 0.02
+NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?|-?\d+")
+
+
+def block(found: Findings, out: Path, readme: Path) -> str:
+    """What stands between the markers: verdicts first, then the latency tables and the figures."""
+    folder = _relative(out, readme)
+    parts = [
+        "Generated from the records by `scripts/report.py`; CI draws it again and compares.",
+        "### Verdicts",
+    ]
+    parts += _sheet_parts(claims.sheet(found.claims))
+    for table in (tables.table1(found.latency, found.paper), tables.table6(found.latency, found.paper)):
+        parts += [f"### {table.title}", *_sheet_parts(table)]
+    drawn = sorted((out / "figures").glob("*.svg"))
+    if drawn:
+        parts.append("### Figures")
+    parts += [f"![{path.stem}]({folder}/figures/{path.name})" for path in drawn]
+    names = sorted(path.name for path in (out / "tables").glob("*.md"))
+    parts.append("All tables: " + " · ".join(f"[{Path(n).stem}]({folder}/tables/{n})" for n in names) + ".")
+    return "\n\n".join(parts)
+
+
+def insert(readme: Path, text: str) -> str:
+    """The README with `text` between its markers. Raises ValueError if the markers are missing."""
+    try:
+        old = readme.read_text()
+    except OSError:
+        raise ValueError(f"no file {readme}: pass the README with --readme") from None
+    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
+        raise ValueError(f"{readme} needs the lines {BEGIN} and {END} once each, in this order")
+    return old[: old.index(BEGIN) + len(BEGIN)] + f"\n\n{text}\n\n" + old[old.index(END) :]
+
+
+def refuse_dirty(found: Findings) -> None:
+    """Raise ValueError if a record that would be published was made from changed sources."""
+    for record in found.records:
+        if record.run.get("dirty") is not False:
+            raise ValueError(
+                f"record {short_name(record)} was made from uncommitted sources: commit, then measure again"
+            )
+
+
+def check(found: Findings, out: Path, readme: Path | None) -> str | None:
+    """Draw everything again elsewhere and compare; one line that names what differs, or None.
+
+    PNG files are compared by name only, because their bytes depend on the build of matplotlib.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder)
+        draw(found, fresh)
+        for kind in ("tables", "figures"):
+            names = {path.name for path in (fresh / kind).glob("*")}
+            differing = names ^ {path.name for path in (out / kind).glob("*") if path.suffix != ".gitkeep"}
+            differing |= {n for n in names - differing if not same_file(fresh / kind / n, out / kind / n)}
+            if differing:
+                names_text = ", ".join(sorted(differing))
+                return f"{out / kind} differs from the records in {names_text}: {CURE}"
+    if readme is not None and insert(readme, block(found, out, readme)) != readme.read_text():
+        return f"{readme} differs from the records between its markers: {CURE}"
+    return None
+
+
+def _sheet_parts(table: Sheet) -> list[str]:
+    parts = [table.about]
+    for section in table.sections:
+        parts += [f"**{section.heading}**", *section_parts(section, with_records=False)]
+    return [part for part in parts if part]
+
+
+def same_file(fresh: Path, kept: Path) -> bool:
+    """Text to the letter, SVG coordinates within TOLERANCE, PNG not at all."""
+    if fresh.suffix == ".png":
+        return True
+    one, two = fresh.read_text(), kept.read_text()
+    if one == two or fresh.suffix != ".svg":
+        return one == two
+    left, right = NUMBER.findall(one), NUMBER.findall(two)
+    close = all(abs(float(a) - float(b)) <= TOLERANCE for a, b in zip(left, right, strict=False))
+    return NUMBER.sub("#", one) == NUMBER.sub("#", two) and close
+
+
+def _relative(out: Path, readme: Path) -> str:
+    try:
+        return out.resolve().relative_to(readme.resolve().parent).as_posix()
+    except ValueError:
+        return out.as_posix()

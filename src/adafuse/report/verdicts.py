@@ -1,0 +1,205 @@
+"""The rules of judgement, written down before looking: when a printed number counts as replicated.
+
+In: the paper's number and ours with its interval. Out: a verdict and the reason in words. Next: readme.py.
+
+Ratios (latency, layers, memory). The paper gives no interval, prints two digits (a ratio is known to 4 %) and
+disagrees with itself by up to 14 % (2.4 times in the abstract, 8.5 / 3.1 = 2.7 in Table 6): its number stands
+for a band of CLOSE to either side; for memory, printed to three digits, of CLOSE_MEMORY.
+- `about`: replicated if our interval meets the band; in part if it does not but lies on the same side
+  of 1; else not.
+- `at_most` (AdaFuse's cost): replicated if our interval ends below the band's top; in part if it straddles
+  the top; not replicated if it starts above it.
+- `at_least` (AdaFuse's gain): the mirror image, except that a gain too small but above 1 is replicated in
+  part.
+- A ratio that the A/A arm does not resolve from 1 is not replicated where the paper's band excludes 1.
+- An interval that holds both 1 and the paper's number cannot tell: not testable here.
+
+Order of rows: replicated if every step is slower beyond its interval and the A/A arm; in part if some are.
+Parameters and MACs: judged only on a backbone of at least COST_PARAMS parameters, because the share of an
+adapter falls with the width of the model. Accuracy: needs MIN_SEEDS seeds. "On par" is replicated if the
+interval of the paired difference stays above -MARGIN points; not replicated if it lies wholly below 0 and
+reaches past -MARGIN; not testable if it holds 0 and reaches past -MARGIN. Absolute milliseconds are never
+compared.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from adafuse.report.cells import Cell, model_name
+from adafuse.stats import Difference, Interval
+
+REPLICATED, IN_PART, NOT_REPLICATED = "replicated", "replicated in part", "not replicated"
+NOT_TESTABLE = "not testable here"
+CLOSE = 1.10
+CLOSE_MEMORY = 1.02
+COST_PARAMS = 1e9
+MIN_SEEDS = 3
+MARGIN = 2.0
+
+
+def _percent(factor: float) -> str:
+    return f"{100 * (factor - 1):.0f} %"
+
+
+RULES = (
+    "Rules, fixed in advance (`report/verdicts.py`): a ratio is replicated if our 95 % interval meets the "
+    f"paper's number ± {_percent(CLOSE)} (for a bound: stays on its side), in part if only the direction "
+    f"holds. Accuracy needs {MIN_SEEDS} seeds and a paired interval above -{MARGIN:g} points. The paper's "
+    "absolute milliseconds are never compared."
+)
+
+
+@dataclass
+class Claim:
+    """One printed number: where, what it says, ours, the verdict and why. `cell` is the heading it stands
+    under.
+    """
+
+    cell: str
+    where: str
+    text: str
+    printed: str
+    ours: Interval | Difference | str | None
+    verdict: str
+    why: str
+    files: list[str] = field(default_factory=list)
+
+
+Sense = Literal["about", "at_most", "at_least"]
+Verdict = tuple[str, str]
+
+
+def judge_ratio(
+    paper: float,
+    ours: Interval | None,
+    sense: Sense,
+    resolved: bool = True,
+    reason: str | None = None,
+    close: float = CLOSE,
+) -> Verdict:
+    """Judge a ratio; `reason` says why it is missing, `resolved` whether the A/A arm tells it from 1."""
+    if ours is None:
+        return NOT_TESTABLE, reason or "not measured"
+    low, high, basis = _ends(ours)
+    if sense == "about" and low <= 1 <= high and low <= paper <= high and not _meets(paper, 1, 1, close):
+        return NOT_TESTABLE, f"the interval holds both 1 and the paper's number{basis}"
+    if not resolved and not _meets(paper, 1, 1, close) and sense != "at_most":
+        return NOT_REPLICATED, f"no difference that the A/A arm resolves{basis}"
+    verdict, why = {"about": _about, "at_most": _at_most, "at_least": _at_least}[sense](
+        paper, low, high, close
+    )
+    return verdict, why + basis
+
+
+def judge_above_one(ours: Interval) -> Verdict:
+    """Judge a claim that only says: more than 1."""
+    low, high, basis = _ends(ours)
+    if low > 1:
+        return REPLICATED, f"the interval lies above 1{basis}"
+    if high < 1:
+        return NOT_REPLICATED, f"the interval lies below 1{basis}"
+    return NOT_TESTABLE, f"the interval holds 1{basis}"
+
+
+def judge_order(steps: list[tuple[str, str, bool | None, str | None]]) -> Verdict:
+    """Judge an order of rows from `(slow, fast, slower, reason)`; `slower` is None without a time."""
+    absent = [f"{slow} > {fast} ({reason})" for slow, fast, slower, reason in steps if slower is None]
+    wrong = [f"{slow} > {fast}" for slow, fast, slower, _ in steps if slower is False]
+    right = [step for step in steps if step[2]]
+    if len(absent) == len(steps):
+        return NOT_TESTABLE, f"no step was timed: {absent[0]}"
+    why = "; ".join(
+        [
+            *([f"does not hold: {', '.join(wrong)}"] if wrong else []),
+            *([f"not timed: {', '.join(absent)}"] if absent else []),
+        ]
+    )
+    if len(right) == len(steps):
+        return REPLICATED, "every step is slower beyond its interval"
+    return (IN_PART if right else NOT_REPLICATED), why
+
+
+def judge_cost(paper: float, ours: Interval | None, base_params: float | None, reason: str | None) -> Verdict:
+    """Judge a count of parameters or MACs over the backbone's."""
+    if ours is None or base_params is None:
+        return NOT_TESTABLE, reason or "no cost line in the record"
+    if base_params < COST_PARAMS:
+        return (
+            NOT_TESTABLE,
+            f"an adapter's share depends on the width; needs {COST_PARAMS / 1e9:g} billion parameters",
+        )
+    excess = (ours.ratio - 1) / (paper - 1)
+    if 1 / CLOSE <= excess <= CLOSE:
+        return REPLICATED, "the added share is within the band"
+    return (
+        NOT_REPLICATED,
+        f"the added share is {excess:.2g} times the paper's, whose rank and targets are unstated",
+    )
+
+
+def judge_difference(ours: Difference | None, reason: str) -> Verdict:
+    """Judge "on par": ours is a paired difference as a fraction, better upwards."""
+    if ours is None:
+        return NOT_TESTABLE, reason
+    if ours.n_seeds < MIN_SEEDS:
+        return NOT_TESTABLE, f"{ours.n_seeds} of {MIN_SEEDS} seeds; the interval is {ours.method}"
+    low, high = 100 * ours.low, 100 * ours.high
+    if low > -MARGIN:
+        return REPLICATED, f"the interval stays above -{MARGIN:g} points"
+    if high < 0:
+        return NOT_REPLICATED, f"worse beyond the interval, and by up to {-low:.1f} points"
+    return NOT_TESTABLE, f"the interval holds 0 and reaches past -{MARGIN:g} points"
+
+
+def on_cell(cell: Cell, why: str) -> str:
+    """The reason, with the machine in front where it is not a GPU."""
+    return f"on CPU, {model_name(cell.config)} backbone: {why}" if cell.is_cpu else why
+
+
+def _about(paper: float, low: float, high: float, close: float) -> Verdict:
+    if _meets(paper, low, high, close):
+        return REPLICATED, f"our interval meets the paper's number ± {_percent(close)}"
+    if (low > 1) == (paper > 1) and (high > 1) == (paper > 1):
+        return IN_PART, "same direction, " + ("larger" if low > paper else "smaller") + " than printed"
+    return NOT_REPLICATED, "another direction than printed"
+
+
+def _at_most(paper: float, low: float, high: float, close: float) -> Verdict:
+    top = paper * close
+    if high <= top:
+        return REPLICATED, f"our interval ends below {top:.2f}, the printed bound + {_percent(close)}"
+    if low <= top:
+        return IN_PART, f"our interval straddles {top:.2f}, the printed bound + {_percent(close)}"
+    return NOT_REPLICATED, f"our interval starts above {top:.2f}, the printed bound + {_percent(close)}"
+
+
+def _at_least(paper: float, low: float, high: float, close: float) -> Verdict:
+    bottom = paper / close
+    if low >= bottom:
+        return (
+            REPLICATED,
+            f"our interval starts above {bottom:.2f}, the printed bound within {_percent(close)}",
+        )
+    if low > 1:
+        return IN_PART, f"a gain, but our interval starts below {bottom:.2f}"
+    if high >= bottom:
+        return NOT_TESTABLE, "the interval holds both 1 and the paper's number"
+    return NOT_REPLICATED, "no gain beyond the interval"
+
+
+def _meets(paper: float, low: float, high: float, close: float) -> bool:
+    return low <= paper * close and high >= paper / close
+
+
+def _ends(ours: Interval) -> tuple[float, float, str]:
+    """The interval, or the bare ratio where nothing varied, with a word on how little stands behind it."""
+    if math.isnan(ours.low):
+        return ours.ratio, ours.ratio, f" ({ours.method})"
+    return (
+        ours.low,
+        ours.high,
+        f" ({ours.method})" if ours.n_processes == 1 and ours.method != "counted" else "",
+    )

@@ -1,0 +1,131 @@
+"""Intervals: how large a ratio of latencies or a difference of accuracies is, and how well it is known.
+
+In: rounds of paired times, one pair of arrays for each process; or items right and wrong, per seed and task.
+Out: an `Interval` of the ratio or a `Difference`, each with a word on what varied. Next: tracking.py.
+
+Times are compared inside a round, because machines drift; processes are the units of the interval, because a
+process can be a few per cent slower than its twin for its whole life (design: three fresh processes, five for
+headline rows).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+LEVEL = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A ratio with its 95 % interval; `low` and `high` are nan where nothing varied."""
+
+    ratio: float
+    low: float
+    high: float
+    n_processes: int
+    n_rounds: int
+    method: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference with its 95 % interval, in the unit of the input."""
+
+    value: float
+    low: float
+    high: float
+    n_seeds: int
+    n_items: int
+    method: str
+
+
+def paired_ratio(processes: Sequence[tuple[ArrayLike, ArrayLike]]) -> Interval:
+    """The ratio arm / base from `(arm_ms, base_ms)` of each process, both indexed by round.
+
+    Per process: the median over rounds of the log ratio. Two or more processes: a t interval over these
+    medians. One: a bootstrap over rounds, which says nothing about the next process. Raises ValueError
+    without any round.
+    """
+    logs = [np.log(np.asarray(arm, float)) - np.log(np.asarray(base, float)) for arm, base in processes]
+    logs = [process for process in logs if process.size]
+    if not logs:
+        raise ValueError("no round holds both arms: nothing to compare")
+    n_rounds = sum(process.size for process in logs)
+    medians = np.array([np.median(process) for process in logs])
+    if len(logs) > 1:
+        centre, low, high = _t_interval(medians)
+        method = f"t over {len(logs)} processes"
+    elif logs[0].size > 1:
+        centre, (low, high) = medians[0], _bootstrap_median(logs[0])
+        method = "one process: rounds only"
+    else:
+        centre, low, high, method = medians[0], math.nan, math.nan, "one process, one round: no interval"
+    return Interval(math.exp(centre), math.exp(low), math.exp(high), len(logs), n_rounds, method)
+
+
+def resolution(again: Interval) -> float:
+    """The smallest log ratio that can be told from none, by the A/A arm: the far end of its interval."""
+    ends = [abs(math.log(end)) for end in (again.ratio, again.low, again.high) if not math.isnan(end)]
+    return max(ends)
+
+
+def is_resolved(interval: Interval, again: Interval | None) -> bool:
+    """False if the ratio is no further from 1 than an arm from itself; True without an A/A arm."""
+    return again is None or abs(math.log(interval.ratio)) > resolution(again)
+
+
+def paired_difference(
+    correct_a: Sequence[Sequence[ArrayLike]], correct_b: Sequence[Sequence[ArrayLike]]
+) -> Difference:
+    """The mean accuracy of `a` minus that of `b`, both as `[seed][task][item]` with the items in the same
+    order.
+
+    Tasks count equally. Two or more seeds: a t interval over the seeds' differences. One: a normal interval
+    over items, which says nothing about the next training run. Raises ValueError if the items do not match.
+    """
+    if len(correct_a) != len(correct_b) or not correct_a:
+        raise ValueError("both sides need the same seeds, at least one")
+    pairs = list(zip(correct_a, correct_b, strict=True))
+    by_seed = [
+        [_item_differences(a, b) for a, b in zip(tasks_a, tasks_b, strict=True)] for tasks_a, tasks_b in pairs
+    ]
+    values = np.array([np.mean([task.mean() for task in tasks]) for tasks in by_seed])
+    n_items = sum(task.size for task in by_seed[0])
+    if len(values) > 1:
+        centre, low, high = _t_interval(values)
+        return Difference(centre, low, high, len(values), n_items, f"t over {len(values)} seeds")
+    # Tasks are fixed, items are drawn: the variances of the tasks' means add up.
+    variance = sum(task.var(ddof=1) / task.size if task.size > 1 else math.nan for task in by_seed[0])
+    half = stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(variance) / len(by_seed[0])
+    return Difference(
+        float(values[0]), values[0] - half, values[0] + half, 1, n_items, "one seed: items only"
+    )
+
+
+def _t_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    centre = float(values.mean())
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
+    return centre, centre - half, centre + half
+
+
+def _bootstrap_median(values: NDArray[np.float64]) -> tuple[float, float]:
+    # A fixed seed: the same records must draw the same tables.
+    draws = np.random.default_rng(0).choice(values, size=(RESAMPLES, values.size))
+    low, high = np.quantile(np.median(draws, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _item_differences(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    left, right = np.asarray(a, float), np.asarray(b, float)
+    if left.shape != right.shape or not left.size:
+        raise ValueError(f"items do not match: {left.shape} and {right.shape}")
+    difference: NDArray[np.float64] = left - right
+    return difference

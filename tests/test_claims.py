@@ -1,0 +1,152 @@
+"""Verdicts follow the written rules, at their edges, and never from an absolute millisecond."""
+
+import math
+
+import pytest
+
+import synthetic
+from adafuse.records import load
+from adafuse.report import find, verdicts
+from adafuse.report.claims import sheet
+from adafuse.report.sheet import markdown
+from adafuse.report.verdicts import (
+    IN_PART,
+    NOT_REPLICATED,
+    NOT_TESTABLE,
+    REPLICATED,
+    judge_difference,
+    judge_ratio,
+)
+from adafuse.stats import Difference, Interval
+
+
+def interval(low: float, high: float, processes: int = 3) -> Interval:
+    method = f"t over {processes} processes" if processes > 1 else "one process: rounds only"
+    return Interval(math.sqrt(low * high), low, high, processes, 60, method)
+
+
+@pytest.mark.parametrize(
+    ("sense", "paper", "low", "high", "verdict"),
+    [
+        ("about", 3.5, 3.3, 3.4, REPLICATED),
+        ("about", 3.5, 2.0, 2.5, IN_PART),
+        ("about", 3.5, 8.0, 9.0, IN_PART),
+        ("about", 3.5, 0.8, 0.9, NOT_REPLICATED),
+        ("about", 3.5, 0.9, 4.0, NOT_TESTABLE),
+        ("at_most", 1.29, 0.99, 1.10, REPLICATED),
+        ("at_most", 1.29, 1.20, 1.41, REPLICATED),
+        ("at_most", 1.29, 1.30, 1.50, IN_PART),
+        ("at_most", 1.29, 1.43, 1.50, NOT_REPLICATED),
+        ("at_least", 2.4, 2.2, 2.3, REPLICATED),
+        ("at_least", 2.4, 1.5, 2.3, IN_PART),
+        ("at_least", 2.4, 0.8, 0.9, NOT_REPLICATED),
+        ("at_least", 2.4, 0.9, 3.0, NOT_TESTABLE),
+    ],
+)
+def test_ratios(sense, paper, low, high, verdict):
+    assert judge_ratio(paper, interval(low, high), sense)[0] == verdict
+
+
+def test_a_ratio_in_the_noise_is_not_replicated():
+    verdict, why = judge_ratio(3.5, interval(1.005, 1.01), "about", resolved=False)
+    assert verdict == NOT_REPLICATED and "A/A" in why
+    assert judge_ratio(1.29, interval(0.99, 1.01), "at_most", resolved=False)[0] == REPLICATED
+
+
+def test_what_is_missing_or_thin_says_so():
+    assert judge_ratio(3.5, None, "about", reason="check failed: logits") == (
+        NOT_TESTABLE,
+        "check failed: logits",
+    )
+    assert "one process" in judge_ratio(3.5, interval(3.4, 3.6, 1), "about")[1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "seeds", "verdict"),
+    [
+        (-0.019, 0.03, 3, REPLICATED),
+        (-0.021, 0.03, 3, NOT_TESTABLE),
+        (-0.05, -0.001, 3, NOT_REPLICATED),
+        (-0.001, 0.001, 2, NOT_TESTABLE),
+    ],
+)
+def test_accuracy(low, high, seeds, verdict):
+    found = Difference((low + high) / 2, low, high, seeds, 100, "one seed: items only")
+    assert judge_difference(found, "")[0] == verdict
+
+
+def test_order():
+    step = ("A", "B", True, None)
+    assert verdicts.judge_order([step, step])[0] == REPLICATED
+    assert verdicts.judge_order([step, ("B", "C", False, None)]) == (IN_PART, "does not hold: B > C")
+    assert verdicts.judge_order([("A", "B", False, None)])[0] == NOT_REPLICATED
+    assert verdicts.judge_order([("A", "B", None, "not run")])[0] == NOT_TESTABLE
+
+
+def test_costs_need_a_real_backbone():
+    assert verdicts.judge_cost(1.05, interval(1.05, 1.05), 1e6, None)[0] == NOT_TESTABLE
+    assert verdicts.judge_cost(1.05, interval(1.05, 1.05), 7e9, None)[0] == REPLICATED
+    assert verdicts.judge_cost(1.05, interval(1.10, 1.10), 7e9, None)[0] == NOT_REPLICATED
+
+
+def by_text(folder) -> dict[str, object]:
+    return {f"{claim.where}: {claim.text}": claim for claim in find(load([folder])).claims}
+
+
+def find_claim(claims, *words):
+    return next(claim for text, claim in claims.items() if all(word in text for word in words))
+
+
+def test_a_whole_profile(tmp_path):
+    claims = by_text(synthetic.write_all(tmp_path))
+    assert find_claim(claims, "Tables 1, 5", "MoRAL").verdict == REPLICATED
+    speedup = find_claim(claims, "Abstract", "PESC")
+    assert speedup.ours.ratio == pytest.approx(5.0 / 2.7, rel=0.02) and speedup.verdict == IN_PART
+    assert find_claim(claims, "Table 6", "each row slower").verdict == REPLICATED
+    absolute = find_claim(claims, "absolute ms")
+    assert absolute.verdict == NOT_TESTABLE and "never compared" in absolute.why
+    assert find_claim(claims, "peak memory", "AdaFuse").verdict == NOT_TESTABLE
+    assert find_claim(claims, "Table 2", "PESC").verdict == REPLICATED
+    assert find_claim(claims, "Figure 2", "decode", "rank 32").verdict == REPLICATED
+    assert find_claim(claims, "Figure 1").ours.ratio == pytest.approx(0.084 / 0.0104, rel=0.05)
+    judged = [claim for claim in claims.values() if claim.verdict != NOT_TESTABLE]
+    assert all("on CPU, tiny backbone" in claim.why for claim in judged)
+    assert all(claim.files for claim in judged)
+
+
+def test_one_seed_is_never_replicated_but_shows_the_difference(tmp_path):
+    for method in ("lora", "moral", "adafuse"):
+        synthetic.write_accuracy(tmp_path, method)
+    claim = find_claim(by_text(tmp_path), "Table 2", "MoRAL")
+    assert claim.verdict == NOT_TESTABLE and claim.ours.n_seeds == 1
+    assert "1 of 3 seeds" in claim.why and "items only" in claim.why
+    assert find_claim(by_text(tmp_path), "Table 2", "PESC").why.endswith("not run for pesc")
+
+
+def test_failed_arms_are_not_judged(tmp_path):
+    synthetic.write_latency(tmp_path, failed=("adafuse_switch",), broken=("pesc_loop",))
+    claims = by_text(tmp_path)
+    switch = find_claim(claims, "Tables 5, 6")
+    assert switch.verdict == NOT_TESTABLE and "check failed" in switch.why
+    assert find_claim(claims, "Abstract").verdict == NOT_TESTABLE
+    order = find_claim(claims, "Table 6", "each row slower")
+    assert order.verdict == IN_PART and "not timed" in order.why and "check failed" in order.why
+
+
+def test_a_slower_adafuse_is_reported_as_such(tmp_path):
+    for replicate in range(3):
+        synthetic.write_latency(tmp_path, replicate, factors={"adafuse_switch": 3.0})
+    claims = by_text(tmp_path)
+    assert find_claim(claims, "Tables 5, 6").verdict == NOT_REPLICATED
+    assert find_claim(claims, "Abstract").verdict == NOT_REPLICATED
+    assert "AdaFuse (simple merge) > AdaFuse (switch)" in find_claim(claims, "each row slower").why
+
+
+def test_the_sheet_states_the_rules(tmp_path):
+    synthetic.write_latency(tmp_path)
+    text = markdown(sheet(find(load([tmp_path])).claims))
+    assert (
+        "Rules, fixed in advance" in text
+        and "**not testable here**" in text
+        and "one process: rounds only" in text
+    )

@@ -1,0 +1,56 @@
+"""Figures: all there, the same bytes for the same records, nothing left from before, colours that differ."""
+
+import pytest
+
+import synthetic
+from adafuse.records import load
+from adafuse.report import draw, find, style
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return find(load([synthetic.write_all(tmp_path_factory.mktemp("records"), seeds=1)]))
+
+
+def test_every_figure_as_svg_and_png(found, tmp_path):
+    draw(found, tmp_path)
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    stems = {"figure1", "figure2", "latency_paper", "latency_controls", "loss"}
+    assert names == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "png")} | {"loss.csv"}
+
+
+def test_bytes_are_stable(found, tmp_path):
+    for folder in ("one", "two"):
+        draw(found, tmp_path / folder)
+    for path in (tmp_path / "one").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes(), (
+            path.name
+        )
+    assert "<dc:date>" not in (tmp_path / "one" / "figures" / "loss.svg").read_text()
+
+
+def test_a_second_cell_gets_a_number_and_stale_figures_go(tmp_path):
+    synthetic.write_latency(tmp_path / "records")
+    synthetic.write_latency(tmp_path / "records", plain={"batch": 4})
+    out = tmp_path / "out"
+    (out / "figures").mkdir(parents=True)
+    (out / "figures" / "figure2.svg").write_text("old")
+    (out / "figures" / "mine.svg").write_text("not ours")
+    draw(find(load([tmp_path / "records"])), out)
+    assert {p.name for p in (out / "figures").glob("*.svg")} == {
+        "latency_paper.svg",
+        "latency_paper_cell2.svg",
+        "mine.svg",
+    }
+
+
+def test_one_process_and_one_round_can_be_drawn(tmp_path):
+    synthetic.write_latency(tmp_path / "records", rounds=1)
+    synthetic.write_layer(tmp_path / "records")
+    draw(find(load([tmp_path / "records"])), tmp_path / "out")
+    assert (tmp_path / "out" / "figures" / "latency_paper.png").stat().st_size > 1000
+
+
+def test_colours_differ():
+    assert len(set(style.METHODS.values())) == len(style.METHODS)
+    assert len(set(style.ROUTING.values())) == len(style.ROUTING)

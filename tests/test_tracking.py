@@ -1,0 +1,62 @@
+"""The mirror takes a finished record, works without an account, and stays off unless asked for."""
+
+import sys
+
+import pytest
+
+import synthetic
+from adafuse.records import read
+from adafuse.tracking import run_settings, summary, track
+
+
+@pytest.fixture
+def record_path(tmp_path):
+    return synthetic.write_latency(tmp_path / "records", plain={"runs_dir": str(tmp_path / "runs")})
+
+
+def test_off_touches_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    track(tmp_path / "absent.jsonl", "off")
+
+
+def test_unknown_tracker_is_refused(record_path):
+    with pytest.raises(ValueError, match="unknown tracker 'mlflow': choose"):
+        track(record_path, "mlflow")
+
+
+def test_without_wandb_the_error_says_so(record_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="needs wandb"):
+        track(record_path, "wandb")
+
+
+def test_only_finished_records(tmp_path):
+    partial = synthetic.write_unfinished(tmp_path / "latency" / "cut.jsonl")
+    with pytest.raises(ValueError, match="unfinished"):
+        track(partial, "wandb")
+
+
+def test_names_and_summary(record_path):
+    record = read(record_path)
+    settings = run_settings(record)
+    assert settings["group"] == "latency" and settings["name"] == record.run["cell_id"]
+    assert settings["tags"][:3] == ["tiny", "cpu", "base"]
+    found = summary(record)
+    assert found["status"] == "ok" and found["failed_checks"] == 0
+    assert found["ms_per_token/mola_loop"] == pytest.approx(12, rel=0.1)
+
+
+def test_offline_run_without_an_account(record_path, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    before = record_path.read_bytes()
+    import wandb
+
+    # as a trainer leaves it
+    wandb.init(project="trainer", dir=str(tmp_path), settings=wandb.Settings(silent=True))
+    track(record_path, "wandb")
+    runs = list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(runs) == 1 and runs[0].stat().st_size > 1000
+    assert wandb.run is None
+    assert record_path.read_bytes() == before
