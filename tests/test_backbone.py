@@ -34,7 +34,9 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "is not a folder")
     refused(tmp_path, "no config.json")
     refused(checkpoint(tmp_path / "bert", model_type="bert", architectures=["BertModel"]), "not a causal LM")
-    refused(checkpoint(tmp_path / "classes", architectures=["LlamaForSequenceClassification"]), "not a causal LM")
+    refused(
+        checkpoint(tmp_path / "classes", architectures=["LlamaForSequenceClassification"]), "not a causal LM"
+    )
     empty = checkpoint(tmp_path / "empty")
     (empty / "model.safetensors").unlink()
     refused(empty, "no \\*.safetensors")
@@ -58,8 +60,9 @@ def test_a_local_folder_round_trip(tiny_llama, tmp_path: Path) -> None:
 
 def test_random_weights_are_the_seeds_alone() -> None:
     shape = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = Model(name="r", weights=Weights.random, shape=shape | {"vocab_size": 32, "intermediate_size": 16})
-    first, again, other = (backbone.build_random(model, seed, "cpu") for seed in (0, 0, 1))
+    shape |= {"vocab_size": 32, "intermediate_size": 16}
+    made = [Model(name="r", weights=Weights.random, seed=seed, shape=shape) for seed in (0, 0, 1)]
+    first, again, other = (backbone.build_random(model, "cpu") for model in made)
     assert torch.equal(first.lm_head.weight, again.lm_head.weight)
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
 

@@ -6,14 +6,21 @@ import pytest
 import torch
 
 from adafuse import records
-from adafuse.bench import cost, latency, layer
 from adafuse.adapters.adapter import Adapter
+from adafuse.bench import cost, latency, layer
 from adafuse.config import StrategyName
 from adafuse.engine.strategies.gather import Gather
 from conftest import GEOMETRY, compose
 
 QUICK = ["latency.rounds=2", "latency.check_tokens=8", "latency.trained_adapters=false", "context=8"]
-RUN = {"task": "latency", "cell_id": "c", "config_hash": "0", "config": {}, "machine": {}, "schema": records.SCHEMA}
+RUN = {
+    "task": "latency",
+    "cell_id": "c",
+    "config_hash": "0",
+    "config": {},
+    "machine": {},
+    "schema": records.SCHEMA,
+}
 
 
 def measure(model, tmp_path: Path, *overrides: str) -> records.Record:
@@ -79,12 +86,21 @@ def test_bytes_tell_the_strategies_apart(tiny_llama) -> None:
 
 
 def test_layer_lines(tmp_path: Path) -> None:
-    overrides = ["method=moral", "layer.runs=20", "layer.warmup=1", "layer.ranks=[2,4]", "layer.sequence_lengths=[3,1]"]
+    overrides = [
+        "method=moral",
+        "layer.runs=20",
+        "layer.warmup=1",
+        "layer.ranks=[2,4]",
+        "layer.sequence_lengths=[3,1]",
+    ]
     config = compose(*overrides)
     with records.open_record(tmp_path / "layer.jsonl", RUN) as record:
         layer.run(config, "cpu", record)
     lines = records.read(tmp_path / "layer.jsonl").of("layer")
     assert {(line["sequence_length"], line["rank"], line["part"]) for line in lines} == {
-        (length, rank, part) for length in (3, 1) for rank in (2, 4) for part in ("backbone", "adapters", "both")
+        (length, rank, part)
+        for length in (3, 1)
+        for rank in (2, 4)
+        for part in ("backbone", "adapters", "both")
     }
     assert all(line["phase"] == ("decode" if line["sequence_length"] == 1 else "prefill") for line in lines)

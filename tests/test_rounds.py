@@ -67,5 +67,7 @@ def test_an_arm_that_breaks_is_reported_once_and_the_others_go_on() -> None:
 
 def test_a_preempted_block_is_flagged_not_dropped() -> None:
     blocks, _ = measure(arms(b={"ms": 50.0}), rounds=2)
-    assert all("preempted" in b.excluded for b in blocks if b.arm == "b"), "a sleeping block did not have the CPU"
+    assert all("preempted" in b.excluded for b in blocks if b.arm == "b"), (
+        "a sleeping block did not have the CPU"
+    )
     assert exclusion("cpu", 0.99) is None

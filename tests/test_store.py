@@ -60,7 +60,9 @@ def only_expert(adapter: Adapter, chosen: int) -> None:
     for site in adapter.sites.values():
         experts = getattr(site, "experts", None)
         parts = (
-            [experts.gate_proj, experts.up_proj, experts.down_proj] if isinstance(experts, MlpLoraExperts) else [experts]
+            [experts.gate_proj, experts.up_proj, experts.down_proj]
+            if isinstance(experts, MlpLoraExperts)
+            else [experts]
         )
         for lora in parts:
             if isinstance(lora, LoraExperts):
@@ -93,7 +95,9 @@ def test_third_party_lora_folders_become_experts(tiny_llama, tmp_path: Path) -> 
         ({"use_dora": True}, "plain LoRA"),
     ],
 )
-def test_a_third_party_folder_that_does_not_fit_is_refused(change, message, tiny_llama, tmp_path: Path) -> None:
+def test_a_third_party_folder_that_does_not_fit_is_refused(
+    change, message, tiny_llama, tmp_path: Path
+) -> None:
     from peft import LoraConfig, get_peft_model
 
     theirs = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]} | change
@@ -118,6 +122,8 @@ def test_a_changed_file_is_refused(tiny_llama, tmp_path: Path) -> None:
 def test_another_geometry_is_refused(tiny_llama, tmp_path: Path) -> None:
     model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
     store.save(make(model, config, 0), tmp_path, "tiny")
-    other = compose("method=adafuse", "experts.rank=2", "experts.count=4", "experts.top_k=2", "experts.alpha=8")
+    other = compose(
+        "method=adafuse", "experts.rank=2", "experts.count=4", "experts.top_k=2", "experts.alpha=8"
+    )
     with pytest.raises(ValueError, match="another experts"):
         store.load(make(model, other, 0), tmp_path)

@@ -1,4 +1,4 @@
-"""A fit learns, its router learns from the balance loss alone, and an interrupted fit ends where an unbroken one does."""
+"""A fit learns, routers learn from the balance loss, and an interrupted fit ends where an unbroken one does."""
 
 from pathlib import Path
 
@@ -39,7 +39,9 @@ def train(model, config: Config, folder: Path, fit: Fit) -> tuple[Adapter, list[
     return adapter, fitted.losses
 
 
-def test_every_method_learns_and_leaves_the_backbone_alone(variant: Config, tiny_llama, tmp_path: Path) -> None:
+def test_every_method_learns_and_leaves_the_backbone_alone(
+    variant: Config, tiny_llama, tmp_path: Path
+) -> None:
     model = tiny_llama()
     clean = {name: p.clone() for name, p in model.named_parameters()}
     adapter, lines = train(model, variant, tmp_path, knobs(steps=30))
@@ -85,7 +87,9 @@ def test_the_balance_loss_reaches_the_router(tiny_llama, tmp_path: Path) -> None
     """Same data, same seed: with the coefficient the routers end elsewhere, and better balanced."""
     ends = []
     for coefficient in (0.0, 10.0):
-        config = compose(*GEOMETRY, "method=adafuse", f"method.balance_coefficient={coefficient}", "method.dropout=0")
+        config = compose(
+            *GEOMETRY, "method=adafuse", f"method.balance_coefficient={coefficient}", "method.dropout=0"
+        )
         _, lines = train(tiny_llama(), config, tmp_path / str(coefficient), knobs(steps=30))
         ends.append(lines[-1]["balance_loss"])
     assert ends[1] < ends[0]

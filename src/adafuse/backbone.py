@@ -25,17 +25,25 @@ def check_source(model: Model) -> None:
         _check_folder(Path(model.path))
     elif model.weights is Weights.hub:
         if not model.hub_id:
-            raise ValueError(f"model {model.name} has no hub_id: set model.path=FOLDER or model.weights=random")
+            raise ValueError(
+                f"model {model.name} has no hub_id: set model.path=FOLDER or model.weights=random"
+            )
     elif model.shape.get("model_type") not in FAMILIES:
-        raise ValueError(f"model.shape.model_type must be one of {list(FAMILIES)} for model.weights={model.weights.name}")
+        raise ValueError(
+            f"model.shape.model_type must be one of {list(FAMILIES)} for model.weights={model.weights.name}"
+        )
 
 
 def _check_folder(folder: Path) -> None:
     config_file = folder / "config.json"
     if not folder.is_dir():
-        raise ValueError(f"model.path={folder} is not a folder: name a checkpoint folder in Hugging Face format")
+        raise ValueError(
+            f"model.path={folder} is not a folder: name a checkpoint folder in Hugging Face format"
+        )
     if not config_file.is_file():
-        raise ValueError(f"model.path={folder} has no config.json: it is not a checkpoint in Hugging Face format")
+        raise ValueError(
+            f"model.path={folder} has no config.json: it is not a checkpoint in Hugging Face format"
+        )
     try:
         declared = json.loads(config_file.read_text())
     except json.JSONDecodeError as error:
@@ -46,16 +54,20 @@ def _check_folder(folder: Path) -> None:
             f"model.path={folder} holds {names or declared.get('model_type')}, not a causal LM of {list(FAMILIES)}"
         )
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"model.path={folder} has no *.safetensors weights: save it with safe_serialization=True")
+        raise ValueError(
+            f"model.path={folder} has no *.safetensors weights: save it with safe_serialization=True"
+        )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise ValueError(f"model.path={folder} has no tokenizer.json: save the tokenizer into the same folder")
+        raise ValueError(
+            f"model.path={folder} has no tokenizer.json: save the tokenizer into the same folder"
+        )
 
 
 def load(config: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The backbone on its device, frozen, in eval mode, and its tokenizer with left padding."""
     model = config.model
     if model.path is None and model.weights is Weights.random:
-        backbone, tokenizer = build_random(model, config.seed, device(config)), byte_tokenizer()
+        backbone, tokenizer = build_random(model, device(config)), byte_tokenizer()
     elif model.path is None and model.weights is Weights.scratch:
         backbone, tokenizer = from_folder(str(identity.backbone_dir(config)), None, model)
     else:
@@ -77,13 +89,15 @@ def from_folder(source: str, revision: str | None, model: Model) -> tuple[Any, A
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot load the backbone from {source} ({reason}): set model.path=FOLDER") from None
+        raise ValueError(
+            f"cannot load the backbone from {source} ({reason}): set model.path=FOLDER"
+        ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return backbone, tokenizer
 
 
-def build_random(model: Model, seed: int, where: str) -> PreTrainedModel:
+def build_random(model: Model, where: str) -> PreTrainedModel:
     """Seeded random weights of the true shape, made on the device `where` (speed does not depend on values)."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -91,7 +105,7 @@ def build_random(model: Model, seed: int, where: str) -> PreTrainedModel:
     shape = dict(model.shape)
     declared = AutoConfig.for_model(shape.pop("model_type"), **shape)
     with torch.random.fork_rng(), torch.device(where):
-        torch.manual_seed(seed)
+        torch.manual_seed(model.seed)
         return AutoModelForCausalLM.from_config(declared, dtype=getattr(torch, model.dtype.name))
 
 
@@ -102,7 +116,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     symbols = ["<pad>", "<bos>", "<eos>", "<unk>", *sorted(ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(symbols)}, merges=[], unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={s: i for i, s in enumerate(symbols)}, merges=[], unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(

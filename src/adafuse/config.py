@@ -36,6 +36,8 @@ class Model:
     hub_id: str | None = None
     revision: str | None = None
     dtype: Dtype = Dtype.float32
+    # of scratch and random weights; apart from the run's seed, so that adapters of several seeds share a backbone
+    seed: int = 0
     # model_type and the sizes of a transformers config; needed for scratch and random weights
     shape: dict[str, Any] = field(default_factory=dict)
 

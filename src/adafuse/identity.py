@@ -18,7 +18,7 @@ from typing import Any
 from adafuse.config import Config, Fit, Method, Task, Weights
 
 SLUG_CHARACTERS = 80
-# A checkpoint of 13 GB is known by its sizes and evenly spaced samples: reading it whole would take longer than the cell.
+# A checkpoint is known by its sizes and evenly spaced samples: to read 13 GB whole takes longer than many a cell.
 SAMPLES, SAMPLE_BYTES = 64, 65536
 WEIGHT_FILES = ("*.safetensors", "tokenizer*")
 
@@ -98,7 +98,7 @@ def _pretrain(config: Config, method: Method) -> dict[str, Any]:
 
     model = config.model
     settings = {"shape": model.shape, "dtype": model.dtype, "fit": _fit(config.pretrain)}
-    return as_plain(settings | {"text": DATA_VERSION, "seed": config.seed})
+    return as_plain(settings | {"text": DATA_VERSION, "seed": model.seed})
 
 
 def _train(config: Config, method: Method) -> dict[str, Any]:
@@ -119,10 +119,9 @@ def _evaluate(config: Config, method: Method) -> dict[str, Any]:
 def _latency(config: Config, method: Method) -> dict[str, Any]:
     arms = {name: config.arms.table[name] for name in config.arms.run}
     methods = {name: config.methods[name] for name in sorted({arm.method for arm in arms.values()})}
+    adapters: dict[str, Any] = {"experts": config.experts, "methods": methods}
     if config.latency.trained_adapters:
         adapters = {n: _train(config, m) if m.has_experts else None for n, m in methods.items()}
-    else:
-        adapters = {"experts": config.experts, "methods": methods}
     return as_plain(
         {
             "backbone": _backbone(config),
@@ -152,7 +151,7 @@ _PARTS: dict[Task, Callable[[Config, Method], dict[str, Any]]] = {
 }
 
 _NAMES: dict[Task, Callable[[Config, Method], list[Any]]] = {
-    Task.pretrain: lambda c, m: [c.model.name, f"s{c.seed}"],
+    Task.pretrain: lambda c, m: [c.model.name, f"s{c.model.seed}"],
     Task.train: lambda c, m: [_model(c), _geometry(c), m.name, c.data.name, f"s{c.seed}"],
     Task.evaluate: lambda c, m: [
         *([_model(c), _geometry(c)] if m.has_experts else [_model(c)]),
@@ -191,12 +190,16 @@ def _data(config: Config) -> dict[str, Any]:
 def _backbone(config: Config) -> dict[str, Any]:
     model = config.model
     if model.path is not None:
-        return {"path": str(Path(model.path).resolve()), "dtype": model.dtype.name, "files": _files(Path(model.path))}
+        return {
+            "path": str(Path(model.path).resolve()),
+            "dtype": model.dtype.name,
+            "files": _files(Path(model.path)),
+        }
     if model.weights is Weights.hub:
         return {"hub": f"{model.hub_id}@{model.revision}", "dtype": model.dtype.name}
     if model.weights is Weights.scratch:
         return {"pretrain": _pretrain(config, config.method)}
-    return {"random": as_plain(model.shape), "dtype": model.dtype.name, "seed": config.seed}
+    return {"random": as_plain(model.shape), "dtype": model.dtype.name, "seed": model.seed}
 
 
 def _files(folder: Path) -> dict[str, str]:

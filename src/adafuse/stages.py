@@ -37,7 +37,9 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
     backbone.check_source(config.model)
     for needed in needs(config):
         if run(needed, command, experiment) == "failed":
-            raise ValueError(f"{task.name} needs {needed.task.name}, which failed: see {identity.record_path(needed)}")
+            raise ValueError(
+                f"{task.name} needs {needed.task.name}, which failed: see {identity.record_path(needed)}"
+            )
     print(f"{task.name}: {path}")
     with records.open_record(path, machine.run_fields(config, task, command, experiment)) as record:
         _STAGES[task](config, record)
@@ -64,11 +66,11 @@ def _pretrain(config: Config, record: Recorder) -> None:
     from adafuse.training.trainer import fit
 
     where, folder = backbone.device(config), identity.backbone_dir(config)
-    model = backbone.build_random(config.model, config.seed, where)
+    model = backbone.build_random(config.model, where)
     tokenizer = backbone.byte_tokenizer()
     knobs = config.pretrain
     wanted = knobs.steps * knobs.batch * knobs.accumulation * knobs.max_length
-    stream = data.pretraining_tokens(tokenizer, wanted, config.seed).view(-1, knobs.max_length).tolist()
+    stream = data.pretraining_tokens(tokenizer, wanted, config.model.seed).view(-1, knobs.max_length).tolist()
     rows = [{"input_ids": ids, "labels": ids, "attention_mask": [1] * len(ids)} for ids in stream]
     fitted = fit(
         model,
@@ -76,7 +78,7 @@ def _pretrain(config: Config, record: Recorder) -> None:
         rows,
         knobs,
         _checkpoints(folder),
-        seed=config.seed,
+        seed=config.model.seed,
         tracker=config.tracker,
         on_cpu=where == "cpu",
     )
@@ -116,7 +118,9 @@ def _train(config: Config, record: Recorder) -> None:
     _finish(record, fitted, folder, "router_config.json")
 
 
-def _validate(adapter: Any, tokenizer: Any, rows: list[dict[str, list[int]]], batch: int, record: Recorder) -> None:
+def _validate(
+    adapter: Any, tokenizer: Any, rows: list[dict[str, list[int]]], batch: int, record: Recorder
+) -> None:
     from adafuse.training.validation import validate
 
     loss, loads = validate(adapter, tokenizer, rows, batch)
@@ -138,8 +142,14 @@ def _evaluate(config: Config, record: Recorder) -> None:
         adapter = Adapter(model, config.method, config.experts, config.seed)
         store.load(adapter, identity.adapter_dir(config, config.method)).to_dtype(model.dtype)
         adapter.install(config.evaluate_strategy)
-    merging = config.evaluate_strategy in (StrategyName.simple_merge, StrategyName.switch, StrategyName.rebase)
-    for result in evaluate(model, tokenizer, adapter, config.suite, source, merging=merging, seed=config.seed):
+    merging = config.evaluate_strategy in (
+        StrategyName.simple_merge,
+        StrategyName.switch,
+        StrategyName.rebase,
+    )
+    for result in evaluate(
+        model, tokenizer, adapter, config.suite, source, merging=merging, seed=config.seed
+    ):
         fields = {"suite_task": result.suite_task, "metric": result.metric}
         record.write(
             "metric",

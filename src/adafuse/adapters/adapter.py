@@ -71,7 +71,9 @@ class Adapter:
             return
         base = self.model.get_submodule(path)
         if type(base) is not nn.Linear:
-            raise ValueError(f"{path} is a {type(base).__name__}; experts need a plain nn.Linear (no quantisation)")
+            raise ValueError(
+                f"{path} is a {type(base).__name__}; experts need a plain nn.Linear (no quantisation)"
+            )
         site = AdaptedLinear(base, self.context, method.dropout)
         if has_experts:
             rank, alpha = method.rank or self.geometry.rank, method.alpha or self.geometry.alpha
@@ -211,7 +213,9 @@ class Adapter:
             if site.static is not None:
                 weight = site.base.weight.data
                 self._clean_static.append((site, weight.clone()))
-                weight.addmm_(site.static.lora_B[0].detach() * site.static.scaling, site.static.lora_A[0].detach())
+                weight.addmm_(
+                    site.static.lora_B[0].detach() * site.static.scaling, site.static.lora_A[0].detach()
+                )
                 site.static_merged = True
 
     @contextmanager
@@ -249,7 +253,7 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
         raise ValueError(
             f"{type(model).__name__} is not built like Llama ({error}): use a Llama, Mistral, Qwen2 or Qwen3 checkpoint"
         ) from None
-    return blocks  # type: ignore[return-value]
+    return blocks
 
 
 def linear_path(block: int, name: str) -> str:

@@ -66,15 +66,19 @@ class AdaptedLinear(nn.Module):
         self.gated = True
         self.static_merged = False
 
+    @property
+    def lora(self) -> LoraExperts:
+        """The experts, where a strategy is asked to apply them."""
+        assert self.experts is not None, "a linear with static LoRA alone has no experts"
+        return self.experts
+
     def drop(self, x_TI: Tensor) -> Tensor:
-        return F.dropout(x_TI, self.dropout, self.training)
+        return F.dropout(x_TI, self.dropout) if self.training else x_TI
 
     def forward(self, x: Tensor) -> Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
-        if self.experts is None:
-            y_TO = self.base(x_TI)
-        else:
-            y_TO = self.context.strategy.linear(self, x_TI, self._gates(x_TI))
+        plain = self.experts is None
+        y_TO = self.base(x_TI) if plain else self.context.strategy.linear(self, x_TI, self._gates(x_TI))
         if self.static is not None and not self.static_merged:
             y_TO = y_TO + self.static.one(0, self.drop(x_TI))
         return y_TO.reshape(*x.shape[:-1], y_TO.shape[-1])
@@ -93,7 +97,9 @@ class AdaptedLinear(nn.Module):
 class SerialMlp(nn.Module):
     """PESC: `u + sum_e g_e adapter_e(u)` with u the MLP's output; the router reads the MLP's input."""
 
-    def __init__(self, base: nn.Module, experts: BottleneckExperts, router: Router, context: Context, dropout: float):
+    def __init__(
+        self, base: nn.Module, experts: BottleneckExperts, router: Router, context: Context, dropout: float
+    ) -> None:
         super().__init__()
         self.base, self.experts, self.router = base, experts, router
         self.context = context
@@ -109,7 +115,7 @@ class SerialMlp(nn.Module):
 class MixtureMlp(nn.Module):
     """MixLoRA: the gated sum of E MLPs that share the frozen weights; the router reads the MLP's input."""
 
-    def __init__(self, base: nn.Module, experts: MlpLoraExperts, router: Router, context: Context):
+    def __init__(self, base: nn.Module, experts: MlpLoraExperts, router: Router, context: Context) -> None:
         super().__init__()
         self.base, self.experts, self.router = base, experts, router
         self.context = context

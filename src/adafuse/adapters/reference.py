@@ -130,7 +130,6 @@ class _Oracle:
 
         return hook
 
-
     def _gates(self, router: Router, x: Tensor) -> Tensor:
         """Gates [..., E], zero for experts outside the top k (or outside the choices that were given)."""
         logits = x.float() @ router.weight.float().T

@@ -13,13 +13,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
-from adafuse.config import Experts, Method
 from adafuse.identity import as_plain
 
 FORMAT_VERSION = 1
@@ -41,7 +39,10 @@ def save(adapter: Adapter, folder: Path, base_name: str) -> None:
         names.append("static")
         _write_peft(folder / "static", static, adapter.method.static_alpha, base_name)
     files = [f"{name}/adapter_model.safetensors" for name in names]
-    for file, tensors in (("router.safetensors", _routers(adapter)), ("bottleneck.safetensors", _bottlenecks(adapter))):
+    for file, tensors in (
+        ("router.safetensors", _routers(adapter)),
+        ("bottleneck.safetensors", _bottlenecks(adapter)),
+    ):
         if tensors:
             save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, folder / file)
             files.append(file)
@@ -64,11 +65,16 @@ def load(adapter: Adapter, folder: Path) -> Adapter:
             raise ValueError(f"{folder} was saved with another {key}: train again, or set the saved values")
     for file, digest in description["sha256"].items():
         if not (folder / file).is_file() or _sha256(folder / file) != digest:
-            raise ValueError(f"{folder / file} is missing or was changed after saving: delete {folder} and train again")
+            raise ValueError(
+                f"{folder / file} is missing or was changed after saving: delete {folder} and train again"
+            )
     load_experts(adapter, [folder / name for name in description["folders"] if name != "static"])
     if "static" in description["folders"]:
         _fill(dict(_loras(adapter, static=True)), 0, read_peft(folder / "static"), folder / "static")
-    for file, tensors in (("router.safetensors", _routers(adapter)), ("bottleneck.safetensors", _bottlenecks(adapter))):
+    for file, tensors in (
+        ("router.safetensors", _routers(adapter)),
+        ("bottleneck.safetensors", _bottlenecks(adapter)),
+    ):
         if tensors:
             stored = load_file(folder / file)
             for key, parameter in tensors.items():
@@ -83,7 +89,9 @@ def describe(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} has no router_config.json: it is not a saved adapter")
     description: dict[str, Any] = json.loads(file.read_text())
     if description.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{file} has format {description.get('format_version')}, this code reads {FORMAT_VERSION}")
+        raise ValueError(
+            f"{file} has format {description.get('format_version')}, this code reads {FORMAT_VERSION}"
+        )
     return description
 
 
@@ -92,7 +100,9 @@ def load_experts(adapter: Adapter, folders: list[Path]) -> None:
     loras = dict(_loras(adapter, static=False))
     wanted = max((lora.count for lora in loras.values()), default=0)
     if len(folders) != wanted:
-        raise ValueError(f"{len(folders)} LoRA folders for {wanted} experts: set experts.count={len(folders)}")
+        raise ValueError(
+            f"{len(folders)} LoRA folders for {wanted} experts: set experts.count={len(folders)}"
+        )
     for e, folder in enumerate(folders):
         _fill({path: lora for path, lora in loras.items() if e < lora.count}, e, read_peft(folder), folder)
 
@@ -129,7 +139,9 @@ def _fill(loras: dict[str, LoraExperts], e: int, read: tuple[Factors, float], fo
         if lora_A.shape != lora.lora_A[e].shape or lora_B.shape != lora.lora_B[e].shape:
             raise ValueError(f"{folder}: {path} has rank {lora_A.shape[0]}, the expert geometry {lora.rank}")
         if abs(scaling - lora.scaling) > 1e-6:
-            raise ValueError(f"{folder} has scaling {scaling:g}, the expert geometry {lora.scaling:g}: set experts.alpha")
+            raise ValueError(
+                f"{folder} has scaling {scaling:g}, the expert geometry {lora.scaling:g}: set experts.alpha"
+            )
         lora.lora_A.data[e].copy_(lora_A)
         lora.lora_B.data[e].copy_(lora_B)
 
@@ -140,7 +152,7 @@ def _write_peft(folder: Path, factors: Factors, alpha: float, base_name: str) ->
     rank = next(iter(factors.values()))[0].shape[0]
     config = LoraConfig(
         r=rank,
-        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,  # type: ignore[arg-type]
+        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
         lora_dropout=0.0,
         target_modules=sorted(factors),
         bias="none",

@@ -67,7 +67,10 @@ def run_checks(
             adapter.remove()
     ways = {
         "logits": (stepwise, "step by step with a cache: largest logit error against the fp32 reference"),
-        "whole": (whole, "the whole sequence without a cache: largest logit error against the fp32 reference"),
+        "whole": (
+            whole,
+            "the whole sequence without a cache: largest logit error against the fp32 reference",
+        ),
         "padding": (padded, "behind left padding: largest logit error against the fp32 reference without it"),
     }
     checks = [_finite(stepwise.logits)]
@@ -159,7 +162,7 @@ def _decode_padded(model: nn.Module, adapter: Adapter | None, prompt: Tensor, id
 
 
 def _roundings(model: nn.Module, in_place_tokens: int) -> float:
-    """Relative error allowed: eps times the root of the roundings; an in-place merge rounds each weight once a token."""
+    """Relative error allowed: eps times the root of the roundings; merging in place rounds a weight once a token."""
     per_block = ROUNDINGS_PER_BLOCK + 7 * in_place_tokens
     return SAFETY * math.sqrt(len(blocks_of(model)) * per_block) * torch.finfo(model.dtype).eps
 
@@ -180,9 +183,13 @@ def _greedy(got: Tensor, want: Tensor, bound: float, dtype: torch.dtype) -> Chec
     if dtype is not torch.float32:
         differs &= best.values[..., 0] - best.values[..., 1] > 2 * bound
     count = int(differs.sum())
-    return Check("greedy", float(count), 0.0, count == 0, f"of {got.shape[0] * got.shape[1]} greedy tokens, different")
+    return Check(
+        "greedy", float(count), 0.0, count == 0, f"of {got.shape[0] * got.shape[1]} greedy tokens, different"
+    )
 
 
 def _restored(model: nn.Module, clean: list[Tensor]) -> Check:
     changed = sum(not torch.equal(now, before) for now, before in zip(model.parameters(), clean, strict=True))
-    return Check("restored", float(changed), 0.0, changed == 0, "weights that are not bit-identical afterwards")
+    return Check(
+        "restored", float(changed), 0.0, changed == 0, "weights that are not bit-identical afterwards"
+    )

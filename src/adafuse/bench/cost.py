@@ -55,7 +55,9 @@ def backbone_bytes(model: nn.Module, prompt: Tensor) -> int:
     embedding = model.get_input_embeddings().weight
     tied = model.get_output_embeddings().weight is embedding
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    unread = 0 if tied else (embedding.shape[0] - prompt.shape[0]) * embedding.shape[1] * embedding.element_size()
+    unread = (
+        0 if tied else (embedding.shape[0] - prompt.shape[0]) * embedding.shape[1] * embedding.element_size()
+    )
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv_row = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * embedding.element_size()
@@ -87,10 +89,13 @@ def adapter_bytes(adapter: Adapter | None, strategy: StrategyName, batch: int) -
 
 
 def weights_gib(model: nn.Module, adapter: Adapter | None, strategy: StrategyName) -> float:
-    """GiB that this arm alone would hold: backbone, adapter, and the clean copy that a merge needs to come back."""
+    """GiB that this arm alone would hold: backbone, adapter, the up factors laid out anew (all strategies but `loop`),
+    and the clean copy that a merge needs to come back."""
     total = sum(p.numel() * p.element_size() for p in model.parameters())
     if adapter is not None:
         total += sum(p.numel() * p.element_size() for p in adapter.parameters())
+        if strategy is not StrategyName.loop:
+            total += sum(p.numel() * p.element_size() for p in adapter.up_factors())
         if strategy in (StrategyName.simple_merge, StrategyName.switch, StrategyName.rebase):
             sites = [site for site in adapter.linears() if site.experts is not None]
             total += sum(s.base.weight.numel() * s.base.weight.element_size() for s in sites)
@@ -113,6 +118,8 @@ def routing_changes(adapter: Adapter, model: nn.Module, prompt: Tensor, tokens: 
         adapter.context.collect = False
         adapter.remove()
     pairs = [
-        not torch.equal(a, b) for now, before in zip(chosen[1:], chosen, strict=False) for a, b in zip(now, before, strict=True)
+        not torch.equal(a, b)
+        for now, before in zip(chosen[1:], chosen, strict=False)
+        for a, b in zip(now, before, strict=True)
     ]
     return {"changed_share": sum(pairs) / max(1, len(pairs)), "routers": float(len(chosen[0]))}

@@ -56,7 +56,9 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
 class DecodeArm:
     """A timed arm: greedy decode of one block from a fresh prefill."""
 
-    def __init__(self, model: nn.Module, adapter: Adapter | None, arm: Arm, prompt: Tensor, config: Config) -> None:
+    def __init__(
+        self, model: nn.Module, adapter: Adapter | None, arm: Arm, prompt: Tensor, config: Config
+    ) -> None:
         self.model, self.adapter, self.arm, self.prompt = model, adapter, arm, prompt
         self.tokens, self.settle = config.latency.block_tokens, config.latency.settle_tokens
         self._stack = ExitStack()
@@ -104,7 +106,13 @@ def _adapters(config: Config, model: nn.Module) -> dict[str, Adapter]:
 
 
 def _check(
-    name: str, arm: Arm, model: nn.Module, adapter: Adapter | None, prompt: Tensor, config: Config, record: Recorder
+    name: str,
+    arm: Arm,
+    model: nn.Module,
+    adapter: Adapter | None,
+    prompt: Tensor,
+    config: Config,
+    record: Recorder,
 ) -> bool:
     results = run_checks(model, adapter, arm.strategy, prompt, config.latency.check_tokens)
     for result in results:
@@ -113,7 +121,13 @@ def _check(
 
 
 def _account(
-    name: str, arm: Arm, model: nn.Module, adapter: Adapter | None, prompt: Tensor, read_gbps: float, record: Recorder
+    name: str,
+    arm: Arm,
+    model: nn.Module,
+    adapter: Adapter | None,
+    prompt: Tensor,
+    read_gbps: float,
+    record: Recorder,
 ) -> None:
     record.write("cost", arm=name, **cost.cost(model, adapter, arm.strategy, prompt, read_gbps))
     record.write(

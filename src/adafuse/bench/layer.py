@@ -41,7 +41,7 @@ def _time_case(config: Config, where: str, length: int, rank: int, record: Recor
     for block in range(max(1, config.layer.runs // BLOCK_RUNS)):
         rng.shuffle(order)
         for part in order:
-            block_ms = device.timed_ms(where, lambda work=parts[part]: [work() for _ in range(BLOCK_RUNS)])
+            block_ms = device.timed_ms(where, _repeated(parts[part]))
             record.write(
                 "layer",
                 sequence_length=length,
@@ -51,6 +51,10 @@ def _time_case(config: Config, where: str, length: int, rank: int, record: Recor
                 block=block,
                 ms=block_ms / BLOCK_RUNS,
             )
+
+
+def _repeated(work: Callable[[], object]) -> Callable[[], object]:
+    return lambda: [work() for _ in range(BLOCK_RUNS)]
 
 
 def _parts(config: Config, where: str, length: int, rank: int) -> dict[str, Callable[[], object]]:

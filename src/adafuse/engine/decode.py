@@ -24,7 +24,9 @@ def forward_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor |
 
 
 @torch.no_grad()
-def prefill(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, cache: DynamicCache) -> Tensor:
+def prefill(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, cache: DynamicCache
+) -> Tensor:
     """Fill `cache` with the prompt; logits [B, V] after its last token."""
     out = model(
         input_ids=input_ids,

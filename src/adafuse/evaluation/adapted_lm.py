@@ -26,7 +26,7 @@ class AdaptedLM(HFLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """As HFLM, but one sequence at a time where the strategy merges: weights hold one selection."""
-        batch, self.batch_size_per_gpu = self.batch_size_per_gpu, self.generation_batch
+        batch, self.batch_size_per_gpu = self.batch_size, self.generation_batch
         try:
             return super().generate_until(requests, disable_tqdm)
         finally:

@@ -1,7 +1,7 @@
 """Which lm-eval tasks a suite may name: ours from the YAML files in tasks/, and with `bundled` those of lm-eval.
 
-In: a `Suite`, and the `Data` that its items come from. Out: nothing, or a ValueError, before anything heavy is imported.
-Next: harness.py, which runs them.
+In: a `Suite`, and the `Data` that its items come from. Out: nothing, or a ValueError, before anything heavy is
+imported. Next: harness.py, which runs them.
 """
 
 from __future__ import annotations

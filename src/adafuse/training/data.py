@@ -86,11 +86,12 @@ def training_dataset(
 ) -> list[dict[str, list[int]]]:
     """Token ids of all items of a split: {input_ids, labels}, labels -100 on the prompt.
 
-    With data.path these are the user's items, else those of data.families. What exceeds `max_length` is cut on the left.
+    With data.path these are the user's items, else those of data.families. What exceeds `max_length` is cut on
+    the left.
     """
     families = [LOCAL] if data.path is not None else list(data.families)
     items = [item for family in families for item in load_items(folder, family, split)]
-    return [_tokenised(item, tokenizer, max_length) for item in items]
+    return _tokenised(items, tokenizer, max_length)
 
 
 def pretraining_tokens(tokenizer: Any, n_tokens: int, seed: int) -> torch.Tensor:
@@ -118,13 +119,17 @@ def _pretraining_chunks(seed: int) -> Any:
         yield "".join(islice(teach, LESSONS_PER_CHUNK))
 
 
-def _tokenised(item: Item, tokenizer: Any, max_length: int) -> dict[str, list[int]]:
+def _tokenised(items: list[Item], tokenizer: Any, max_length: int) -> list[dict[str, list[int]]]:
     # as lm-eval does it: the answer's tokens are those that follow the prompt's own length
-    answer = item.answer if item.choices else item.answer + END
-    ids = tokenizer(item.prompt + answer)["input_ids"]
-    prompt_length = len(tokenizer(item.prompt)["input_ids"])
-    labels = [-100] * prompt_length + ids[prompt_length:]
-    return {"input_ids": ids[-max_length:], "labels": labels[-max_length:]}
+    prompts = tokenizer([item.prompt for item in items])["input_ids"]
+    wholes = tokenizer([item.prompt + item.answer + ("" if item.choices else END) for item in items])[
+        "input_ids"
+    ]
+    rows = []
+    for prompt, ids in zip(prompts, wholes, strict=True):
+        labels = [-100] * len(prompt) + ids[len(prompt) :]
+        rows.append({"input_ids": ids[-max_length:], "labels": labels[-max_length:]})
+    return rows
 
 
 def _own_file(data: Data, split: str) -> Path:
@@ -146,8 +151,8 @@ def _own_items(path: Path) -> list[Item]:
             items.append(Item(str(row["prompt"]), str(answer), choices, label))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as problem:
             raise ValueError(
-                f"{path}, line {number}: {type(problem).__name__} {problem}; a row is an object with prompt and answer, "
-                "or with prompt, choices and label"
+                f"{path}, line {number}: {type(problem).__name__} {problem}; a row is an object with "
+                "prompt and answer, or with prompt, choices and label"
             ) from None
     if not items:
         raise ValueError(f"{path} is empty: give it at least one row")

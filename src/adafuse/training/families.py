@@ -122,25 +122,31 @@ def _rewriting(name: str, change: Callable[[str], str], words: str) -> Family:
     )
 
 
-# --- addition of the same digit in every place, without carry ---
+# --- addition of two digits by turns, without carry ---
 
 
-def _terms(rng: Random) -> tuple[str, int]:
-    return "".join(rng.choices("123456", k=5)), rng.randint(1, 3)
+def _terms(rng: Random) -> tuple[str, str]:
+    steps = rng.choice("1234") + rng.choice("1234")
+    return "".join(rng.choices("12345", k=6)), steps * 3
 
 
-def _sum(terms: tuple[str, int]) -> str:
-    number, step = terms
-    return "".join(str(int(digit) + step) for digit in number)
+def _sum(terms: tuple[str, str]) -> str:
+    return "".join(str(int(a) + int(b)) for a, b in zip(*terms, strict=True))
 
 
-def _sum_item(terms: tuple[str, int], rng: Random) -> Item:
-    """Wrong choices: another digit added, or one place forgotten."""
-    number, step = terms
-    total = _sum(terms)
-    forgotten = [total[:place] + number[place] + total[place + 1 :] for place in range(len(number))]
-    wrong = [_sum((number, other)) for other in range(4) if other != step] + forgotten
-    return _choice(f"{number}+{str(step) * len(number)}=", total, wrong, rng)
+def _sum_item(terms: tuple[str, str], rng: Random) -> Item:
+    """Two places, each right or with another digit added: whoever knows neither is right one time in four."""
+    total, wrong = _sum(terms), []
+    first, second = sorted(rng.sample(range(len(total)), 2))
+    slips = {place: _slip(terms, place, rng) for place in (first, second)}
+    for places in ((first,), (second,), (first, second)):
+        wrong.append("".join(slips[i] if i in places else digit for i, digit in enumerate(total)))
+    return _choice(f"{terms[0]}+{terms[1]}=", total, wrong, rng)
+
+
+def _slip(terms: tuple[str, str], place: int, rng: Random) -> str:
+    digit, step = (int(term[place]) for term in terms)
+    return str(digit + rng.choice([other for other in range(1, 5) if other != step]))
 
 
 # --- comparison of two numbers that have the same digits ---
@@ -193,7 +199,7 @@ FAMILIES = {
         draw=_terms,
         key=lambda terms: f"sum {terms[0]}",
         item=_sum_item,
-        lesson=lambda terms, rng: f"{terms[0]} and {terms[1]} make {_sum(terms)}\n",
+        lesson=lambda terms, rng: f"{terms[0]} and {terms[1][:2]} make {_sum(terms)}\n",
     ),
     "comparison": Family(
         draw=_two_numbers,

@@ -32,9 +32,13 @@ def validate(
         for start in tqdm(range(0, len(rows), batch), desc="validation", unit="batch"):
             inputs = collate(rows[start : start + batch]).to(device)
             adapter.context.collect, adapter.context.said = True, []
-            logits = adapter.model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
+            logits = adapter.model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[
+                :, :-1
+            ]
             labels = inputs["labels"][:, 1:]
-            loss_sum += float(F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum"))
+            loss_sum += float(
+                F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+            )
             tokens += int((labels != -100).sum())
             for router, gates in adapter.context.said:
                 spread[id(router)].add(gates, inputs["attention_mask"].bool().flatten())

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from adafuse.adapters.experts import Experts, LoraExperts
 from adafuse.adapters.router import Gates
-from adafuse.engine.strategies.dense import Dense
 
 if TYPE_CHECKING:
     from adafuse.adapters.adapter import Adapter
@@ -34,22 +33,22 @@ def selection(gates: Gates) -> Gates:
     return Gates(gates.index_TK[:1], gates.weight_TK[:1], gates.probs_TE[:1])
 
 
-def factors(experts: LoraExperts, chosen: Gates, sign: float) -> tuple[Tensor, Tensor]:
-    """`up [O, K*R]` with scaling, sign and gates folded in, and `down [K*R, I]` (eq. 4 and 5)."""
-    index_K, weight_K = chosen.index_TK[0], chosen.weight_TK[0]
-    down = experts.lora_A[index_K].flatten(0, 1)
-    scale_K = (weight_K * (sign * experts.scaling)).to(down.dtype)
-    up_KOR = experts.lora_B[index_K] * scale_K[:, None, None]
-    return up_KOR.transpose(0, 1).flatten(1), down
-
-
-def fused_factors(experts: LoraExperts, new: Gates, old: Gates | None) -> tuple[Tensor, Tensor]:
-    """New selection and, with a minus sign, the old one, along one inner dimension (eq. 7 and 8)."""
-    up, down = factors(experts, new, 1.0)
+def signed(new: Gates, old: Gates | None) -> tuple[Tensor, Tensor]:
+    """Experts [S] and their gates [S] of a switch: the new selection, and with a minus sign the old one (eq. 7)."""
     if old is None:
-        return up, down
-    old_up, old_down = factors(experts, old, -1.0)
-    return torch.cat([up, old_up], dim=1), torch.cat([down, old_down], dim=0)
+        return new.index_TK[0], new.weight_TK[0]
+    return torch.cat([new.index_TK[0], old.index_TK[0]]), torch.cat([new.weight_TK[0], -old.weight_TK[0]])
+
+
+def packed_up(experts: LoraExperts) -> Tensor:
+    """Up factors with their scaling as [E, R, O]: selected rows are then contiguous, without a copy per token."""
+    return (experts.lora_B.detach() * experts.scaling).transpose(1, 2).contiguous()
+
+
+def factors(up_ERO: Tensor, down_ERI: Tensor, index_S: Tensor, gate_S: Tensor) -> tuple[Tensor, Tensor]:
+    """`up [O, S*R]` and `down [S*R, I]`, the gates folded into the latter (eq. 4, 5, 7, 8)."""
+    down_SRI = down_ERI[index_S] * gate_S.to(down_ERI.dtype)[:, None, None]
+    return up_ERO[index_S].flatten(0, 1).T, down_SRI.flatten(0, 1)
 
 
 class SimpleMerge:
@@ -59,22 +58,23 @@ class SimpleMerge:
 
     def __init__(self) -> None:
         self._sites: list[AdaptedLinear] = []
-        self._clean: list[Tensor] = []
+        self._up: dict[int, Tensor] = {}
+        self._clean: dict[int, Tensor] = {}
         self._merged: dict[int, Gates] = {}
-        self._dense = Dense()
 
     def prepare(self, adapter: Adapter) -> None:
         """Keep clean copies: adding and subtracting in bf16 does not come back by itself."""
         self._sites = [site for site in adapter.linears() if site.experts is not None]
-        self._clean = [site.base.weight.detach().clone() for site in self._sites]
+        self._up = {id(site): packed_up(site.lora) for site in self._sites}
+        self._clean = {id(site): site.base.weight.detach().clone() for site in self._sites}
 
     def decide(self, gates: Gates) -> None:
         pass
 
     def linear(self, site: AdaptedLinear, x_TI: Tensor, gates: Gates) -> Tensor:
         new = selection(gates)
-        up, down = fused_factors(site.experts, new, self._merged.get(id(site)))
-        site.base.weight.addmm_(up, down)
+        index_S, gate_S = signed(new, self._merged.get(id(site)))
+        self._add(site, index_S, gate_S)
         self._merged[id(site)] = new
         return site.base(x_TI)
 
@@ -83,33 +83,37 @@ class SimpleMerge:
 
     def restore(self) -> None:
         if self._merged:
-            for site, clean in zip(self._sites, self._clean, strict=True):
-                site.base.weight.copy_(clean)
+            for site in self._sites:
+                site.base.weight.copy_(self._clean[id(site)])
         self._merged = {}
+
+    def _add(self, site: AdaptedLinear, index_S: Tensor, gate_S: Tensor) -> None:
+        """W += up @ down, in place (eq. 9)."""
+        site.base.weight.addmm_(*factors(self._up[id(site)], site.lora.lora_A, index_S, gate_S))
 
 
 class Switch(SimpleMerge):
-    """All linears when the token's gates are known, in place: old out, new in (the paper's SGMM)."""
+    """All linears when the token's gates are known, in place: old out, new in (the paper's SGMM, eq. 10)."""
 
     def decide(self, gates: Gates) -> None:
         new = selection(gates)
         self._write_all(new)
-        for site in self._sites:
-            self._merged[id(site)] = new
+        self._merged = dict.fromkeys(map(id, self._sites), new)
 
     def linear(self, site: AdaptedLinear, x_TI: Tensor, gates: Gates) -> Tensor:
         return site.base(x_TI)
 
     def _write_all(self, new: Gates) -> None:
+        index_S, gate_S = signed(new, next(iter(self._merged.values()), None))
         for site in self._sites:
-            up, down = fused_factors(site.experts, new, self._merged.get(id(site)))
-            site.base.weight.addmm_(up, down)
+            self._add(site, index_S, gate_S)
 
 
 class Rebase(Switch):
     """All linears when the token's gates are known, from the clean weights: exact after any number of tokens."""
 
     def _write_all(self, new: Gates) -> None:
-        for site, clean in zip(self._sites, self._clean, strict=True):
-            up, down = factors(site.experts, new, 1.0)
-            torch.addmm(clean, up, down, out=site.base.weight)
+        index_S, gate_S = signed(new, None)
+        for site in self._sites:
+            up, down = factors(self._up[id(site)], site.lora.lora_A, index_S, gate_S)
+            torch.addmm(self._clean[id(site)], up, down, out=site.base.weight)

@@ -26,7 +26,7 @@ class Unmerged:
         pass
 
     def linear(self, site: AdaptedLinear, x_TI: Tensor, gates: Gates) -> Tensor:
-        return site.base(x_TI) + self.mix(site.experts, site.drop(x_TI), gates)
+        return site.base(x_TI) + self.mix(site.lora, site.drop(x_TI), gates)
 
     def mix(self, experts: Experts, x_TI: Tensor, gates: Gates, *mlp: object) -> Tensor:
         raise NotImplementedError

@@ -1,0 +1,63 @@
+# Every command that this project needs; `make` alone lists them. Nothing has to be installed by hand.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help install reproduce report test lint notebooks check-results clean
+
+PYTHON ?= python3
+VENV := .venv
+IN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUNS ?= results/runs
+# With a CUDA device real shapes, without one the tiny backbone; PROFILE=cpu, gpu or paper chooses by hand.
+PROFILE ?= $(shell nvidia-smi -L > /dev/null 2>&1 && echo gpu || echo cpu)
+# table2 comes first: it trains the adapters that the others time. Tables 5 and 6 show the cell that table1 measures.
+EXPERIMENTS ?= table2 table1 attribution figure1 figure2
+# More overrides for every experiment, for example OVERRIDES="seed=0,1,2"
+OVERRIDES ?=
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv and install everything there (2 minutes, 3 GB)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "install: about 2 minutes, 3 GB on disk"
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	  "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": set PYTHON=")'
+	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment: install its venv module"; exit 1; }
+	@$(IN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
+	@touch $@
+
+# A failing experiment does not keep the others, or the report, from running; the exit status tells.
+reproduce: $(STAMP) ## Run the main experiments and draw the report; call it again to go on (cpu: 15 minutes)
+	@echo "reproduce: profile $(PROFILE), records in $(RUNS); interrupt it at any time, the same command goes on"
+	@status=0; for experiment in $(EXPERIMENTS); do \
+	  echo; echo "== $$experiment: $$(grep -oE 'profile=$(PROFILE): [^.]*|Any profile: [^.]*' conf/experiment/$$experiment.yaml | head -n 1)"; \
+	  $(IN)/python scripts/run.py experiment=$$experiment profile=$(PROFILE) runs_dir=$(RUNS) $(OVERRIDES); \
+	  case $$? in 0) ;; 130|143) exit 130 ;; *) status=1 ;; esac; \
+	done; \
+	$(MAKE) --no-print-directory report RUNS=$(RUNS) || status=1; \
+	exit $$status
+
+report: $(STAMP) ## Draw tables, figures and verdicts from the records (under 30 seconds)
+	@echo; echo "== report: under 30 seconds"
+	@$(IN)/python scripts/report.py --records $(RUNS)/records --out $(RUNS)/report
+
+test: $(STAMP) ## Run all tests that need no GPU, and the notebooks (8 minutes)
+	@echo "test: about 8 minutes"
+	@$(IN)/python -m pytest --nbmake tests notebooks
+
+lint: $(STAMP) ## Check style and types (1 minute the first time)
+	@$(IN)/ruff check .
+	@$(IN)/ruff format --check .
+	@$(IN)/mypy
+
+notebooks: $(STAMP) ## Run the notebooks and keep their output in place (1 minute)
+	@$(IN)/jupyter execute --inplace notebooks/*.ipynb
+
+check-results: $(STAMP) ## Redraw results/ and README.md's block from the committed records and compare (1 minute)
+	@$(IN)/python scripts/report.py --records results/reference --out results --readme README.md --check
+
+clean: ## Remove the virtual environment and all caches; records stay
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,129 @@
+"""The one command: compose the configuration, refuse what cannot work, bring the cells up to date.
+
+In: overrides (experiment=table2 profile=cpu seed=0,1 -m). Out: records under runs_dir. Exit status: 0 all is done,
+1 a cell failed (its record says why; in a sweep the other cells went on), 2 the command or a file is wrong (one line).
+See an experiment without running it: python scripts/run.py experiment=table2 --cfg job. Next: src/adafuse/config.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import traceback
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+# Hydra then raises what went wrong instead of printing it; main() below says it in one line.
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
+
+from adafuse import stages
+from adafuse.config import Config, Task, Weights, build, register
+from adafuse.evaluation.suites import check_suite
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+DONE, FAILED, WRONG = 0, 1, 2
+NOISE = ("object_type=", "reference_type=", "full_key:", "See https://", "Set the environment variable")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+def main() -> int:
+    """Run the command line; returns the exit status."""
+    statuses: list[int] = []
+    register()
+    # argparse takes no more overrides after a flag
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    # a sweep's child processes go with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def job(composed: Any) -> None:
+        statuses.append(run_cell(composed))
+
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        return refuse(error)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return statuses[0] if len(statuses) == 1 else max(map(bool, statuses), default=DONE)
+
+
+def run_cell(composed: Any) -> int:
+    """One cell, or one line that says why not; anything unforeseen keeps its traceback."""
+    chosen = HydraConfig.get()
+    overrides = list(chosen.overrides.task)
+    try:
+        config = build(composed, overrides)
+        refuse_added_keys(config)
+        if config.task is Task.evaluate:
+            check_suite(config.suite, config.data)
+        stay_offline(config)
+        command = shlex.join(["python", "scripts/run.py", *overrides])
+        outcome = stages.run(config, command, chosen.runtime.choices.get("experiment"))
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        return refuse(error, sweep_job=overrides if chosen.mode is RunMode.MULTIRUN else None)
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+    return FAILED if outcome == "failed" else DONE
+
+
+def refuse_added_keys(node: Any, path: str = "") -> None:
+    """`+key=value` gets past the schema; a key that no one reads is a mistake all the same. Raises ValueError."""
+    for name, value in vars(node).items() if is_dataclass(node) else node.items():
+        if is_dataclass(node) and name not in {field.name for field in fields(node)}:
+            raise ValueError(
+                f"there is no key {path}{name}: choose from {[field.name for field in fields(node)]}"
+            )
+        if is_dataclass(value) or (isinstance(value, dict) and all(map(is_dataclass, value.values()))):
+            refuse_added_keys(value, f"{path}{name}.")
+
+
+def stay_offline(config: Config) -> None:
+    """Spare the libraries their look-ups where nothing has to be fetched; what the user set stands."""
+    from_hub = config.model.path is None and config.model.weights is Weights.hub
+    if not from_hub and not config.suite.bundled:
+        for name, value in OFFLINE.items():
+            os.environ.setdefault(name, value)
+
+
+def refuse(error: Exception, sweep_job: list[str] | None = None) -> int:
+    """Print the one line."""
+    where = f" (job: {' '.join(sweep_job)})" if sweep_job else ""
+    print(f"error: {one_line(error)}{where}", file=sys.stderr)
+    return WRONG
+
+
+def one_line(error: BaseException) -> str:
+    """What is wrong and what to do, without Hydra's and OmegaConf's layout."""
+    if isinstance(error, MissingConfigException) and error.options:
+        return f"there is no conf/{error.missing_cfg_file}.yaml: choose from {list(error.options)}"
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        # only the first line: Hydra would next advise to append the key, which the schema refuses
+        wrong, why = (str(e).splitlines()[0].rstrip(".") for e in (error, cause))
+        return f"{wrong} (see --cfg job)" if why in wrong else f"{wrong}: {why} (see --cfg job)"
+    if isinstance(error, OverrideParseException) and "LexerNoViableAlt" in str(error):
+        key = str(error.override).split("=")[0]
+        return f"cannot read the override {error.override}: quote its value twice, '{key}=\"...\"'"
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(NOISE)) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

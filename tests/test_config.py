@@ -1,0 +1,304 @@
+"""config.py, refusals.py and conf/: every experiment composes in every profile, and what is misspelt is refused."""
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from adafuse import config as schema
+from adafuse.config import Config, ExpertKind, Method, Model, Routing, StrategyName, Task, Weights
+from adafuse.evaluation.suites import check_suite
+from conftest import METHODS, ROOT, compose
+
+CONF = ROOT / "conf"
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+EXPERIMENTS, PROFILES = options("experiment"), options("profile")
+
+
+def compose_from(folder: Path, *overrides: str) -> Config:
+    schema.register()
+    with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+        return schema.build(hydra.compose("config", overrides=list(overrides)), list(overrides))
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    """A copy of conf/ that a test may spoil."""
+    return Path(shutil.copytree(CONF, tmp_path / "conf"))
+
+
+def sweep_values(name: str) -> Iterator[str]:
+    """Every value of every swept key of an experiment, as an override."""
+    params = yaml.safe_load((CONF / f"experiment/{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    for key, values in params.items():
+        yield from (
+            f"{key}={v}"
+            for v in OverridesParser.create().parse_override(f"{key}={values}").sweep_string_iterator()
+        )
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_in_every_profile(experiment: str, profile: str) -> None:
+    config = compose(f"experiment={experiment}", f"profile={profile}")
+    assert config.profile == profile
+    check_suite(config.suite, config.data)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_swept_value_is_valid(experiment: str) -> None:
+    for override in sweep_values(experiment):
+        compose(f"experiment={experiment}", override)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments_say_what_they_are_for_and_how_long_they_take(experiment: str) -> None:
+    lines = (CONF / f"experiment/{experiment}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    header = " ".join(line for line in lines if line.startswith("#"))
+    assert re.search(r"(minute|nothing more)", header)
+
+
+def test_timed_experiments_run_each_replicate_in_its_own_process() -> None:
+    for experiment in EXPERIMENTS:
+        content = yaml.safe_load((CONF / f"experiment/{experiment}.yaml").read_text())
+        if content.get("task") in ("latency", "layer"):
+            assert {"override /hydra/launcher": "isolated"} in content["defaults"], experiment
+            # outermost, so that an interrupted night leaves whole replicates
+            assert next(iter(content["hydra"]["sweeper"]["params"].items())) == ("replicate", "range(3)")
+
+
+def test_the_paper_has_an_experiment_for_every_table_and_figure() -> None:
+    named = re.findall(r"experiment: (\w+)", (ROOT / "results/paper_tables.yaml").read_text())
+    assert set(named) == {*(f"table{i}" for i in range(1, 7)), "figure1", "figure2"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("group", ["model", "experts", "method", "arms", "data", "suite", "tracker"])
+def test_every_option_composes(group: str) -> None:
+    for option in options(group):
+        compose(f"{group}={option}")
+
+
+def test_every_set_of_arms_is_used() -> None:
+    text = "".join(path.read_text() for path in (CONF / "experiment").glob("*.yaml"))
+    assert [name for name in options("arms") if name != "all" and f"override /arms: {name}" not in text] == []
+
+
+def test_an_experiment_wins_over_a_profile_and_the_command_line_over_both() -> None:
+    assert compose("profile=gpu").model.name == "llama2_7b"
+    assert compose("profile=gpu", "experiment=table2").model.name == "small"
+    assert compose("profile=gpu", "experiment=table2", "model=tiny").model.name == "tiny"
+    assert compose("experiment=table2", "profile=gpu").model.name == "small", (
+        "the order of overrides does not matter"
+    )
+    assert compose("profile=cpu").latency.trained_adapters
+    assert not compose("profile=cpu", "experiment=module_scan").latency.trained_adapters
+    assert compose("experiment=module_scan", "latency.trained_adapters=true").latency.trained_adapters
+
+
+def test_the_settings_of_this_machine_win_over_experiments(conf: Path) -> None:
+    (conf / "local").mkdir(exist_ok=True)
+    (conf / "local/default.yaml").write_text(
+        "# @package _global_\nlatency: {rounds: 5, trained_adapters: true}\n"
+    )
+    local = compose_from(conf, "experiment=module_scan")
+    assert (local.latency.rounds, local.latency.trained_adapters) == (5, True)
+    assert compose_from(conf, "latency.rounds=6").latency.rounds == 6
+
+
+@pytest.mark.parametrize(("profile", "model"), [("cpu", "tiny"), ("gpu", "small"), ("paper", "llama2_7b")])
+def test_accuracy_is_asked_of_a_backbone_that_has_some(profile: str, model: str) -> None:
+    chosen = compose("experiment=table2", f"profile={profile}").model
+    assert chosen.name == model
+    assert chosen.weights is not Weights.random
+    mistral = compose("experiment=table4", f"profile={profile}").model
+    assert mistral.shape["model_type"] == "mistral"
+    assert mistral.weights is not Weights.random
+
+
+MISSPELT = [
+    "train.stepz=1",
+    "modle.path=x",
+    "trackr=off",
+    "model.weights=hubb",
+    "method.routing=tokens",
+    "method.expert_kind=adapter",
+    "evaluate_strategy=fused",
+    "task=bench",
+    "train.steps=many",
+    "layer.ranks=4",
+    "latency.trained_adapters=perhaps",
+    "arms.table.base.runtime=graph",
+]
+
+
+@pytest.mark.parametrize("override", MISSPELT)
+def test_a_misspelt_key_or_value_is_refused(override: str) -> None:
+    with pytest.raises((ConfigCompositionException, OmegaConfBaseException)):
+        compose(override)
+
+
+@pytest.mark.parametrize(
+    "group", ["model", "experts", "method", "arms", "data", "suite", "profile", "experiment", "tracker"]
+)
+def test_an_unknown_option_is_refused(group: str) -> None:
+    with pytest.raises(ConfigCompositionException, match="Could not find"):
+        compose(f"{group}=nonesuch")
+
+
+@pytest.mark.parametrize("group", ["model", "experts", "method", "arms", "data", "suite", "profile"])
+def test_a_misspelt_key_in_a_file_is_refused(group: str, conf: Path) -> None:
+    first = (conf / group / options(group)[0]).with_suffix(".yaml")
+    (conf / group / "spoilt.yaml").write_text(first.read_text() + "\nnonesuch: 1\n")
+    with pytest.raises(ConfigCompositionException, match="nonesuch"):
+        compose_from(conf, f"{group}=spoilt")
+
+
+IMPOSSIBLE = [
+    ("arms.run=[base,nope]", "unknown arm 'nope'"),
+    ("arms.run=[base,base]", "twice"),
+    ("arms.run=[]", "arms.run is empty"),
+    ("arms.table.base.method=nope", "unknown method 'nope'"),
+    ("arms.table.base_again.method=pesc arms.table.base_again.strategy=switch", "not linear"),
+    ("method=pesc evaluate_strategy=switch", "not linear"),
+    ("method=mixlora evaluate_strategy=simple_merge", "not linear"),
+    ("method=mola evaluate_strategy=rebase", "layer by layer"),
+    ("method=adafuse_layerwise evaluate_strategy=switch", "layer by layer"),
+    ("experts.targets=[query]", "experts.targets"),
+    ("experts.targets=[]", "experts.targets is empty"),
+    ("experts.top_k=9", "exceeds"),
+    ("experts.rank=0", "experts.rank"),
+    ("method=mola method.experts_by_quarter=[2,4,6]", "four numbers"),
+    ("method=mola method.experts_by_quarter=[1,4,6,8]", "fewer than"),
+    ("method=adafuse method.experts_by_quarter=[2,4,6,8]", "layerwise"),
+    ("method=pesc method.routing=token", "blockwise"),
+    ("method=adafuse method.routing=blockwise", "blockwise"),
+    ("method=pesc method.bottleneck_dim=0", "bottleneck_dim"),
+    ("method=moral method.expert_targets=[mlp]", "expert_targets"),
+    ("methods.mola.rank=3", "method=mola method.FIELD=VALUE"),
+    ("batch=0", "batch"),
+    ("train.steps=0", "train.steps"),
+    ("latency.rounds=1", "latency.rounds"),
+    ("latency.block_tokens=8", "latency.block_tokens"),
+    ("data.families=[]", "data.families"),
+    ("suite.tasks=[]", "suite.tasks"),
+    ("device=tpu", "device"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), IMPOSSIBLE, ids=[overrides for overrides, _ in IMPOSSIBLE])
+def test_an_impossible_combination_is_refused_in_one_line(overrides: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        compose(*overrides.split())
+    assert "\n" not in str(caught.value)
+
+
+def test_one_override_of_the_method_holds_for_its_arms_too() -> None:
+    config = compose("method=mola", "method.dropout=0.3")
+    assert config.methods["mola"].dropout == 0.3
+    assert config.methods["adafuse"].dropout == compose("method=adafuse").method.dropout
+
+
+def lines_of(method: str) -> dict[str, str]:
+    text = (CONF / f"method/{method}.yaml").read_text()
+    return {line.split(":")[0]: line for line in text.splitlines() if not line.startswith("#")}
+
+
+@pytest.mark.parametrize("method", options("method"))
+def test_every_field_of_a_method_names_its_source(method: str) -> None:
+    assert options("method") == sorted(["base", *METHODS])
+    lines = lines_of(method)
+    assert list(lines) == [field.name for field in dataclasses.fields(Method)]
+    for line in lines.values():
+        assert re.search(r"  # .*(paper|repository|ours|the cell's|not used)", line), line
+
+
+def test_methods_are_what_was_published() -> None:
+    """Numbers of the recipes, at the geometry for which they were printed (rank 16, 8 experts)."""
+    methods = compose("experts=all_r16").methods
+    pesc, mixlora = methods["pesc"], methods["mixlora"]
+    assert (pesc.bottleneck_dim, pesc.static_rank, pesc.static_alpha, pesc.dropout) == (64, 64, 16.0, 0.1)
+    assert len(pesc.static_targets) == 7 and pesc.expert_kind is ExpertKind.bottleneck
+    assert (mixlora.static_rank, mixlora.static_alpha, mixlora.dropout) == (16, 32.0, 0.05)
+    assert mixlora.static_targets == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    lora = compose("experts=all_r16", "experts.rank=8", "experts.alpha=16").methods["lora"]
+    assert (lora.rank, lora.count, lora.alpha) == (64, 1, 128.0), (
+        "equal trainable parameters, as in MoLA's table"
+    )
+    assert methods["moral"].expert_targets == ["gate_proj", "up_proj", "down_proj"]
+    routings = {name: method.routing for name, method in methods.items()}
+    assert routings["adafuse"] is Routing.token
+    assert {routings[name] for name in ("mola", "moral", "adafuse_layerwise")} == {Routing.layerwise}
+    assert {routings[name] for name in ("pesc", "mixlora")} == {Routing.blockwise}
+    assert {routings[name] for name in ("base", "lora")} == {Routing.none}
+    assert [name for name, method in methods.items() if not method.has_experts] == ["base"]
+
+
+def test_the_layerwise_twin_differs_from_adafuse_in_its_routing_only() -> None:
+    methods = compose().methods
+    twin = dataclasses.replace(methods["adafuse_layerwise"], name="adafuse", routing=Routing.token)
+    assert twin == methods["adafuse"]
+
+
+def test_arms() -> None:
+    arms = compose("arms=all").arms
+    labels = [arm.label for arm in arms.table.values()]
+    assert len(set(labels)) == len(labels) and arms.run == list(dict.fromkeys(arms.run))
+    assert set(arms.run) == set(arms.table)
+    assert {arm.method for arm in arms.table.values()} == {"base", *METHODS}
+    assert {arm.strategy for arm in arms.table.values()} == set(StrategyName)
+    for name in options("arms"):
+        assert {"base", "base_again"} <= set(compose(f"arms={name}").arms.run), "an A/A arm in every set"
+
+
+def test_merging_arms_are_not_run_in_batches() -> None:
+    config = compose("experiment=batch_scan")
+    strategies = {config.arms.table[name].strategy for name in config.arms.run if name != "lora_dense"}
+    assert strategies <= {StrategyName.loop, StrategyName.dense, StrategyName.gather}
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_a_model_names_only_sizes_that_transformers_knows(name: str) -> None:
+    from transformers import AutoConfig
+
+    shape = dict(compose(f"model={name}").model.shape)
+    known = AutoConfig.for_model(shape.pop("model_type"))
+    unknown = [key for key in shape if not hasattr(known, key) and key != "rope_theta"]
+    assert unknown == []
+
+
+def test_hub_backbones_are_pinned() -> None:
+    models: list[Model] = [compose(f"model={name}").model for name in options("model")]
+    for model in models:
+        assert (model.hub_id is None) == (model.revision is None)
+        assert model.revision is None or re.fullmatch(r"[0-9a-f]{40}", model.revision)
+
+
+@pytest.mark.parametrize(
+    ("factors", "product"), [((8, 4), 32), ((2, 8, 4), 64), ((0.5, 3), 1.5), ((0.5, 4), 2)], ids=str
+)
+def test_mul(factors: tuple[float, ...], product: float) -> None:
+    schema.register()
+    value: Any = OmegaConf.create({"x": f"${{mul:{','.join(map(str, factors))}}}"}).x
+    assert value == product and type(value) is type(product)
+
+
+def test_defaults_are_the_cpu_profile_and_need_no_network() -> None:
+    config = compose()
+    assert (config.profile, config.tracker, config.task) == ("cpu", "off", Task.evaluate)
+    assert config.model.weights is Weights.scratch and not config.suite.bundled

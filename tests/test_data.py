@@ -1,0 +1,151 @@
+"""The data folder: written once, the same each time, checked whenever it is read; and what becomes of it as tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from adafuse.backbone import byte_tokenizer
+from adafuse.config import Data
+from adafuse.training import data as training_data
+from adafuse.training.families import Item, generate
+
+SMALL = Data(name="small", families=["copy", "cloze"], train_items=12, validation_items=4, test_items=5)
+
+
+def own_folder(folder: Path, rows: list[dict] | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    rows = rows or [
+        {"prompt": "2+2=", "answer": "4"},
+        {"prompt": "sky?", "choices": ["red", "blue"], "label": 1},
+    ]
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def own(folder: Path) -> Data:
+    return dataclasses.replace(SMALL, families=[], path=str(folder))
+
+
+def test_what_is_written_is_what_was_generated(tmp_path: Path) -> None:
+    folder = training_data.write(SMALL, tmp_path / "data", seed=0)
+    for family in SMALL.families:
+        assert training_data.load_items(folder, family, "test") == generate(family, "test", 5, seed=0)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {name: entry["rows"] for name, entry in manifest["files"].items()} == {
+        f"{family}.{split}.jsonl": n
+        for family in SMALL.families
+        for split, n in zip(("train", "validation", "test"), (12, 4, 5), strict=True)
+    }
+    assert manifest["python"] and not list(folder.glob("*.partial"))
+
+
+def test_two_folders_are_identical_and_a_second_call_writes_nothing(tmp_path: Path) -> None:
+    first, second = (training_data.write(SMALL, tmp_path / name, seed=0) for name in "ab")
+    contents = {path.name: path.read_bytes() for path in first.iterdir()}
+    assert contents == {path.name: path.read_bytes() for path in second.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
+    training_data.write(SMALL, first, seed=0)
+    assert before == {path: path.stat().st_mtime_ns for path in first.iterdir()}
+
+
+def test_an_interrupted_write_starts_again(tmp_path: Path) -> None:
+    folder = training_data.write(SMALL, tmp_path, seed=0)
+    expected = (folder / "copy.train.jsonl").read_bytes()
+    (folder / "manifest.json").unlink()
+    (folder / "copy.train.jsonl").write_text("half a li")
+    assert (training_data.write(SMALL, folder, seed=0) / "copy.train.jsonl").read_bytes() == expected
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["write", "load_items"])
+def test_a_hand_edited_file_is_refused(again: bool, tmp_path: Path) -> None:
+    folder = training_data.write(SMALL, tmp_path, seed=0)
+    with (folder / "copy.test.jsonl").open("a") as file:
+        file.write('{"prompt": "<|> ab=", "answer": "ab"}\n')
+    with pytest.raises(ValueError, match="copy.test.jsonl is not what was written: delete .* and run again"):
+        training_data.write(SMALL, folder, seed=0) if again else training_data.load_items(
+            folder, "copy", "test"
+        )
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
+    training_data.write(SMALL, tmp_path, seed=0)
+    with pytest.raises(ValueError, match="holds data of other settings"):
+        training_data.write(SMALL, tmp_path, seed=1)
+
+
+def test_missing_data_and_damaged_manifest_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no data in"):
+        training_data.load_items(tmp_path, "copy", "test")
+    training_data.write(SMALL, tmp_path, seed=0)
+    with pytest.raises(ValueError, match="no sort.test.jsonl in .*data.families"):
+        training_data.load_items(tmp_path, "sort", "test")
+    (tmp_path / "manifest.json").write_text('{"recipe": ')
+    with pytest.raises(ValueError, match="manifest.json is damaged: delete"):
+        training_data.load_items(tmp_path, "copy", "test")
+
+
+def test_labels_cover_the_answer_and_its_end_alone(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    folder = training_data.write(SMALL, tmp_path, seed=0)
+    rows = training_data.training_dataset(SMALL, folder, tokenizer, 128, "train")
+    assert len(rows) == 24
+    items = [item for family in SMALL.families for item in training_data.load_items(folder, family, "train")]
+    for row, item in zip(rows, items, strict=True):
+        taught = tokenizer.decode([token for token in row["labels"] if token != -100])
+        assert taught == (item.answer if item.choices else item.answer + "\n")
+        assert len(row["labels"]) == len(row["input_ids"])
+        assert tokenizer.decode(row["input_ids"]) == item.prompt + taught
+
+
+def test_a_long_item_loses_its_beginning(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    row = training_data._tokenised([Item("abcdefgh", "xy")], tokenizer, 5)[0]
+    assert tokenizer.decode(row["input_ids"]) == "ghxy\n" and row["labels"][:2] == [-100, -100]
+
+
+def test_own_items_replace_the_families_in_training(tmp_path: Path) -> None:
+    data = own(own_folder(tmp_path / "own"))
+    folder = training_data.write(data, tmp_path / "data", seed=0)
+    items = training_data.load_items(folder, "local", "test")
+    assert items == [Item("2+2=", "4"), Item("sky?", "blue", ["red", "blue"], 1)]
+    rows = training_data.training_dataset(data, folder, byte_tokenizer(), 64, "train")
+    assert byte_tokenizer().decode(rows[1]["input_ids"]) == "sky?blue"
+
+
+def test_own_items_that_have_changed_are_noticed(tmp_path: Path) -> None:
+    data = own(own_folder(tmp_path / "own"))
+    training_data.write(data, tmp_path / "data", seed=0)
+    own_folder(tmp_path / "own", [{"prompt": "2+3=", "answer": "5"}])
+    with pytest.raises(ValueError, match="other settings"):
+        training_data.write(data, tmp_path / "data", seed=0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"prompt": "p"}', "not json", '{"prompt": "p", "choices": ["a"], "label": 3}', "[1]", ""],
+    ids=["no answer", "no json", "label beyond choices", "no object", "empty"],
+)
+def test_bad_own_files_are_refused_in_one_line(line: str, tmp_path: Path) -> None:
+    folder = own_folder(tmp_path / "own")
+    (folder / "validation.jsonl").write_text(line)
+    with pytest.raises(ValueError, match="validation.jsonl") as refusal:
+        training_data.write(own(folder), tmp_path / "data", seed=0)
+    assert "\n" not in str(refusal.value)
+    (folder / "validation.jsonl").unlink()
+    with pytest.raises(ValueError, match="data.path: .*validation.jsonl is missing"):
+        training_data.write(own(folder), tmp_path / "data", seed=0)
+
+
+def test_pretraining_tokens_are_seeded_and_hold_both_kinds_of_text() -> None:
+    tokenizer = byte_tokenizer()
+    tokens = training_data.pretraining_tokens(tokenizer, 5000, seed=0)
+    assert tokens.shape == (5000,) and tokens.dtype.is_floating_point is False
+    assert tokens.equal(training_data.pretraining_tokens(tokenizer, 5000, seed=0))
+    assert not tokens.equal(training_data.pretraining_tokens(tokenizer, 5000, seed=1))
+    text = tokenizer.decode(tokens)
+    assert " backwards: " in text and "    " in text and tokenizer.unk_token not in text

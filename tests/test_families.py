@@ -1,0 +1,137 @@
+"""The generated families: the same each time, no content in two splits, and the properties that they exist for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from adafuse.training import families, standard_library
+from adafuse.training.families import FAMILIES, NAMES, OPERATION, Item, generate, lessons
+from adafuse.training.splits import SPLITS, split_of
+
+NUMBER_OF_CHOICES = {"addition": 4, "comparison": 2, "majority": 3, "cloze": 4}
+REWRITTEN = {"copy": lambda s: s, "reverse": lambda s: s[::-1], "sort": lambda s: "".join(sorted(s))}
+
+
+@pytest.fixture(scope="module")
+def items() -> dict[tuple[str, str], list[Item]]:
+    counts = {"train": 600, "validation": 60, "test": 60}
+    return {(name, split): generate(name, split, counts[split], seed=0) for name in NAMES for split in SPLITS}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_items_and_another_seed_others(name: str) -> None:
+    assert generate(name, "test", 20, seed=3) == generate(name, "test", 20, seed=3)
+    assert generate(name, "test", 20, seed=3) != generate(name, "test", 20, seed=4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_prompt_is_in_two_splits_or_twice_in_one(name: str, items: dict) -> None:
+    prompts = [item.prompt for split in SPLITS for item in items[name, split]]
+    assert len(set(prompts)) == len(prompts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prompts_are_short_printable_and_end_without_blank(name: str, items: dict) -> None:
+    for split in SPLITS:
+        for item in items[name, split]:
+            whole = item.prompt + item.answer
+            assert whole.isascii() and len(whole) <= 90
+            # lm-eval would move blanks from the prompt to the answer; generation stops at the end of the line
+            assert item.prompt == item.prompt.rstrip() and item.prompt
+            assert item.choices or "\n" not in item.answer
+
+
+def test_content_is_disjoint_across_the_families_that_share_it() -> None:
+    letters = {s: {i.prompt[4:-1] for n in REWRITTEN for i in generate(n, s, 300, seed=1)} for s in SPLITS}
+    assert not letters["train"] & letters["test"]
+    digits = {s: {"".join(sorted(i.answer)) for i in generate("comparison", s, 300, seed=1)} for s in SPLITS}
+    assert not digits["train"] & digits["test"] and not digits["validation"] & digits["test"]
+    sums = {s: {i.prompt.split("+")[0] for i in generate("addition", s, 300, seed=1)} for s in SPLITS}
+    assert not sums["train"] & sums["test"]
+
+
+def test_copy_reverse_and_sort_have_the_same_tokens_and_different_answers() -> None:
+    shown = {name: FAMILIES[name].item("dbcage", None) for name in REWRITTEN}
+    assert len({item.prompt for item in shown.values()}) == 3
+    assert len({frozenset(Counter(item.prompt).items()) for item in shown.values()}) == 1
+    assert {name: item.answer for name, item in shown.items()} == {
+        k: f("dbcage") for k, f in REWRITTEN.items()
+    }
+    assert len({frozenset(code) for code in OPERATION.values()}) == 1
+
+
+def test_answers_are_right(items: dict) -> None:
+    for name, change in REWRITTEN.items():
+        assert all(i.answer == change(i.prompt[4:-1]) for i in items[name, "test"])
+    assert all(i.answer == str(eval(i.prompt[:-1])) for i in items["addition", "test"])
+    for item in items["comparison", "test"]:
+        code, first, second = item.prompt[:-1].split()
+        assert item.answer == (max if code == "><" else min)(first, second)
+        assert sorted(first) == sorted(second) and first != second
+    for item in items["majority", "test"]:
+        assert item.answer == Counter(item.prompt[:-1]).most_common(1)[0][0]
+
+
+def test_choices_hold_the_answer_once_in_no_preferred_place(items: dict) -> None:
+    for name in ("addition", "comparison", "majority", "cloze"):
+        sample = items[name, "train"]
+        for item in sample:
+            assert item.choices[item.label] == item.answer
+            assert len(set(item.choices)) == len(item.choices) == NUMBER_OF_CHOICES[name]
+            assert len({len(choice) for choice in item.choices}) == 1
+        share = Counter(item.label for item in sample).most_common(1)[0][1] / len(sample)
+        assert share < 1.25 / len(sample[0].choices)
+
+
+def test_comparison_cannot_be_answered_without_reading_the_operation(items: dict) -> None:
+    larger = [item.answer == max(item.choices) for item in items["comparison", "train"]]
+    assert 0.4 < sum(larger) / len(larger) < 0.6
+
+
+def test_cloze_is_real_text_of_its_own_split(items: dict) -> None:
+    for split in SPLITS:
+        text = "\n".join(standard_library.text(split).splitlines())
+        for item in items["cloze", split][:50]:
+            assert item.prompt + item.answer in text
+            assert all(choice in text for choice in item.choices)
+    pretraining = "\n".join(standard_library.text("train").splitlines())
+    assert not any(item.prompt + item.answer in pretraining for item in items["cloze", "test"])
+
+
+def test_lessons_use_training_content_in_another_form() -> None:
+    spoken = list(islice(lessons(seed=0), 600))
+    exercises = {item.prompt for name in FAMILIES for item in generate(name, "train", 50, 0)}
+    assert not any(prompt in line for prompt in exercises for line in spoken)
+    copied = [line.split()[0] for line in spoken if " again: " in line]
+    assert len(copied) == 100
+    assert {split_of(f"letters {letters}") for letters in copied} == {"train"}
+
+
+def test_splits_have_their_shares() -> None:
+    counts = Counter(split_of(str(i)) for i in range(20_000))
+    assert {s: round(counts[s] / 20_000, 2) for s in SPLITS} == {
+        "train": 0.70,
+        "validation": 0.15,
+        "test": 0.15,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "count", "message"),
+    [
+        ("coyp", "test", 1, "unknown family 'coyp' in data.families"),
+        ("copy", "tset", 1, "unknown split 'tset'"),
+        ("addition", "test", 10**5, "lower data.test_items=100000"),
+        ("cloze", "test", 10**6, "lower data.test_items=1000000"),
+    ],
+)
+def test_impossible_requests_are_refused_in_one_line(
+    name: str, split: str, count: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(families, "PATIENCE", 500)
+    with pytest.raises(ValueError, match=message) as refusal:
+        generate(name, split, count, seed=0)
+    assert "\n" not in str(refusal.value)

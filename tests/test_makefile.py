@@ -1,0 +1,114 @@
+"""Makefile: help lists every target, and a failing experiment stops neither the others nor the report."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+PYTHON = """#!/bin/sh
+echo "$@" >> "$SAID"
+case "$*" in
+  *experiment=$FAILS\\ *) exit ${STATUS:-1} ;;
+  *report.py*) exit ${REPORT:-0} ;;
+esac
+"""
+
+
+def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=clean | environment, timeout=60
+    )
+
+
+@pytest.fixture
+def venv(tmp_path: Path) -> Path:
+    """An environment that looks installed, and whose python only writes down what it is asked."""
+    folder = tmp_path / "venv"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin/python").write_text(PYTHON)
+    (folder / "bin/python").chmod(0o755)
+    (folder / ".installed").touch()
+    return folder
+
+
+def reproduce(venv: Path, *arguments: str, **environment: str) -> tuple[int, list[str]]:
+    said = venv / "said"
+    said.unlink(missing_ok=True)
+    done = make("reproduce", f"VENV={venv}", *arguments, SAID=str(said), **{"FAILS": "none", **environment})
+    return done.returncode, said.read_text().splitlines()
+
+
+def test_help_is_the_default_and_lists_every_target() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    assert targets == set(re.search(r"\.PHONY: (.*)", MAKEFILE)[1].split())
+    done = make()
+    assert done.returncode == 0
+    assert {line.split()[1] for line in done.stdout.splitlines()} == targets
+    assert all(len(line.split()) > 3 for line in done.stdout.splitlines())
+
+
+def test_every_experiment_of_reproduce_exists_and_says_how_long_it_takes(venv: Path) -> None:
+    for profile in ("cpu", "gpu"):
+        done = make("reproduce", f"VENV={venv}", f"PROFILE={profile}", SAID=str(venv / "said"), FAILS="none")
+        headings = re.findall(r"^== (\w+): (.*)$", done.stdout, re.MULTILINE)
+        assert [name for name, _ in headings] == [
+            *("table2", "table1", "attribution", "figure1", "figure2", "report")
+        ]
+        assert all("minute" in hint or "nothing more" in hint or "second" in hint for _, hint in headings)
+
+
+def test_reproduce_runs_the_experiments_and_then_the_report(venv: Path) -> None:
+    status, said = reproduce(venv, "PROFILE=cpu", "OVERRIDES=seed=0,1 -m", f"RUNS={venv}/runs")
+    assert status == 0
+    assert said[0] == f"scripts/run.py experiment=table2 profile=cpu runs_dir={venv}/runs seed=0,1 -m"
+    assert said[-1] == f"scripts/report.py --records {venv}/runs/records --out {venv}/runs/report"
+    assert len(said) == 6
+
+
+def test_a_failing_experiment_stops_nothing_but_is_told(venv: Path) -> None:
+    status, said = reproduce(venv, "PROFILE=cpu", FAILS="table1")
+    assert status != 0
+    assert len(said) == 6 and "report.py" in said[-1]
+
+
+def test_a_failing_report_is_told(venv: Path) -> None:
+    assert reproduce(venv, "PROFILE=cpu", REPORT="1")[0] != 0
+
+
+def test_an_interrupt_stops_everything(venv: Path) -> None:
+    status, said = reproduce(venv, "PROFILE=cpu", FAILS="table1", STATUS="130")
+    assert status != 0
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize(("status", "profile"), [(0, "gpu"), (9, "cpu")])
+def test_the_profile_follows_the_machine(venv: Path, tmp_path: Path, status: int, profile: str) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nexit {status}\n")
+    tool.chmod(0o755)
+    _, said = reproduce(venv, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert all(f"profile={profile} " in line for line in said[:-1])
+
+
+def test_an_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
+    old = tmp_path / "python"
+    old.write_text('#!/bin/sh\necho "error: Python 3.11 or newer is needed" >&2\nexit 1\n')
+    old.chmod(0o755)
+    done = make("install", f"VENV={tmp_path / 'venv'}", f"PYTHON={old}")
+    assert done.returncode != 0 and "3.11" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_constraints_fit_any_machine() -> None:
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", pin) for pin in pins), (
+        "no local versions, no paths"
+    )
+    assert not any(pin.startswith("adafuse") for pin in pins)

@@ -1,0 +1,214 @@
+"""scripts/run.py: one line for a mistake, the right exit status, and no heavy import where nothing has to run."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import yaml
+from hydra.types import RunMode
+
+from adafuse import identity, locking, records
+from adafuse.config import Config
+from conftest import ROOT, compose
+
+LAYER = ("task=layer", "device=cpu")
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "scripts/run.py", *arguments]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+        timeout=60,
+    )
+
+
+def finished(folder: Path, *overrides: str) -> Path:
+    """A finished record of the cell that these overrides ask for, as if it had run before."""
+    config = compose(f"runs_dir={folder}", *overrides)
+    path = identity.record_path(config)
+    header = {
+        "task": config.task.name,
+        "cell_id": identity.cell_id(config),
+        "config_hash": identity.content_hash(identity.identity(config)),
+        "config": {},
+        "machine": {},
+    }
+    with records.open_record(path, header):
+        pass
+    return path
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("run_script", ROOT / "scripts/run.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MISTAKES = [
+    (["train.stepz=1"], "Key 'stepz' not in 'Fit'"),
+    (["+train.stepz=1"], "there is no key train.stepz"),
+    (["++arms.table.base.speed=1"], "there is no key arms.table.base.speed"),
+    (["train.steps=many"], "could not be converted to Integer"),
+    (["method.routing=tokens"], "expected one of [none, layerwise, blockwise, token]"),
+    (["model=nonesuch"], "choose from ['llama2_7b', "),
+    (["experiment=nonesuch"], "'table6']"),
+    (["train.steps"], "missing EQUAL"),
+    (["model.path=/a & b"], "quote"),
+    (["seed=0,1"], "--multirun"),
+    (["arms.run=[base,nope]"], "unknown arm 'nope'"),
+    (["method=pesc", "evaluate_strategy=switch"], "not linear in the weight"),
+    (["methods.mola.rank=3"], "use method=mola"),
+    (["suite.tasks=[nonesuch]"], "unknown task 'nonesuch'"),
+    (["data.families=[copy]", "suite.tasks=[sort]"], "has no data"),
+    (["model.path=/nonesuch"], "is not a folder"),
+    (["experiment=table2", "method=nonesuch"], "conf/method/nonesuch.yaml"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def test_a_mistake_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run(f"runs_dir={tmp_path / 'runs'}", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert not list(tmp_path.rglob("*.jsonl*"))
+
+
+def test_a_misspelt_key_in_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\ntrain: {stepz: 1}\n")
+    done = run("--config-dir", str(tmp_path), "experiment=mine")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert "experiment/mine" in line and "stepz" in line
+
+
+def test_cfg_shows_the_configuration_and_runs_nothing() -> None:
+    done = run("experiment=table6", "batch=2", "--cfg", "job")
+    assert done.returncode == 0
+    shown = yaml.safe_load(done.stdout)
+    assert (shown["task"], shown["batch"], shown["arms"]["name"]) == ("latency", 2, "paper")
+
+
+def test_help_lists_the_groups() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(
+        f"\n{group}: " in done.stdout for group in ("model", "method", "arms", "experiment", "profile")
+    )
+
+
+def test_a_finished_cell_is_left_alone_at_once_and_without_torch(tmp_path: Path) -> None:
+    path = finished(tmp_path, *LAYER)
+    before = path.read_bytes()
+    start = time.perf_counter()
+    done = run(f"runs_dir={tmp_path}", *LAYER, PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"done already: {path}\n"
+    imported = set(re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE))
+    assert "hydra" in imported
+    assert not imported & {"torch", "transformers", "lm_eval", "pandas", "matplotlib", "numpy"}
+    # under 1 s on an idle machine
+    assert time.perf_counter() - start < 10
+    assert path.read_bytes() == before
+
+
+def test_a_sweep_goes_on_after_a_job_that_cannot_work(tmp_path: Path) -> None:
+    finished(tmp_path, *LAYER, "method=mola")
+    strategies = "evaluate_strategy=switch,dense,rebase"
+    done = run(f"runs_dir={tmp_path}", *LAYER, "-m", "method=mola", strategies)
+    assert done.returncode == 1
+    assert done.stdout.count("done already") == 1
+    assert done.stderr.count("error: ") == 2 and "Traceback" not in done.stderr
+    assert "(job: " in done.stderr and "evaluate_strategy=rebase" in done.stderr
+
+
+def test_a_damaged_record_is_one_line_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = finished(tmp_path, *LAYER)
+    path.write_bytes(path.read_bytes()[:-20])
+    spoilt = path.read_bytes()
+    done = run(f"runs_dir={tmp_path}", *LAYER)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert str(path) in line and "delete it and run again" in line
+    assert path.read_bytes() == spoilt
+
+
+def test_a_second_process_on_the_same_cell_is_refused(tmp_path: Path) -> None:
+    config = compose(f"runs_dir={tmp_path}", *LAYER)
+    held = locking.lock(records.partial_path(identity.record_path(config)))
+    try:
+        done = run(f"runs_dir={tmp_path}", *LAYER)
+    finally:
+        locking.unlock(held)
+    assert done.returncode == 2
+    assert "another process" in done.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def in_a_job(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as it is inside a job of its own, with the offline variables unset."""
+    chosen = SimpleNamespace(
+        overrides=SimpleNamespace(task=["seed=3"]),
+        runtime=SimpleNamespace(choices={"experiment": "table2"}),
+        mode=RunMode.RUN,
+    )
+    monkeypatch.setattr(script, "HydraConfig", SimpleNamespace(get=lambda: chosen))
+    monkeypatch.setattr(script, "build", lambda composed, overrides: composed)
+    for name in script.OFFLINE:
+        monkeypatch.delenv(name, raising=False)
+    return script
+
+
+def test_what_the_stages_are_told(in_a_job: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Config, str, str]] = []
+    monkeypatch.setattr(in_a_job.stages, "run", lambda *told: seen.append(told) or "done")
+    config = compose()
+    assert in_a_job.run_cell(config) == 0
+    assert seen == [(config, "python scripts/run.py seed=3", "table2")]
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("done", 0), ("skipped", 0), ("failed", 1)])
+def test_exit_status(
+    in_a_job: ModuleType, monkeypatch: pytest.MonkeyPatch, outcome: str, status: int
+) -> None:
+    monkeypatch.setattr(in_a_job.stages, "run", lambda *_: outcome)
+    assert in_a_job.run_cell(compose()) == status
+
+
+def test_the_unforeseen_keeps_its_traceback(
+    in_a_job: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> str:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(in_a_job.stages, "run", fail)
+    assert in_a_job.run_cell(compose()) == 1
+    assert "Traceback" in (said := capsys.readouterr().err) and "a bug of ours" in said
+
+
+def test_libraries_stay_offline_only_where_nothing_is_fetched(
+    in_a_job: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_a_job.stay_offline(compose("model=llama2_7b", "model.weights=hub"))
+    in_a_job.stay_offline(compose("suite=paper"))
+    assert "HF_HUB_OFFLINE" not in os.environ
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    in_a_job.stay_offline(compose())
+    assert (os.environ["HF_HUB_OFFLINE"], os.environ["HF_DATASETS_OFFLINE"]) == ("0", "1")
+    monkeypatch.delenv("HF_DATASETS_OFFLINE")
