@@ -18,6 +18,9 @@ from typing import Any
 
 # Hydra then raises what went wrong instead of printing it; main() below says it in one line.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+# Threads that wait for each other by spinning stand still as soon as anything else wants a core: with both cores
+# shared, a training step took 3.4 s spinning and 0.4 s asleep (a million parameters). Set before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig

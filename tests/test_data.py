@@ -41,7 +41,7 @@ def test_what_is_written_is_what_was_generated(tmp_path: Path) -> None:
         for family in SMALL.families
         for split, n in zip(("train", "validation", "test"), (12, 4, 5), strict=True)
     }
-    assert manifest["python"] and not list(folder.glob("*.partial"))
+    assert "Python 3" in manifest["recipe"]["text"] and not list(folder.glob("*.partial"))
 
 
 def test_two_folders_are_identical_and_a_second_call_writes_nothing(tmp_path: Path) -> None:

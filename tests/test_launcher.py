@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.utils import JobStatus
 
 from hydra_plugins.isolated_launcher import IsolatedLauncher
@@ -61,3 +62,11 @@ def test_an_experiment_brings_its_own_sweep_and_launcher(tmp_path: Path) -> None
     assert done.stdout == "".join(f"done already: {path}\n" for path in paths)
     narrowed = run(f"runs_dir={tmp_path}", "experiment=figure1", "device=cpu", "replicate=2")
     assert narrowed.stdout == f"done already: {paths[2]}\n"
+
+
+def test_slurm_runs_one_job_at_a_time() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs pip install '.[slurm]'")
+    done = run("hydra/launcher=slurm", "--cfg", "hydra", "--package", "hydra.launcher")
+    assert done.returncode == 0, done.stderr
+    launcher = yaml.safe_load(done.stdout)
+    assert launcher["array_parallelism"] == 1 and launcher["_target_"].endswith("SlurmLauncher")

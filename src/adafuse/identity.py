@@ -94,11 +94,11 @@ def _name(config: Config, task: Task, method: Method | None = None) -> str:
 
 
 def _pretrain(config: Config, method: Method) -> dict[str, Any]:
-    from adafuse.training.data import DATA_VERSION
+    from adafuse.training.data import text_version
 
     model = config.model
     settings = {"shape": model.shape, "dtype": model.dtype, "fit": _fit(config.pretrain)}
-    return as_plain(settings | {"text": DATA_VERSION, "seed": model.seed})
+    return as_plain(settings | {"text": text_version(), "seed": model.seed})
 
 
 def _train(config: Config, method: Method) -> dict[str, Any]:

@@ -39,12 +39,17 @@ def recipe(data: Data, seed: int) -> dict[str, Any]:
     counts = {split: getattr(data, f"{split}_items") for split in SPLITS}
     own = {} if data.path is None else {split: _sha256(_own_file(data, split)) for split in SPLITS}
     return {
-        "version": DATA_VERSION,
+        "text": text_version(),
         "families": list(data.families),
         "items": counts,
         "own": own,
         "seed": seed,
     }
+
+
+def text_version() -> str:
+    """What decides the generated text: this code, and the Python whose standard library is read."""
+    return f"{DATA_VERSION} of Python {platform.python_version()}"
 
 
 def write(data: Data, folder: Path, seed: int) -> Path:
@@ -70,7 +75,7 @@ def write(data: Data, folder: Path, seed: int) -> Path:
             files.update(_write_items(folder, family, split, items))
         if data.path is not None:
             files.update(_write_items(folder, LOCAL, split, _own_items(_own_file(data, split))))
-    manifest = {"recipe": wanted, "python": platform.python_version(), "files": files}
+    manifest = {"recipe": wanted, "files": files}
     _replace(manifest_path, json.dumps(manifest, indent=1).encode())
     return folder
 
@@ -178,7 +183,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text())
-        return {key: manifest[key] for key in ("recipe", "python", "files")}
+        return {key: manifest[key] for key in ("recipe", "files")}
     except FileNotFoundError:
         raise ValueError(f"no data in {folder}: write it first, with task=train") from None
     except (ValueError, KeyError, TypeError):

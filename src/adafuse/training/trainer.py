@@ -90,6 +90,8 @@ def _arguments(knobs: Fit, folder: Path, seed: int, tracker: str, on_cpu: bool) 
         run_name=folder.name,
         seed=seed,
         data_seed=seed,
+        # items are of 10 to 70 tokens: mixed batches would be more than half padding
+        train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
         disable_tqdm=False,
     )
