@@ -72,3 +72,9 @@ def test_the_byte_tokenizer_keeps_every_text() -> None:
     text = "def f(x):\n\treturn 'é€😀'  # ok\n"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert len(tokenizer) == 260
+
+
+def test_a_misspelt_shape_is_refused() -> None:
+    model = Model(name="r", weights=Weights.random, shape={"model_type": "llama", "hiden_size": 16})
+    with pytest.raises(ValueError, match="hiden_size"):
+        backbone.build_random(model, "cpu")

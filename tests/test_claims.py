@@ -1,6 +1,7 @@
 """Verdicts follow the written rules, at their edges, and never from an absolute millisecond."""
 
 import math
+import types
 
 import pytest
 
@@ -97,17 +98,27 @@ def find_claim(claims, *words):
     return next(claim for text, claim in claims.items() if all(word in text for word in words))
 
 
+def gives(claim, verdict):
+    """The synthetic cells are timed on a CPU, which judges nothing; the reason says what the rule would."""
+    return claim.verdict == NOT_TESTABLE and f"needs a GPU; here the rule gives “{verdict}”" in claim.why
+
+
+def test_a_time_on_a_gpu_is_judged():
+    gpu = types.SimpleNamespace(is_cpu=False, config={})
+    assert verdicts.timed_on(gpu, REPLICATED, "why") == (REPLICATED, "why")
+
+
 def test_a_whole_profile(tmp_path):
     claims = by_text(synthetic.write_all(tmp_path))
-    assert find_claim(claims, "Tables 1, 5", "MoRAL").verdict == REPLICATED
+    assert gives(find_claim(claims, "Tables 1, 5", "MoRAL"), REPLICATED)
     speedup = find_claim(claims, "Abstract", "PESC")
-    assert speedup.ours.ratio == pytest.approx(5.0 / 2.7, rel=0.02) and speedup.verdict == IN_PART
-    assert find_claim(claims, "Table 6", "each row slower").verdict == REPLICATED
+    assert speedup.ours.ratio == pytest.approx(5.0 / 2.7, rel=0.02) and gives(speedup, IN_PART)
+    assert gives(find_claim(claims, "Table 6", "each row slower"), REPLICATED)
     absolute = find_claim(claims, "absolute ms")
     assert absolute.verdict == NOT_TESTABLE and "never compared" in absolute.why
     assert find_claim(claims, "peak memory", "AdaFuse").verdict == NOT_TESTABLE
     assert find_claim(claims, "Table 2", "PESC").verdict == REPLICATED
-    assert find_claim(claims, "Figure 2", "decode", "rank 32").verdict == REPLICATED
+    assert gives(find_claim(claims, "Figure 2", "decode", "rank 32"), REPLICATED)
     assert find_claim(claims, "Figure 1").ours.ratio == pytest.approx(0.084 / 0.0104, rel=0.05)
     judged = [claim for claim in claims.values() if claim.verdict != NOT_TESTABLE]
     assert all("on CPU, tiny backbone" in claim.why for claim in judged)
@@ -130,15 +141,15 @@ def test_failed_arms_are_not_judged(tmp_path):
     assert switch.verdict == NOT_TESTABLE and "check failed" in switch.why
     assert find_claim(claims, "Abstract").verdict == NOT_TESTABLE
     order = find_claim(claims, "Table 6", "each row slower")
-    assert order.verdict == IN_PART and "not timed" in order.why and "check failed" in order.why
+    assert gives(order, IN_PART) and "not timed" in order.why and "check failed" in order.why
 
 
 def test_a_slower_adafuse_is_reported_as_such(tmp_path):
     for replicate in range(3):
         synthetic.write_latency(tmp_path, replicate, factors={"adafuse_switch": 3.0})
     claims = by_text(tmp_path)
-    assert find_claim(claims, "Tables 5, 6").verdict == NOT_REPLICATED
-    assert find_claim(claims, "Abstract").verdict == NOT_REPLICATED
+    assert gives(find_claim(claims, "Tables 5, 6"), NOT_REPLICATED)
+    assert gives(find_claim(claims, "Abstract"), NOT_REPLICATED)
     assert "AdaFuse (simple merge) > AdaFuse (switch)" in find_claim(claims, "each row slower").why
 
 

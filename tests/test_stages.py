@@ -104,6 +104,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_loaded(own_model: Path, tmp_pa
         (["method=pesc", "evaluate_strategy=switch"], "cannot be merged"),
         (["suite.tasks=[no_such_task]"], "unknown task 'no_such_task'"),
         (["method.rnak=3"], "rnak"),
+        (["model=llama2_7b"], "on random weights means nothing"),
     ):
         done = run(*overrides, f"runs_dir={tmp_path}/runs")
         assert done.returncode != 0

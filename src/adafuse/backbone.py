@@ -63,6 +63,15 @@ def _check_folder(folder: Path) -> None:
         )
 
 
+def shape_of(model: Model) -> dict[str, Any]:
+    """Sizes of the backbone: a folder's own (none if it is missing: see check_source), or the configuration's."""
+    if model.path is None:
+        return model.shape
+    file = Path(model.path) / "config.json"
+    shape: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return shape
+
+
 def load(config: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The backbone on its device, frozen, in eval mode, and its tokenizer with left padding."""
     model = config.model
@@ -103,6 +112,11 @@ def build_random(model: Model, where: str) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     shape = dict(model.shape)
+    known = AutoConfig.for_model(shape["model_type"])
+    # these two are accepted without being attributes of every family
+    unknown = [key for key in shape if not hasattr(known, key) and key not in ("rope_theta", "head_dim")]
+    if unknown:
+        raise ValueError(f"model.shape has {unknown}, which {type(known).__name__} does not know")
     declared = AutoConfig.for_model(shape.pop("model_type"), **shape)
     with torch.random.fork_rng(), torch.device(where):
         torch.manual_seed(model.seed)

@@ -138,7 +138,9 @@ def _latency(config: Config, method: Method) -> dict[str, Any]:
 
 def _layer(config: Config, method: Method) -> dict[str, Any]:
     experts = {"count": config.experts.count, "top_k": config.experts.top_k, "gates": method.normalisation}
-    model = {"shape": config.model.shape, "dtype": config.model.dtype}
+    from adafuse.backbone import shape_of
+
+    model = {"shape": shape_of(config.model), "dtype": config.model.dtype}
     return as_plain({**model, "experts": experts, "knobs": config.layer, **_repeat(config)})
 
 

@@ -13,6 +13,8 @@ from adafuse.config import (
     Method,
     Routing,
     StrategyName,
+    Task,
+    Weights,
 )
 
 MERGING = (StrategyName.simple_merge, StrategyName.switch, StrategyName.rebase)
@@ -102,6 +104,15 @@ def refuse_strategy(method: Method, strategy: StrategyName) -> None:
             f"method {method.name} cannot use strategy {strategy.name}: its gates are known only layer by "
             "layer, so one launch cannot merge all; use simple_merge, loop, dense or gather"
         )
+
+
+def refuse_untrained(config: Config) -> None:
+    """Raise ValueError where accuracy is asked of random weights; speed may be, so the configuration is valid."""
+    random = config.model.path is None and config.model.weights is Weights.random
+    _refuse(
+        random and config.task in (Task.train, Task.evaluate),
+        f"task={config.task.name} on random weights means nothing: set model=small, model=tiny or model.path=FOLDER",
+    )
 
 
 def _refuse(wrong: bool, message: str) -> None:

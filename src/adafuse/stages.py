@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from adafuse import backbone, identity, machine, records, tracking
 from adafuse.config import Config, StrategyName, Task, Weights
 from adafuse.records import Recorder
+from adafuse.refusals import refuse_untrained
 
 if TYPE_CHECKING:
     from adafuse.training.trainer import Fitted
@@ -35,6 +36,7 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
         print(f"done already: {path}")
         return "skipped"
     backbone.check_source(config.model)
+    refuse_untrained(config)
     for needed in needs(config):
         if run(needed, command, experiment) == "failed":
             raise ValueError(

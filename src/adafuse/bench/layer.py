@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from adafuse import backbone
 from adafuse.adapters.experts import LoraExperts
 from adafuse.adapters.router import Router
 from adafuse.bench import device
@@ -60,7 +61,7 @@ def _repeated(work: Callable[[], object]) -> Callable[[], object]:
 def _parts(config: Config, where: str, length: int, rank: int) -> dict[str, Callable[[], object]]:
     """Backbone, adapters (router and loop over experts, as published) and both, on the same input."""
     torch.manual_seed(config.seed)
-    shape, dtype = config.model.shape, getattr(torch, config.model.dtype.name)
+    shape, dtype = backbone.shape_of(config.model), getattr(torch, config.model.dtype.name)
     width, inner = int(shape["hidden_size"]), int(shape["intermediate_size"])
     base = nn.Linear(width, inner, bias=False).to(where, dtype)
     experts = LoraExperts(width, inner, config.experts.count, rank, 2.0 * rank).to(where, dtype)

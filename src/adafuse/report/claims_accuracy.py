@@ -11,7 +11,7 @@ from adafuse.report import verdicts
 from adafuse.report.accuracy import LORA, Study, difference
 from adafuse.report.cells import Cell, short_name, title
 from adafuse.report.layers import Point, figure1_point, tokens
-from adafuse.report.verdicts import NOT_TESTABLE, Claim, on_cell
+from adafuse.report.verdicts import NOT_TESTABLE, Claim, on_cell, timed_on
 from adafuse.stats import Difference
 
 
@@ -58,8 +58,7 @@ def figure1_claim(cell: Cell, paper: dict[str, Any]) -> Claim:
         text,
         f"{value:.2f}",
         point.ratio,
-        verdict,
-        on_cell(cell, why),
+        *timed_on(cell, verdict, why),
         list(point.files),
     )
 
@@ -69,5 +68,5 @@ def figure2_claim(cell: Cell, point: Point) -> Claim:
     when = f"{point.phase}, {tokens(point.sequence_length)}, rank {point.rank}"
     text = f"adapters take longer than the backbone: {when}"
     return Claim(
-        title(cell), "Figure 2", text, "> 1", point.ratio, verdict, on_cell(cell, why), list(point.files)
+        title(cell), "Figure 2", text, "> 1", point.ratio, *timed_on(cell, verdict, why), list(point.files)
     )

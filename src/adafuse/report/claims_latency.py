@@ -13,7 +13,7 @@ from adafuse.report.cells import Cell, title
 from adafuse.report.paper import by_arm
 from adafuse.report.text import percent_text
 from adafuse.report.timing import BASE, ArmResult, again, missing, ratio, results
-from adafuse.report.verdicts import CLOSE_MEMORY, NOT_TESTABLE, Claim, Sense, on_cell
+from adafuse.report.verdicts import CLOSE_MEMORY, NOT_TESTABLE, Claim, Sense, timed_on
 from adafuse.stats import Interval, is_resolved
 
 ADAFUSE = "adafuse_switch"
@@ -104,7 +104,7 @@ def _ratio_claim(
     )
     sign = {"about": "", "at_most": "≤ ", "at_least": "≥ "}[sense]
     printed = f"{sign}{value:.2f} ({percent_text(value)})"
-    return Claim(title(cell), where, text, printed, ours, verdict, on_cell(cell, why), files)
+    return Claim(title(cell), where, text, printed, ours, *timed_on(cell, verdict, why), files)
 
 
 def _ordering(cell: Cell, found: dict[str, ArmResult]) -> Claim:
@@ -124,7 +124,7 @@ def _ordering(cell: Cell, found: dict[str, ArmResult]) -> Claim:
     ours = f"{sum(bool(step[2]) for step in steps)} of {len(steps)} steps"
     text = "each row slower than the next: " + " > ".join(found[arm].label for arm in ORDER)
     return Claim(
-        title(cell), "Table 6", text, "4 of 4 steps", ours, verdict, on_cell(cell, why), found[BASE].files
+        title(cell), "Table 6", text, "4 of 4 steps", ours, *timed_on(cell, verdict, why), found[BASE].files
     )
 
 
@@ -141,8 +141,7 @@ def _memory(cell: Cell, result: ArmResult, base: ArmResult, printed: dict[str, A
         text,
         f"≤ {value:.2f} ({percent_text(value)})",
         found,
-        verdict,
-        on_cell(cell, why),
+        *timed_on(cell, verdict, why),
         result.files,
     )
 
@@ -169,8 +168,7 @@ def _costs(cell: Cell, found: dict[str, ArmResult], printed: dict[str, Any]) -> 
                     text,
                     shown,
                     interval,
-                    verdict,
-                    on_cell(cell, why),
+                    *timed_on(cell, verdict, why),
                     found[arm].files,
                 )
             )

@@ -19,7 +19,8 @@ Parameters and MACs: judged only on a backbone of at least COST_PARAMS parameter
 adapter falls with the width of the model. Accuracy: needs MIN_SEEDS seeds. "On par" is replicated if the
 interval of the paired difference stays above -MARGIN points; not replicated if it lies wholly below 0 and
 reaches past -MARGIN; not testable if it holds 0 and reaches past -MARGIN. Absolute milliseconds are never
-compared.
+compared. The paper's claims are about a GPU: a time measured on a CPU leaves them not testable, and the
+reason says what the rule would give.
 """
 
 from __future__ import annotations
@@ -157,6 +158,13 @@ def judge_difference(ours: Difference | None, reason: str) -> Verdict:
 def on_cell(cell: Cell, why: str) -> str:
     """The reason, with the machine in front where it is not a GPU."""
     return f"on CPU, {model_name(cell.config)} backbone: {why}" if cell.is_cpu else why
+
+
+def timed_on(cell: Cell, verdict: str, why: str) -> Verdict:
+    """A time measured on a CPU judges no claim about a GPU, whichever way it points; what the rule gives is said."""
+    if not cell.is_cpu or verdict == NOT_TESTABLE:
+        return verdict, on_cell(cell, why)
+    return NOT_TESTABLE, on_cell(cell, f"needs a GPU; here the rule gives “{verdict}”: {why}")
 
 
 def _about(paper: float, low: float, high: float, close: float) -> Verdict:

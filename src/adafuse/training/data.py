@@ -30,8 +30,8 @@ DATA_VERSION = 1
 LOCAL = "local"
 # Where evaluation stops generating, so training must teach it.
 END = "\n"
-LESSONS_PER_CHUNK = 24
-TEXT_CHARACTERS = 320
+LESSONS_PER_CHUNK = 32
+TEXT_CHARACTERS = 200
 
 
 def recipe(data: Data, seed: int) -> dict[str, Any]:

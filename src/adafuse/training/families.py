@@ -22,7 +22,7 @@ PATIENCE = 20_000
 OPERATION = {"copy": "<|>", "reverse": "|><", "sort": "><|"}
 COMPARISON = {"larger": "><", "smaller": "<>"}
 CROWDS = ((4, 3, 2), (5, 4, 2), (5, 4, 3))
-LETTERS = "abcdefghijkl"
+LETTERS = "abcdefgh"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _choice(prompt: str, answer: str, wrong: list[str], rng: Random) -> Item:
 
 
 def _letters(rng: Random) -> str:
-    return "".join(rng.sample(LETTERS, rng.randint(5, 9)))
+    return "".join(rng.sample(LETTERS, rng.randint(4, 6)))
 
 
 def _rewriting(name: str, change: Callable[[str], str], words: str) -> Family:

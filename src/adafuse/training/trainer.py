@@ -80,6 +80,8 @@ def _arguments(knobs: Fit, folder: Path, seed: int, tracker: str, on_cpu: bool) 
         warmup_steps=knobs.warmup_steps,
         lr_scheduler_type="cosine",
         weight_decay=0.0,
+        # short fits: the second moment must follow within tens of steps
+        adam_beta2=0.95,
         bf16=knobs.bf16,
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
