@@ -119,6 +119,7 @@ class Fit:
     batch: int = MISSING
     accumulation: int = 1
     learning_rate: float = MISSING
+    weight_decay: float = 0.0
     warmup_steps: int = 0
     max_length: int = MISSING
     save_every_steps: int = MISSING

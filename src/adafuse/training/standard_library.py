@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adafuse.training.splits import SPLITS, split_of
 
-BEFORE_BYTES, FOLLOWING_BYTES = 60, 12
+BEFORE_BYTES, FOLLOWING_BYTES = 28, 8
 # written at build time or by a distribution: they hold paths of the machine
 NOT_LIBRARY = ("_sysconfigdata", "sitecustomize", "usercustomize")
 

@@ -79,7 +79,7 @@ def _arguments(knobs: Fit, folder: Path, seed: int, tracker: str, on_cpu: bool) 
         learning_rate=knobs.learning_rate,
         warmup_steps=knobs.warmup_steps,
         lr_scheduler_type="cosine",
-        weight_decay=0.0,
+        weight_decay=knobs.weight_decay,
         # short fits: the second moment must follow within tens of steps
         adam_beta2=0.95,
         bf16=knobs.bf16,
@@ -92,8 +92,6 @@ def _arguments(knobs: Fit, folder: Path, seed: int, tracker: str, on_cpu: bool) 
         run_name=folder.name,
         seed=seed,
         data_seed=seed,
-        # items are of 10 to 70 tokens: mixed batches would be more than half padding
-        train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
         disable_tqdm=False,
     )
