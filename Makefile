@@ -45,7 +45,7 @@ report: $(STAMP) ## Draw tables, figures and verdicts from the records (under 30
 
 test: $(STAMP) ## Run all tests that need no GPU, and the notebooks (8 minutes)
 	@echo "test: about 8 minutes"
-	@$(IN)/python -m pytest --nbmake tests notebooks
+	@$(IN)/python -m pytest -n 2 --dist loadfile --nbmake tests notebooks
 
 lint: $(STAMP) ## Check style and types (1 minute the first time)
 	@$(IN)/ruff check .

@@ -1,6 +1,7 @@
 """The main job as a user runs it: a local model folder through train, evaluate and latency, by the command line."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,3 +122,17 @@ def test_needed_stages_are_the_ones_a_stage_stands_on() -> None:
     config = compose("task=latency", "arms=smoke", "latency.trained_adapters=true")
     assert [(c.task.name, c.method.name) for c in stages.needs(config)][1:] == [("train", "adafuse")]
     assert not list(stages.needs(compose("task=layer")))
+
+
+def test_a_removed_adapter_is_trained_again(finished: Path, own_model: Path) -> None:
+    job = [
+        "experiment=own_model",
+        "task=train",
+        "method=lora",
+        f"model.path={own_model}",
+        f"runs_dir={finished}",
+    ]
+    (folder,) = (finished / "adapters").glob("*-lora-*")
+    shutil.rmtree(folder)
+    run(*job, *QUICK, check=True)
+    assert (folder / "router_config.json").is_file()

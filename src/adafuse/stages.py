@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +21,9 @@ from adafuse.refusals import refuse_untrained
 
 if TYPE_CHECKING:
     from adafuse.training.trainer import Fitted
+
+# less than this and a failed write is for want of room
+FULL_BYTES = 2**20
 
 Outcome = Literal["done", "skipped", "failed"]
 
@@ -32,7 +36,7 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
         return "skipped"
     path = identity.record_path(config)
     config_hash = identity.content_hash(identity.identity(config))
-    if records.is_done(path, config_hash):
+    if records.is_done(path, config_hash) and _result_there(config):
         print(f"done already: {path}")
         return "skipped"
     backbone.check_source(config.model)
@@ -43,7 +47,8 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
                 f"{task.name} needs {needed.task.name}, which failed: see {identity.record_path(needed)}"
             )
     print(f"{task.name}: {path}")
-    with records.open_record(path, machine.run_fields(config, task, command, experiment)) as record:
+    header = machine.run_fields(config, task, command, experiment)
+    with records.open_record(path, header) as record, _full_disk_in_one_line(config):
         _STAGES[task](config, record)
     tracking.track(path, config.tracker)
     return "failed" if records.read(path).status == "error" else "done"
@@ -185,6 +190,29 @@ _STAGES: dict[Task, Callable[[Config, Recorder], None]] = {
     Task.latency: _latency,
     Task.layer: _layer,
 }
+
+
+def _result_there(config: Config) -> bool:
+    """A finished record of a fit stands for a folder; if somebody removed it, the fit runs again."""
+    if config.task is Task.pretrain:
+        return (identity.backbone_dir(config) / "config.json").is_file()
+    if config.task is Task.train:
+        return (identity.adapter_dir(config, config.method) / "router_config.json").is_file()
+    return True
+
+
+@contextmanager
+def _full_disk_in_one_line(config: Config) -> Iterator[None]:
+    """torch and safetensors each have an exception of their own for a full disk, none of them an OSError."""
+    try:
+        yield
+    except Exception as error:
+        if shutil.disk_usage(config.runs_dir).free > FULL_BYTES or isinstance(error, OSError):
+            raise
+        raise OSError(
+            f"cannot write below {config.runs_dir}: the disk is full; make room or set runs_dir, then run again "
+            "(finished records are untouched)"
+        ) from error
 
 
 def _checkpoints(folder: Path) -> Path:
