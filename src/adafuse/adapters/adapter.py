@@ -7,18 +7,18 @@ Next: reference.py, the same meaning written slowly, and store.py, its files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from adafuse.adapters.build import build_sites
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
-from adafuse.adapters.layers import AdaptedLinear, Context, MixtureMlp, SerialMlp
+from adafuse.adapters.layers import AdaptedLinear, Context
+from adafuse.adapters.paths import blocks_of
 from adafuse.adapters.router import Router, balance_loss, ungated
 from adafuse.config import (
-    LINEARS,
-    ExpertKind,
     Experts,
     Method,
     RouterInput,
@@ -45,73 +45,27 @@ class Adapter:
             self._build()
 
     def _build(self) -> None:
-        blocks = blocks_of(self.model)
-        for i in range(len(blocks)):
-            for name in LINEARS:
-                self._build_linear(i, linear_path(i, name), name)
-            if self.method.routing is Routing.blockwise:
-                self._build_mlp(i, mlp_path(i))
+        self.sites = build_sites(self.model, self.method, self.geometry, self.context)
         if self.method.routing is Routing.token:
-            width = self.model.get_input_embeddings().embedding_dim
-            first = next((s for s in self.linears() if s.experts is not None), None)
-            if self.method.router_input is RouterInput.first_linear and first is not None:
-                width = first.base.in_features
-            self.token_router = self._router(width, self.geometry.count)
-            if self.method.router_input is RouterInput.first_linear and first is not None:
-                first.decides = self.token_router
+            first = next((site for site in self.linears() if site.experts is not None), None)
+            at_linear = first if self.method.router_input is RouterInput.first_linear else None
+            width = (
+                at_linear.base.in_features if at_linear else self.model.get_input_embeddings().embedding_dim
+            )
+            self.token_router = Router(
+                width, self.geometry.count, self.geometry.top_k, self.method.normalisation
+            )
+            if at_linear:
+                at_linear.decides = self.token_router
+        # looked up before anything is replaced: MLPs hold linears that are sites too
+        self._parents = {path: self._parent(path) for path in self.sites}
         device = next(self.model.parameters()).device
         for module in self.modules():
             module.to(device)
 
-    def _build_linear(self, block: int, path: str, name: str) -> None:
-        method, count = self.method, self.count(block)
-        has_experts = method.expert_kind is ExpertKind.lora and name in self.expert_targets(block)
-        has_static = name in method.static_targets
-        if not has_experts and not has_static:
-            return
-        base = self.model.get_submodule(path)
-        if type(base) is not nn.Linear:
-            raise ValueError(
-                f"{path} is a {type(base).__name__}; experts need a plain nn.Linear (no quantisation)"
-            )
-        site = AdaptedLinear(base, self.context, method.dropout)
-        if has_experts:
-            rank, alpha = method.rank or self.geometry.rank, method.alpha or self.geometry.alpha
-            site.experts = LoraExperts(base.in_features, base.out_features, count, rank, alpha)
-            site.gated = method.routing is not Routing.none
-            if method.routing is Routing.layerwise:
-                site.router = self._router(base.in_features, count)
-        if has_static:
-            site.static = LoraExperts(
-                base.in_features, base.out_features, 1, method.static_rank, method.static_alpha
-            )
-        self.sites[path] = site
-
-    def _build_mlp(self, block: int, path: str) -> None:
-        mlp, method, count = self.model.get_submodule(path), self.method, self.count(block)
-        router = self._router(mlp.gate_proj.in_features, count)
-        if method.expert_kind is ExpertKind.bottleneck:
-            experts = BottleneckExperts(mlp.down_proj.out_features, method.bottleneck_dim, count)
-            self.sites[path] = SerialMlp(mlp, experts, router, self.context, method.dropout)
-        else:
-            rank, alpha = self.geometry.rank, self.geometry.alpha
-            mixture = MlpLoraExperts(mlp, count, rank, alpha, method.dropout)
-            self.sites[path] = MixtureMlp(mlp, mixture, router, self.context)
-
-    def _router(self, width: int, count: int) -> Router:
-        return Router(width, count, self.geometry.top_k, self.method.normalisation)
-
-    def count(self, block: int) -> int:
-        """Number of experts of this block."""
-        if self.method.experts_by_quarter is not None:
-            return self.method.experts_by_quarter[block * 4 // len(blocks_of(self.model))]
-        return self.method.count or self.geometry.count
-
-    def expert_targets(self, block: int) -> list[str]:
-        """Linears with experts in this block; none in block 0 when its own output decides the gates."""
-        if block == 0 and self.method.router_input is RouterInput.block0_output:
-            return []
-        return self.geometry.targets if self.method.expert_targets is None else self.method.expert_targets
+    def _parent(self, path: str) -> tuple[nn.Module, str]:
+        parent, _, name = path.rpartition(".")
+        return self.model.get_submodule(parent), name
 
     def linears(self) -> list[AdaptedLinear]:
         """Adapted linears in the order in which they run."""
@@ -157,10 +111,9 @@ class Adapter:
         """Put the modules in. With a strategy: ready to decode (static LoRA merged once). Without: for training."""
         assert not self.installed, "adapter is installed already"
         self.model.requires_grad_(False)
-        for path, site in self.sites.items():
-            parent, _, name = path.rpartition(".")
+        for site in self.sites.values():
             site.train(self.model.training)
-            setattr(self.model.get_submodule(parent), name, site)
+        self._place(self.sites)
         self._hook = self._watch_router_input()
         self.installed = True
         for parameter in self.parameters():
@@ -184,9 +137,7 @@ class Adapter:
             self._hook = None
         if "token_router" in self.model._modules:
             del self.model.token_router
-        for path, site in reversed(self.sites.items()):
-            parent, _, name = path.rpartition(".")
-            setattr(self.model.get_submodule(parent), name, site.base)
+        self._place(())
         dense = strategies.make(StrategyName.dense)
         self.context.decode = self.context.whole = dense
         self.context.gates, self.context.said = None, []
@@ -218,10 +169,24 @@ class Adapter:
                 )
                 site.static_merged = True
 
+    def _place(self, adapted: Collection[str]) -> None:
+        """Put the adapter's module at the paths in `adapted`, and the frozen one at its other paths."""
+        for path, site in self.sites.items():
+            parent, name = self._parents[path]
+            setattr(parent, name, site if path in adapted else site.base)
+
     @contextmanager
     def decoding(self) -> Iterator[None]:
-        """Decode steps happen inside; afterwards the weights are those of `install` again."""
+        """Decode steps happen inside; afterwards the weights are those of `install` again.
+
+        A strategy that writes all weights ahead of the token then runs the plain backbone: of the adapter only the
+        linear whose input decides the gates stays in.
+        """
         self.context.decoding = True
+        if self.context.decode.ahead:
+            self._place(
+                [path for path, site in self.sites.items() if getattr(site, "decides", None) is not None]
+            )
         if self.method.routing is Routing.none:
             # plain LoRA has one selection for ever: a merging strategy merges once, here
             device = next(self.model.parameters()).device
@@ -231,6 +196,8 @@ class Adapter:
         finally:
             self.context.decoding = False
             self.context.decode.restore()
+            if self.context.decode.ahead:
+                self._place(self.sites)
 
     def balance_loss(self, keep: Tensor) -> Tensor:
         """Mean over routers of the last forward's balance loss; `keep` [B, S] is true where a token counts."""
@@ -241,28 +208,6 @@ class Adapter:
     @property
     def merging(self) -> bool:
         return self.context.decode.merging
-
-
-def blocks_of(model: nn.Module) -> nn.ModuleList:
-    """The transformer blocks. Raises ValueError for a model that is not built like Llama."""
-    try:
-        blocks = model.get_submodule("model.layers")
-        for name in LINEARS:
-            model.get_submodule(linear_path(0, name))
-    except AttributeError as error:
-        raise ValueError(
-            f"{type(model).__name__} is not built like Llama ({error}): use a Llama, Mistral, Qwen2 or Qwen3 checkpoint"
-        ) from None
-    return blocks
-
-
-def linear_path(block: int, name: str) -> str:
-    part = "self_attn" if name in LINEARS[:4] else "mlp"
-    return f"model.layers.{block}.{part}.{name}"
-
-
-def mlp_path(block: int) -> str:
-    return f"model.layers.{block}.mlp"
 
 
 def randomise(adapter: Adapter, seed: int, scale: float = 0.02) -> None:

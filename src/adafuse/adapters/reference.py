@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adafuse.adapters.adapter import Adapter, blocks_of
+from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
+from adafuse.adapters.paths import blocks_of
 from adafuse.adapters.router import Router
 from adafuse.config import Normalisation, RouterInput
 

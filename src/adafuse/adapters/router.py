@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,16 @@ class Gates:
     index_TK: Tensor
     weight_TK: Tensor
     probs_TE: Tensor
+    _dense_TE: Tensor | None = None
 
     def dense(self) -> Tensor:
-        """Weights of all experts, zero where not chosen, [T, E] fp32."""
-        return torch.zeros_like(self.probs_TE).scatter(-1, self.index_TK, self.weight_TK)
+        """Weights of all experts, zero where not chosen, [T, E] fp32; computed once for all linears that share it."""
+        if self._dense_TE is None:
+            self._dense_TE = torch.zeros_like(self.probs_TE).scatter(-1, self.index_TK, self.weight_TK)
+        return self._dense_TE
 
 
+@lru_cache(maxsize=8)
 def ungated(tokens: int, device: torch.device) -> Gates:
     """The gates of plain LoRA: one expert, always on."""
     one = torch.ones(tokens, 1, device=device)

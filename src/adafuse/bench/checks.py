@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from adafuse.adapters import reference
-from adafuse.adapters.adapter import Adapter, blocks_of
+from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.paths import blocks_of
 from adafuse.config import StrategyName
 from adafuse.engine.decode import decode_one_token, decoding, forward_logits, prefill
 

@@ -55,6 +55,8 @@ class SimpleMerge:
     """Layer by layer, in place: one product per linear and token, old out and new in together."""
 
     merging = True
+    # all linears are written before the first of them runs, so the plain backbone does the rest
+    ahead = False
 
     def __init__(self) -> None:
         self._sites: list[AdaptedLinear] = []
@@ -94,6 +96,8 @@ class SimpleMerge:
 
 class Switch(SimpleMerge):
     """All linears when the token's gates are known, in place: old out, new in (the paper's SGMM, eq. 10)."""
+
+    ahead = True
 
     def decide(self, gates: Gates) -> None:
         new = selection(gates)

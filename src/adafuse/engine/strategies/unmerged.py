@@ -18,6 +18,7 @@ class Unmerged:
     """Base product plus the experts' sum; nothing to decide, nothing to restore."""
 
     merging = False
+    ahead = False
 
     def prepare(self, adapter: Adapter) -> None:
         pass
