@@ -90,7 +90,7 @@ def test_a_killed_training_goes_on_where_it_was(own_model: Path, tmp_path: Path)
         time.sleep(0.05)
     os.kill(victim.pid, signal.SIGKILL)
     victim.wait()
-    assert not list(tmp_path.rglob("*.jsonl")), "an unfinished cell has no record of that name"
+    assert not list((tmp_path / "records").rglob("*.jsonl")), "an unfinished cell has no record of that name"
     run(*job, check=True)
     (record,) = records.load([tmp_path / "records"])
     assert record.status == "ok" and record.of("artifact")[0]["resumed_from_step"] >= 10
