@@ -136,3 +136,22 @@ def test_a_removed_adapter_is_trained_again(finished: Path, own_model: Path) -> 
     shutil.rmtree(folder)
     run(*job, *QUICK, check=True)
     assert (folder / "router_config.json").is_file()
+
+
+def test_a_full_disk_is_one_line_whatever_the_library_calls_it(tmp_path: Path, monkeypatch) -> None:
+    from adafuse import stages
+
+    def no_room(config, record) -> None:
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def a_bug(config, record) -> None:
+        raise RuntimeError("something else")
+
+    config = compose("task=layer", f"runs_dir={tmp_path}")
+    monkeypatch.setitem(stages._STAGES, config.task, no_room)
+    with pytest.raises(OSError, match="the disk is full; make room") as error:
+        stages.run(config, "test")
+    assert "\n" not in str(error.value)
+    monkeypatch.setitem(stages._STAGES, config.task, a_bug)
+    with pytest.raises(RuntimeError, match="something else"):
+        stages.run(config, "test")

@@ -207,7 +207,9 @@ def _full_disk_in_one_line(config: Config) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if shutil.disk_usage(config.runs_dir).free > FULL_BYTES or isinstance(error, OSError):
+        # safetensors says so and takes its half file away again; torch says nothing and leaves no room
+        full = "No space left" in str(error) or shutil.disk_usage(config.runs_dir).free < FULL_BYTES
+        if not full or isinstance(error, OSError):
             raise
         raise OSError(
             f"cannot write below {config.runs_dir}: the disk is full; make room or set runs_dir, then run again "
