@@ -46,7 +46,7 @@ def _percent(factor: float) -> str:
 
 
 RULES = (
-    "Rules, fixed in advance (`report/verdicts.py`): a ratio is replicated if our 95 % interval meets the "
+    "Rules, fixed in advance (`src/adafuse/report/verdicts.py`): a ratio is replicated if our 95 % interval meets the "
     f"paper's number ± {_percent(CLOSE)} (for a bound: stays on its side), in part if only the direction "
     f"holds. Accuracy needs {MIN_SEEDS} seeds and a paired interval above -{MARGIN:g} points. The paper's "
     "absolute milliseconds are never compared."
