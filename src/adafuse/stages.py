@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adafuse import backbone, identity, machine, records, tracking
 from adafuse.config import Config, StrategyName, Task, Weights
+from adafuse.distributed import MAIN_PROCESS, Silent, wait_for_everyone
 from adafuse.records import Recorder
 from adafuse.refusals import refuse_untrained
 
@@ -47,9 +48,14 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
                 f"{task.name} needs {needed.task.name}, which failed: see {identity.record_path(needed)}"
             )
     print(f"{task.name}: {path}")
+    if not MAIN_PROCESS:
+        _STAGES[task](config, Silent())
+        wait_for_everyone()
+        return "done"
     header = machine.run_fields(config, task, command, experiment)
     with records.open_record(path, header) as record, _full_disk_in_one_line(config):
         _STAGES[task](config, record)
+    wait_for_everyone()
     tracking.track(path, config.tracker)
     return "failed" if records.read(path).status == "error" else "done"
 
@@ -89,9 +95,10 @@ def _pretrain(config: Config, record: Recorder) -> None:
         tracker=config.tracker,
         on_cpu=where == "cpu",
     )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    _finish(record, fitted, folder, "model.safetensors")
+    if MAIN_PROCESS:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        _finish(record, fitted, folder, "model.safetensors")
 
 
 def _train(config: Config, record: Recorder) -> None:
@@ -121,8 +128,9 @@ def _train(config: Config, record: Recorder) -> None:
     adapter.remove()
     held_out = data.training_dataset(config.data, source, tokenizer, knobs.max_length, "validation")
     _validate(adapter, tokenizer, held_out, knobs.batch, record)
-    store.save(adapter, folder, config.model.path or config.model.hub_id or config.model.name)
-    _finish(record, fitted, folder, "router_config.json")
+    if MAIN_PROCESS:
+        store.save(adapter, folder, config.model.path or config.model.hub_id or config.model.name)
+        _finish(record, fitted, folder, "router_config.json")
 
 
 def _validate(
@@ -183,7 +191,7 @@ def _layer(config: Config, record: Recorder) -> None:
     layer.run(config, backbone.device(config), record)
 
 
-_STAGES: dict[Task, Callable[[Config, Recorder], None]] = {
+_STAGES: dict[Task, Callable[[Config, Any], None]] = {
     Task.pretrain: _pretrain,
     Task.train: _train,
     Task.evaluate: _evaluate,

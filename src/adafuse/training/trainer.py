@@ -27,6 +27,7 @@ from transformers import (
 from adafuse.adapters import store
 from adafuse.adapters.adapter import Adapter
 from adafuse.config import Fit
+from adafuse.distributed import share
 
 LOG_LINES = 40
 
@@ -74,7 +75,7 @@ def _arguments(knobs: Fit, folder: Path, seed: int, tracker: str, on_cpu: bool) 
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=knobs.steps,
-        per_device_train_batch_size=knobs.batch,
+        per_device_train_batch_size=share(knobs.batch),
         gradient_accumulation_steps=knobs.accumulation,
         learning_rate=knobs.learning_rate,
         warmup_steps=knobs.warmup_steps,
@@ -84,6 +85,8 @@ def _arguments(knobs: Fit, folder: Path, seed: int, tracker: str, on_cpu: bool) 
         adam_beta2=0.95,
         bf16=knobs.bf16,
         use_cpu=on_cpu,
+        # every expert is part of the graph, whoever is chosen
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=not on_cpu,
         save_steps=knobs.save_every_steps,
         save_total_limit=1,
