@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adafuse import backbone, identity, machine, records, tracking
-from adafuse.config import Config, StrategyName, Task, Weights
+from adafuse.config import Config, Task, Weights
 from adafuse.distributed import MAIN_PROCESS, Silent, wait_for_everyone
 from adafuse.records import Recorder
 from adafuse.refusals import refuse_untrained
@@ -157,11 +157,7 @@ def _evaluate(config: Config, record: Recorder) -> None:
         adapter = Adapter(model, config.method, config.experts, config.seed)
         store.load(adapter, identity.adapter_dir(config, config.method)).to_dtype(model.dtype)
         adapter.install(config.evaluate_strategy)
-    merging = config.evaluate_strategy in (
-        StrategyName.simple_merge,
-        StrategyName.switch,
-        StrategyName.rebase,
-    )
+    merging = adapter is not None and adapter.merging
     for result in evaluate(
         model, tokenizer, adapter, config.suite, source, merging=merging, seed=config.seed
     ):

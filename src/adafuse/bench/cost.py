@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from adafuse.adapters.adapter import Adapter
 from adafuse.config import Routing, StrategyName
 from adafuse.engine.decode import decode_one_token, decoding, prefill
+from adafuse.refusals import MERGING
 
 
 def cost(
@@ -69,7 +70,7 @@ def adapter_bytes(adapter: Adapter | None, strategy: StrategyName, batch: int) -
     if adapter is None:
         return 0
     total = sum(r.weight.numel() * r.weight.element_size() for r in adapter.routers().values())
-    merging = strategy in (StrategyName.simple_merge, StrategyName.switch, StrategyName.rebase)
+    merging = strategy in MERGING
     if merging and adapter.method.routing is Routing.none:
         return total  # merged once, before the first token
     for site in adapter.sites.values():
@@ -96,7 +97,7 @@ def weights_gib(model: nn.Module, adapter: Adapter | None, strategy: StrategyNam
         total += sum(p.numel() * p.element_size() for p in adapter.parameters())
         if strategy is not StrategyName.loop:
             total += sum(p.numel() * p.element_size() for p in adapter.up_factors())
-        if strategy in (StrategyName.simple_merge, StrategyName.switch, StrategyName.rebase):
+        if strategy in MERGING:
             sites = [site for site in adapter.linears() if site.experts is not None]
             total += sum(s.base.weight.numel() * s.base.weight.element_size() for s in sites)
     return total / 2**30
