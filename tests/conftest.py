@@ -12,6 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+
+# Triton reads this when a kernel is defined; on a GPU the kernels are compiled instead
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from adafuse import config as schema
 from adafuse.config import Config
@@ -27,6 +32,14 @@ VARIANTS = [
     ["method=adafuse", "experts.targets=[gate_proj,down_proj]"],
 ]
 GEOMETRY = ["experts.rank=4", "experts.count=4", "experts.top_k=2", "experts.alpha=8"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU say so where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 def compose(*overrides: str) -> Config:
@@ -50,7 +63,6 @@ def tiny_llama() -> Callable[..., object]:
     """A maker of seeded random models: 4 blocks, hidden 32, grouped-query attention."""
 
     def make(model_type: str = "llama", **changes: object) -> object:
-        import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
         shape = {

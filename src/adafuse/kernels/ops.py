@@ -1,0 +1,221 @@
+"""The kernels as operators of torch: Triton on a CUDA device, naive.py anywhere else.
+
+Registered with `torch.library`, so that torch.compile sees one opaque node of known shapes and mutations and does not
+break the graph. In and out: as naive.py says; `columns` is its `members`, flat, because operators take flat lists
+only. Next: strategies/joined.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from adafuse.kernels import naive
+
+Shape = Sequence[int]
+# above this the few-token kernels read an expert once a token
+FEW_TOKENS = 4
+
+
+def members_of(columns: list[int]) -> naive.Members:
+    """(first column, width) pairs."""
+    return list(zip(columns[::2], columns[1::2], strict=True))
+
+
+@torch.library.custom_op("adafuse::expand_behind_", mutates_args=("y_and_u",))
+def expand_behind_(
+    y_and_u: Tensor,
+    outputs: int,
+    lora_B: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    columns: list[int],
+    scaling: float,
+) -> None:
+    """naive.expand_all_ with u = A x standing behind y in the same rows, [T, O + S]."""
+    y, u = y_and_u[:, :outputs], y_and_u[:, outputs:]
+    _expand_all(y)(y, u, lora_B, index, weight, members_of(columns), scaling)
+
+
+@torch.library.custom_op("adafuse::expand_routed_behind_", mutates_args=("product",))
+def expand_routed_behind_(
+    product: Tensor,
+    outputs: int,
+    lora_B: Tensor,
+    columns: list[int],
+    top_k: int,
+    raw: bool,
+    scaling: float,
+) -> tuple[Tensor, Tensor]:
+    """naive.expand_routed_ with u, and the logits of each member's own router, standing behind y in the same rows."""
+    members = members_of(columns)
+    expand_routed_ = naive.expand_routed_
+    if product.is_cuda:
+        from adafuse.kernels.gather_routed import expand_routed_
+    first_router = outputs + len(members) * lora_B.shape[0] * lora_B.shape[2]
+    y, u, logits = product.tensor_split([outputs, first_router], dim=1)
+    return expand_routed_(y, u, logits, lora_B, members, top_k, raw, scaling)
+
+
+@expand_routed_behind_.register_fake
+def _(
+    product: Tensor,
+    outputs: int,
+    lora_B: Tensor,
+    columns: list[int],
+    top_k: int,
+    raw: bool,
+    scaling: float,
+) -> tuple[Tensor, Tensor]:
+    shape = product.shape[0], len(columns) // 2, top_k
+    return product.new_empty(shape, dtype=torch.int64), product.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("adafuse::add_all_", mutates_args=("y",))
+def add_all_(y: Tensor, u: Tensor, up: Tensor, index: Tensor, weight: Tensor) -> None:
+    """naive.expand_all_ of serial adapters: gelu before the gate, y [T, O] and u [T, E*R] apart."""
+    _expand_all(y)(y, u, up, index, weight, [(0, y.shape[1])], 1.0, True)
+
+
+@torch.library.custom_op("adafuse::add_chosen_", mutates_args=("y",))
+def add_chosen_(y: Tensor, x: Tensor, down: Tensor, up: Tensor, index: Tensor, weight: Tensor) -> None:
+    """naive.shrink, then naive.expand_ of serial adapters, for at most FEW_TOKENS tokens."""
+    shrink, expand_ = naive.shrink, naive.expand_
+    if x.is_cuda:
+        from adafuse.kernels.gather import expand_, shrink
+    expand_(y, shrink(x, down, index), up, index, weight, [(0, y.shape[1])], 1.0, True)
+
+
+@torch.library.custom_op("adafuse::route", mutates_args=())
+def route(x: Tensor, router: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """naive.route."""
+    if not x.is_cuda:
+        return naive.route(x, router, top_k, raw)
+    from adafuse.kernels import route as kernel
+
+    return kernel.route(x, router, top_k, raw)
+
+
+@route.register_fake
+def _(x: Tensor, router: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor, Tensor]:
+    routers = x.shape[0], router.shape[0]
+    return (
+        x.new_empty((*routers, top_k), dtype=torch.int64),
+        x.new_empty((*routers, top_k), dtype=torch.float32),
+        x.new_empty((*routers, router.shape[1]), dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("adafuse::linear", mutates_args=())
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """naive.linear, for the few tokens of a small batch."""
+    if not x.is_cuda:
+        return naive.linear(x, weight, bias)
+    from adafuse.kernels import fused as kernel
+
+    return kernel.linear(x, weight, bias)
+
+
+@linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@torch.library.custom_op("adafuse::fused", mutates_args=())
+def fused(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    index: Tensor,
+    gate: Tensor,
+    columns: list[int],
+    scaling: float,
+    flags: Tensor,
+    turn: int,
+) -> Tensor:
+    """naive.fused. `flags` are the kernels' own: no compiler has to know that they change."""
+    if not x.is_cuda:
+        return naive.fused(x, weight, bias, lora_A, lora_B, index, gate, members_of(columns), scaling)
+    from adafuse.kernels import fused as kernel
+
+    factors = lora_A, lora_B, index, gate, members_of(columns), scaling
+    return kernel.fused(x, weight, bias, *factors, flags, turn)
+
+
+@fused.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    index: Tensor,
+    gate: Tensor,
+    columns: list[int],
+    scaling: float,
+    flags: Tensor,
+    turn: int,
+) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _expand_all(y: Tensor) -> Callable[..., None]:
+    if not y.is_cuda:
+        return naive.expand_all_
+    from adafuse.kernels.gather import expand_all_
+
+    return expand_all_
+
+
+# Operations (two per multiply-accumulate) of each operator, from its argument shapes: torch's counter asks for them.
+@register_flop_formula(torch.ops.adafuse.expand_behind_)
+def _(y_and_u: Shape, outputs: int, lora_B: Shape, index: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * y_and_u[0] * index[2] * lora_B[1] * lora_B[2]
+
+
+@register_flop_formula(torch.ops.adafuse.expand_routed_behind_)
+def _(product: Shape, outputs: int, lora_B: Shape, columns: list[int], top_k: int, *_: Any, **__: Any) -> int:
+    return 2 * product[0] * top_k * lora_B[1] * lora_B[2]
+
+
+@register_flop_formula(torch.ops.adafuse.add_all_)
+def _(y: Shape, u: Shape, up: Shape, index: Shape, *_: Any, **__: Any) -> int:
+    return 2 * y[0] * index[2] * up[1] * up[2]
+
+
+@register_flop_formula(torch.ops.adafuse.add_chosen_)
+def _(y: Shape, x: Shape, down: Shape, up: Shape, index: Shape, *_: Any, **__: Any) -> int:
+    return 2 * index[0] * index[1] * (down[1] * down[2] + up[1] * up[2])
+
+
+@register_flop_formula(torch.ops.adafuse.route)
+def _(x: Shape, router: Shape, *_: Any, **__: Any) -> int:
+    return 2 * x[0] * router[0] * router[1] * router[2]
+
+
+@register_flop_formula(torch.ops.adafuse.linear)
+def _(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * x[0] * weight[0] * weight[1]
+
+
+@register_flop_formula(torch.ops.adafuse.fused)
+def _(
+    x: Shape,
+    weight: Shape,
+    bias: Shape | None,
+    lora_A: Shape,
+    lora_B: Shape,
+    index: Shape,
+    gate: Shape,
+    columns: list[int],
+    *_: Any,
+    **__: Any,
+) -> int:
+    experts = index[0] * index[1] * (lora_A[1] * lora_A[2] + lora_B[2] * sum(columns[1::2]))
+    return 2 * (x[0] * weight[0] * weight[1] + experts)

@@ -1,0 +1,45 @@
+"""The memory's own speed: a copy and a read that do nothing else, as the floor of every other kernel.
+
+In: contiguous tensors on the device, large against its caches. Out: the copy, or one partial sum per program (the
+loads would otherwise be optimised away). torch's own `copy_` is a transfer of the copy engines, not of the
+multiprocessors, and its `sum` is not written for bandwidth alone. Next: bench/device.py, which times them.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# of fp32 four loads of 16 bytes per thread, all in flight at once
+BLOCK = 4096
+NUM_WARPS = 8
+
+
+@triton.jit
+def copy_kernel(target_ptr, source_ptr, count, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b = tl.load(source_ptr + i, mask=i < count, eviction_policy="evict_first")
+    tl.store(target_ptr + i, b, mask=i < count, eviction_policy="evict_first")
+
+
+@triton.jit
+def read_kernel(source_ptr, sums_ptr, count, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b = tl.load(source_ptr + i, mask=i < count, other=0.0, eviction_policy="evict_first")
+    tl.store(sums_ptr + tl.program_id(0), tl.sum(b.to(tl.float32), axis=0))
+
+
+def copy_(target: Tensor, source: Tensor) -> None:
+    """target = source, element by element; same shape and dtype, both contiguous."""
+    count = source.numel()
+    copy_kernel[(triton.cdiv(count, BLOCK),)](target, source, count, BLOCK=BLOCK, num_warps=NUM_WARPS)
+
+
+def read(source: Tensor) -> Tensor:
+    """Sums of every BLOCK elements of a contiguous tensor, in fp32."""
+    count = source.numel()
+    sums = torch.empty(triton.cdiv(count, BLOCK), dtype=torch.float32, device=source.device)
+    read_kernel[(sums.numel(),)](source, sums, count, BLOCK=BLOCK, num_warps=NUM_WARPS)
+    return sums

@@ -1,0 +1,195 @@
+"""The switch kernel against naive.py: odd sizes, poisoned weights, round trips, refusals, compiled code."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from adafuse.kernels import naive, switch
+
+ROOT = Path(__file__).resolve().parents[1]
+WHERE = [
+    pytest.param("cpu", torch.float32, id="cpu-fp32"),
+    pytest.param("cpu", torch.float16, id="cpu-fp16"),
+    pytest.param("cuda", torch.bfloat16, marks=pytest.mark.gpu, id="cuda-bf16"),
+    pytest.param("cuda", torch.float16, marks=pytest.mark.gpu, id="cuda-fp16"),
+    pytest.param("cuda", torch.float32, marks=pytest.mark.gpu, id="cuda-fp32"),
+]
+# (O, I) of the linears, E, R, S: whole tiles, one odd everything, rank above 16 and no power of two, one slot
+SHAPES = [
+    ([(64, 128), (128, 256)], 4, 16, 4),
+    ([(70, 130), (33, 200), (1, 8)], 3, 5, 2),
+    ([(130, 72)], 5, 40, 3),
+    ([(40, 33)], 1, 1, 1),
+]
+
+
+class Case:
+    """Weights, clean weights, factors, slots and gates, drawn from a fixed seed; the plan is made of all of them."""
+
+    def __init__(self, linears, experts, rank, slots, device, dtype) -> None:
+        draw = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int, scale: float = 1.0) -> Tensor:
+            return (torch.randn(*shape, generator=draw) * scale).to(device, dtype)
+
+        self.weights = [normal(*shape) for shape in linears]
+        self.clean = [normal(*shape) for shape in linears]
+        self.lora_A = [normal(experts, rank, i) for _, i in linears]
+        self.lora_B = [normal(experts, o, rank, scale=rank**-0.5) for o, _ in linears]
+        # with fewer experts than slots some expert stands in two of them
+        self.index = torch.randint(0, experts, (slots,), generator=draw).to(device)
+        self.gate = torch.randn(slots, generator=draw).to(device)
+
+    def plan(self, config: switch.Config | None = None) -> switch.SwitchPlan:
+        return switch.plan(self.weights, self.clean, self.lora_A, self.lora_B, config)
+
+    def expected(self, index: Tensor, gate: Tensor, source: list[Tensor]) -> list[Tensor]:
+        """naive.py in the dtype of the weights, from a copy of `source`."""
+        weights = [weight.clone() for weight in source]
+        naive.switch_(weights, self.lora_A, self.lora_B, index, gate)
+        return weights
+
+    def terms(self) -> list[Tensor]:
+        """The sums of the absolute values of what a switch adds: what rounding a factor is relative to."""
+        factors = ([t.abs().float() for t in factor] for factor in (self.lora_A, self.lora_B))
+        sums = [torch.zeros(weight.shape, device=weight.device) for weight in self.weights]
+        naive.switch_(sums, *factors, self.index, self.gate.abs())
+        return sums
+
+
+def worst_error(got: list[Tensor], wanted: list[Tensor], terms: list[Tensor]) -> float:
+    """Largest difference over the tolerance; above one is a failure, and so is anything that is not a number.
+
+    Both sides sum in fp32 and round once: two neighbouring values of the dtype may differ by one unit, eps * |value|,
+    and fp32 sums of up to S * R terms in another order by some units of fp32. The kernel also rounds gate * A to the
+    dtype, by half a unit of each term.
+    """
+    worst = 0.0
+    for left, right, added in zip(got, wanted, terms, strict=True):
+        eps = torch.finfo(left.dtype).eps
+        # results that nearly cancel keep the error of their terms, which are below 100 here
+        allowed = eps * (right.float().abs() + added / 2) + 256 * torch.finfo(torch.float32).eps
+        ratio = ((left.float() - right.float()).abs() / allowed).max().item()
+        worst = max(worst, ratio if ratio == ratio else float("inf"))
+    return worst
+
+
+@pytest.fixture(params=SHAPES, ids=lambda shape: f"{shape[0]}-E{shape[1]}-R{shape[2]}-S{shape[3]}")
+def case(request: pytest.FixtureRequest, device: str, dtype: torch.dtype) -> Case:
+    return Case(*request.param, device, dtype)
+
+
+@pytest.mark.parametrize(("device", "dtype"), WHERE)
+def test_switch_adds_to_what_the_weights_hold(case: Case) -> None:
+    wanted = case.expected(case.index, case.gate, case.weights)
+    switch.switch_(case.plan(), case.index, case.gate)
+    assert worst_error(case.weights, wanted, case.terms()) <= 1
+
+
+@pytest.mark.parametrize(("device", "dtype"), WHERE)
+def test_rebase_overwrites_and_leaves_the_clean_weights_alone(case: Case) -> None:
+    wanted = case.expected(case.index, case.gate, case.clean)
+    before = [weight.clone() for weight in case.clean]
+    for weight in case.weights:
+        weight.fill_(float("nan"))
+    switch.rebase_(case.plan(), case.index.int(), case.gate)
+    assert worst_error(case.weights, wanted, case.terms()) <= 1
+    assert all(torch.equal(left, right) for left, right in zip(case.clean, before, strict=True))
+
+
+@pytest.mark.parametrize(("device", "dtype"), WHERE)
+def test_a_wrong_meaning_is_noticed(device: str, dtype: torch.dtype) -> None:
+    case = Case(*SHAPES[0], device, dtype)
+    gate = case.gate.clone()
+    gate[0] = 0.0
+    mutants = {
+        "old experts added instead of subtracted": (case.index, -case.gate),
+        "gates missing": (case.index, torch.ones_like(case.gate)),
+        "one slot missing": (case.index, gate),
+        "neighbouring expert": ((case.index + 1) % 4, case.gate),
+    }
+    wrong = {name: case.expected(*arguments, case.weights) for name, arguments in mutants.items()}
+    switch.switch_(case.plan(), case.index, case.gate)
+    unnoticed = [
+        name for name, weights in wrong.items() if worst_error(case.weights, weights, case.terms()) <= 1
+    ]
+    assert not unnoticed
+
+
+@pytest.mark.parametrize(("device", "dtype"), WHERE)
+def test_switching_there_and_back_returns_to_the_weights_up_to_one_rounding_each(device, dtype) -> None:
+    case = Case(*SHAPES[0], device, dtype)
+    before = [weight.clone() for weight in case.weights]
+    plan = case.plan()
+    switch.switch_(plan, case.index, case.gate)
+    # each of the two roundings is relative to the largest value on the way
+    largest = max(weight.float().abs().max().item() for weight in case.weights)
+    switch.switch_(plan, case.index, -case.gate)
+    moved = max((a.float() - b.float()).abs().max().item() for a, b in zip(case.weights, before, strict=True))
+    assert moved <= 2 * torch.finfo(dtype).eps * largest
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 5])
+def test_a_weight_may_end_anywhere_in_a_strip(tiles: int) -> None:
+    case = Case([(150, 70)], 2, 8, 2, "cpu", torch.float32)
+    wanted = case.expected(case.index, case.gate, case.weights)
+    config = switch.Config(32, 128, tiles, num_warps=4, num_stages=1, max_registers=None)
+    switch.switch_(case.plan(config), case.index, case.gate)
+    assert worst_error(case.weights, wanted, case.terms()) <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rank", [8, 16, 64, 128])
+def test_a_captured_switch_follows_the_slots_in_device_memory(rank: int) -> None:
+    case = Case([(1024, 2048), (2816, 1024)], 8, rank, 4, "cuda", torch.bfloat16)
+    plan = case.plan()
+    switch.rebase_(plan, case.index, case.gate)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        switch.rebase_(plan, case.index, case.gate)
+    case.index.copy_((case.index + 3) % 8)
+    case.gate.neg_()
+    graph.replay()
+    assert worst_error(case.weights, case.expected(case.index, case.gate, case.clean)) <= 1
+
+
+def refused(message: str, **changes: object) -> None:
+    case = Case([(32, 48)], 2, 4, 2, "cpu", torch.float32)
+    arguments = {name: getattr(case, name) for name in ("weights", "clean", "lora_A", "lora_B")} | changes
+    with pytest.raises(ValueError, match=message):
+        switch.plan(**arguments)
+
+
+def test_plan_refuses_what_the_kernel_could_not_read() -> None:
+    refused("one dtype", weights=[torch.zeros(32, 48, dtype=torch.float16)])
+    refused("one dtype", lora_A=[torch.zeros(2, 4, 48, device="meta")])
+    refused("contiguous", weights=[torch.zeros(48, 32).T])
+    refused("multiples of 16 bytes", clean=[torch.zeros(32 * 48 + 1)[1:].view(32, 48)])
+    refused("shapes", lora_B=[torch.zeros(2, 32, 8)])
+    refused("shapes", clean=[torch.zeros(48, 32)])
+    refused("as many", weights=[])
+    refused("as many", lora_A=[])
+    refused("ranks up to", lora_A=[torch.zeros(2, 256, 48)], lora_B=[torch.zeros(2, 32, 256)])
+
+
+def test_a_launch_refuses_gates_that_do_not_fit_and_a_rebase_without_clean_weights() -> None:
+    case = Case([(32, 48)], 2, 4, 2, "cpu", torch.float32)
+    with pytest.raises(ValueError, match="one fp32 gate per slot"):
+        switch.switch_(case.plan(), case.index, case.gate.double())
+    with pytest.raises(ValueError, match="one fp32 gate per slot"):
+        switch.switch_(case.plan(), case.index, case.gate[:1])
+    with pytest.raises(ValueError, match="clean weights"):
+        switch.rebase_(switch.plan(case.weights, None, case.lora_A, case.lora_B), case.index, case.gate)
+
+
+def test_it_compiles_to_128_bit_accesses_for_two_gpus() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT / "src")
+    script = [sys.executable, str(ROOT / "tests/aot_switch.py")]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
