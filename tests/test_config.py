@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adafuse import config as schema
-from adafuse.config import Config, ExpertKind, Method, Model, Routing, StrategyName, Task, Weights
+from adafuse.config import Config, ExpertKind, Method, Model, Routing, Runtime, StrategyName, Task, Weights
 from adafuse.evaluation.suites import check_suite
 from conftest import METHODS, ROOT, compose
 
@@ -138,12 +138,12 @@ MISSPELT = [
     "model.weights=hubb",
     "method.routing=tokens",
     "method.expert_kind=adapter",
-    "evaluate_strategy=fused",
+    "evaluate_strategy=magic",
     "task=bench",
     "train.steps=many",
     "layer.ranks=4",
     "latency.trained_adapters=perhaps",
-    "arms.table.base.runtime=graph",
+    "arms.table.base.runtime=magic",
 ]
 
 
@@ -259,11 +259,16 @@ def test_arms() -> None:
     arms = compose("arms=all").arms
     labels = [arm.label for arm in arms.table.values()]
     assert len(set(labels)) == len(labels) and arms.run == list(dict.fromkeys(arms.run))
-    assert set(arms.run) == set(arms.table)
     assert {arm.method for arm in arms.table.values()} == {"base", *METHODS}
     assert {arm.strategy for arm in arms.table.values()} == set(StrategyName)
+    assert {arm.runtime for arm in arms.table.values()} == set(Runtime)
     for name in options("arms"):
-        assert {"base", "base_again"} <= set(compose(f"arms={name}").arms.run), "an A/A arm in every set"
+        chosen = compose(f"arms={name}").arms
+        for runtime in {chosen.table[arm].runtime for arm in chosen.run}:
+            base = "base" if runtime is Runtime.eager else f"base_{runtime.name}"
+            assert {base, f"{base}_again"} <= set(chosen.run), (
+                "a backbone and an A/A arm for every runtime in a set"
+            )
 
 
 def test_merging_arms_are_not_run_in_batches() -> None:

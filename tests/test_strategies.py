@@ -6,8 +6,9 @@ import torch
 from adafuse.adapters import reference
 from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.adapters.router import Gates, Router
-from adafuse.bench.checks import run_checks
-from adafuse.config import Config, ExpertKind, Routing, StrategyName
+from adafuse.bench.checks import Check, run_checks
+from adafuse.config import Config, ExpertKind, Routing, Runtime, StrategyName
+from adafuse.engine import decoders
 from adafuse.engine.decode import forward_logits, generate
 from adafuse.engine.strategies import merge
 from adafuse.refusals import refuse_strategy
@@ -26,8 +27,23 @@ def adapted(model, config: Config) -> Adapter:
     return adapter
 
 
+def checks_of(
+    adapter: Adapter,
+    strategy: StrategyName,
+    ids: torch.Tensor,
+    tokens: int,
+    runtime: Runtime = Runtime.eager,
+) -> list[Check]:
+    """Off a GPU the static runtimes run the step that they would capture."""
+    oracle = reference.float_copy(adapter.model)
+    decoder = decoders.make(adapter.model, adapter, strategy, runtime, ids.shape[1] + tokens + 8)
+    return run_checks(decoder, oracle, ids, tokens)
+
+
 def refused(config: Config, strategy: StrategyName) -> bool:
     """What a merge cannot do: experts behind a non-linearity, or one launch before all gates are known."""
+    if strategy is StrategyName.fused:
+        return config.method.routing in (Routing.layerwise, Routing.blockwise)
     at_once = strategy in (StrategyName.switch, StrategyName.rebase)
     layerwise = config.method.routing is Routing.layerwise
     return strategy in MERGING and (
@@ -42,7 +58,7 @@ def test_every_strategy_passes_every_check(variant: Config, strategy: StrategyNa
             refuse_strategy(variant.method, strategy)
         return
     model = tiny_llama()
-    checks = run_checks(model, adapted(model, variant), strategy, prompt(), tokens=16)
+    checks = checks_of(adapted(model, variant), strategy, prompt(), tokens=16)
     routed = variant.method.routing is not Routing.none
     ways = [
         name
@@ -53,10 +69,21 @@ def test_every_strategy_passes_every_check(variant: Config, strategy: StrategyNa
     assert all(c.passed for c in checks), [c for c in checks if not c.passed]
 
 
+@pytest.mark.parametrize(
+    "strategy", [s for s in StrategyName if s is not StrategyName.loop], ids=lambda s: s.name
+)
+def test_the_static_step_passes_every_check(variant: Config, strategy: StrategyName, tiny_llama) -> None:
+    """Joined projections, one shared position, padding, and merged state that goes on from token to token."""
+    if refused(variant, strategy):
+        return
+    checks = checks_of(adapted(tiny_llama(), variant), strategy, prompt(), 16, Runtime.graph)
+    assert all(c.passed for c in checks), [c for c in checks if not c.passed]
+
+
 def test_the_adapter_changes_the_output(variant: Config, tiny_llama) -> None:
     model = tiny_llama()
     plain = forward_logits(model, prompt())
-    with_adapter = reference.Reference(model, adapted(model, variant))(prompt())
+    with_adapter = reference.Reference(reference.float_copy(model), adapted(model, variant))(prompt())
     assert (plain - with_adapter).abs().max() > 0.1
 
 
@@ -65,16 +92,18 @@ def test_every_backbone_family(model_type: str, tiny_llama) -> None:
     model = tiny_llama(model_type)
     config = compose(*GEOMETRY, "method=adafuse")
     for strategy in (StrategyName.gather, StrategyName.switch):
-        checks = run_checks(model, adapted(model, config), strategy, prompt(), tokens=8)
+        checks = checks_of(adapted(model, config), strategy, prompt(), tokens=8)
         assert all(c.passed for c in checks), [c for c in checks if not c.passed]
 
 
 @pytest.mark.parametrize(
-    "strategy", [StrategyName.loop, StrategyName.dense, StrategyName.gather], ids=lambda s: s.name
+    "strategy",
+    [StrategyName.loop, StrategyName.masked_loop, StrategyName.dense, StrategyName.gather],
+    ids=lambda s: s.name,
 )
 def test_a_batch_whose_tokens_choose_differently(variant: Config, strategy: StrategyName, tiny_llama) -> None:
     model = tiny_llama()
-    checks = run_checks(model, adapted(model, variant), strategy, prompt(rows=3), tokens=8)
+    checks = checks_of(adapted(model, variant), strategy, prompt(rows=3), tokens=8)
     assert all(c.passed for c in checks), [c for c in checks if not c.passed]
 
 
@@ -92,7 +121,7 @@ def test_merging_refuses_a_batch_whose_gates_differ(strategy: StrategyName, tiny
 def test_merging_serves_a_batch_that_shares_its_gates(strategy: StrategyName, tiny_llama) -> None:
     model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
     same = prompt().expand(3, -1)
-    checks = run_checks(model, adapted(model, config), strategy, same, tokens=8)
+    checks = checks_of(adapted(model, config), strategy, same, tokens=8)
     assert all(c.passed for c in checks), [c for c in checks if not c.passed]
 
 
@@ -116,8 +145,8 @@ def test_rebase_is_bit_identical_after_any_number_of_tokens(tiny_llama) -> None:
 def test_plain_lora_merges_once_per_sequence(tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = tiny_llama(), compose(*GEOMETRY, "method=lora")
     adapter, merges = adapted(model, config), []
-    write = merge.Rebase._write_all
-    monkeypatch.setattr(merge.Rebase, "_write_all", lambda self, new: (merges.append(1), write(self, new)))
+    write = merge.Rebase._write
+    monkeypatch.setattr(merge.Rebase, "_write", lambda self: (merges.append(1), write(self)))
     adapter.install(StrategyName.rebase)
     generate(model, adapter, prompt(), None, max_new_tokens=8)
     adapter.remove()
@@ -138,9 +167,8 @@ def test_the_checks_catch_a_router_that_picks_the_wrong_experts(
         return Gates(index, weight / weight.sum(-1, keepdim=True), gates.probs_TE)
 
     monkeypatch.setattr(Router, "forward", worst_first)
-    checks = {
-        c.check: c for c in run_checks(model, adapted(model, config), StrategyName.gather, prompt(), tokens=8)
-    }
+    found = checks_of(adapted(model, config), StrategyName.loop, prompt(), tokens=8)
+    checks = {check.check: check for check in found}
     assert checks["logits"].passed and not checks["routing_logits"].passed
 
 
@@ -166,7 +194,7 @@ ORIGINAL = merge.factors
 def test_the_checks_catch_a_wrong_merge(mutation, tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
     monkeypatch.setattr(merge, "factors", mutation)
-    checks = run_checks(model, adapted(model, config), StrategyName.switch, prompt(), tokens=16)
+    checks = checks_of(adapted(model, config), StrategyName.switch, prompt(), tokens=16)
     assert not next(c for c in checks if c.check == "logits").passed
 
 

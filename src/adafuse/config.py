@@ -15,14 +15,14 @@ from omegaconf import MISSING, OmegaConf
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 # Enum's functional form keeps each on a line; YAML and the command line use the member names.
-Task = Enum("Task", "pretrain train evaluate latency layer")
+Task = Enum("Task", "pretrain train evaluate latency layer kernel drift")
 Weights = Enum("Weights", "scratch random hub")
 Routing = Enum("Routing", "none layerwise blockwise token")
 RouterInput = Enum("RouterInput", "first_linear embedding block0_output")
 Normalisation = Enum("Normalisation", "softmax_topk_renorm topk_softmax softmax_topk_raw")
 ExpertKind = Enum("ExpertKind", "lora mlp_lora bottleneck")
-StrategyName = Enum("StrategyName", "loop dense gather simple_merge switch rebase")
-Runtime = Enum("Runtime", "eager")
+StrategyName = Enum("StrategyName", "loop masked_loop dense gather fused simple_merge switch rebase")
+Runtime = Enum("Runtime", "eager graph compiled")
 Dtype = Enum("Dtype", "float32 bfloat16 float16")
 
 
@@ -161,6 +161,30 @@ class Layer:
 
 
 @dataclass
+class Kernel:
+    """Kernels by themselves: every combination of `ranks`, `targets` and `tokens` that a kernel depends on."""
+
+    kernels: list[str] = MISSING
+    # qv, qkvo, all: see bench/kernel.py
+    targets: list[str] = MISSING
+    ranks: list[int] = MISSING
+    tokens: list[int] = MISSING
+    replays: int = 20
+
+
+@dataclass
+class Drift:
+    """What in-place merging does to the weights: measured after each of `switches`."""
+
+    switches: list[int] = MISSING
+    # a clean copy back every so many switches
+    refresh_every: int = MISSING
+    prompts: int = 4
+    # what the weights are cast to first: a backbone pre-trained here is one backbone, whatever is measured on it
+    dtype: Dtype = Dtype.bfloat16
+
+
+@dataclass
 class Config:
     task: Task = Task.evaluate
     model: Model = field(default_factory=Model)
@@ -174,6 +198,8 @@ class Config:
     train: Fit = field(default_factory=Fit)
     latency: Latency = field(default_factory=Latency)
     layer: Layer = field(default_factory=Layer)
+    kernel: Kernel = field(default_factory=Kernel)
+    drift: Drift = field(default_factory=Drift)
     evaluate_strategy: StrategyName = StrategyName.dense
     tracker: str = MISSING
     profile: str = MISSING

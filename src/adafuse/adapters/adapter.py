@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from adafuse.adapters.build import build_sites
-from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
+from adafuse.adapters.experts import BottleneckExperts, MlpLoraExperts
 from adafuse.adapters.layers import AdaptedLinear, Context
 from adafuse.adapters.paths import blocks_of
-from adafuse.adapters.router import Router, balance_loss, ungated
+from adafuse.adapters.router import Gates, Router, balance_loss, ungated
 from adafuse.config import (
     Experts,
     Method,
@@ -26,6 +26,7 @@ from adafuse.config import (
     StrategyName,
 )
 from adafuse.engine import strategies
+from adafuse.engine.projections import Projection, join, placed
 
 
 class Adapter:
@@ -38,6 +39,8 @@ class Adapter:
         self.sites: dict[str, nn.Module] = {}
         self.token_router: Router | None = None
         self.installed = False
+        # of the plain backbone, for the strategies that run them as one
+        self.projections: list[Projection] = []
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._clean_static: list[tuple[AdaptedLinear, Tensor]] = []
         with torch.random.fork_rng(devices=[]):
@@ -84,13 +87,11 @@ class Adapter:
     def parameters(self) -> list[nn.Parameter]:
         return [p for module in self.modules() for p in module.parameters()]
 
-    def up_factors(self) -> Iterator[nn.Parameter]:
-        """The parameters whose experts are summed over, for strategies that lay them out anew."""
+    def unjoined_up_factors(self) -> Iterator[nn.Parameter]:
+        """Up factors of experts that are not LoRA on a linear, for strategies that lay them out anew."""
         for site in self.sites.values():
             experts = getattr(site, "experts", None)
-            if isinstance(experts, LoraExperts):
-                yield experts.lora_B
-            elif isinstance(experts, BottleneckExperts):
+            if isinstance(experts, BottleneckExperts):
                 yield experts.up
             elif isinstance(experts, MlpLoraExperts):
                 yield experts.down_proj.lora_B
@@ -107,10 +108,15 @@ class Adapter:
                 module.to(dtype)
         return self
 
-    def install(self, strategy: StrategyName | None = None) -> None:
-        """Put the modules in. With a strategy: ready to decode (static LoRA merged once). Without: for training."""
+    def install(self, strategy: StrategyName | strategies.Strategy | None = None) -> None:
+        """Put the modules in. With a strategy: ready to decode (static LoRA merged once). Without: for training.
+
+        A strategy object is prepared already: what it laid out is used again, at the same addresses.
+        """
         assert not self.installed, "adapter is installed already"
         self.model.requires_grad_(False)
+        if strategy is not None:
+            self.projections = join(self.model)
         for site in self.sites.values():
             site.train(self.model.training)
         self._place(self.sites)
@@ -120,10 +126,13 @@ class Adapter:
             parameter.requires_grad_(strategy is None)
         if strategy is not None:
             self._merge_static()
-            self.context.decode = strategies.make(strategy)
-            self.context.decode.prepare(self)
-            loop = strategy is StrategyName.loop
-            self.context.whole = self.context.decode if loop else strategies.make(StrategyName.dense)
+            if isinstance(strategy, StrategyName):
+                strategy = strategies.make(strategy)
+                strategy.prepare(self)
+            strategy.enter()
+            self.context.decode = strategy
+            loop = isinstance(strategy, strategies.Loop)
+            self.context.whole = strategy if loop else strategies.make(StrategyName.dense)
 
     def remove(self) -> None:
         """Take the modules out and give the weights back as `install` found them."""
@@ -180,7 +189,7 @@ class Adapter:
         """Decode steps happen inside; afterwards the weights are those of `install` again.
 
         A strategy that writes all weights ahead of the token then runs the plain backbone: of the adapter only the
-        linear whose input decides the gates stays in.
+        linear whose input decides the gates stays in. One that joins projections runs those instead of its linears.
         """
         self.context.decoding = True
         if self.context.decode.ahead:
@@ -192,7 +201,8 @@ class Adapter:
             device = next(self.model.parameters()).device
             self.context.decode.decide(ungated(1, device))
         try:
-            yield
+            with placed(self.context.decode.joints):
+                yield
         finally:
             self.context.decoding = False
             self.context.decode.restore()
@@ -204,6 +214,24 @@ class Adapter:
         losses = [balance_loss(gates, keep.reshape(-1)) for _, gates in self.context.said]
         self.context.said = []
         return torch.stack(losses).mean() if losses else torch.zeros((), device=keep.device)
+
+    @contextmanager
+    def collecting(self) -> Iterator[list[tuple[Router, Gates]]]:
+        """Whatever routers say inside, in the order in which they say it."""
+        said: list[tuple[Router, Gates]] = []
+        self.context.collect, self.context.said = True, said
+        try:
+            yield said
+        finally:
+            self.context.collect, self.context.said = False, []
+
+    def by_name(self, said: list[tuple[Router, Gates]], rows: int) -> dict[str, Tensor]:
+        """The choices [B, S, K] of one forward of `rows` sequences, copied, by the router's name."""
+        names = {id(router): name for name, router in self.routers().items()}
+        return {
+            names[id(router)]: gates.index_TK.view(rows, -1, gates.index_TK.shape[-1]).clone()
+            for router, gates in said
+        }
 
     @property
     def merging(self) -> bool:

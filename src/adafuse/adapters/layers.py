@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
 from adafuse.adapters.router import Gates, Router, ungated
+from adafuse.config import Normalisation
+from adafuse.kernels import ops
 
 
 @dataclass
@@ -36,7 +38,12 @@ class Context:
         return self.decode if self.decoding else self.whole
 
     def route(self, router: Router, x_TI: Tensor) -> Gates:
-        gates = router(x_TI)
+        if self.decoding and self.decode.routes_at_once:
+            raw = router.normalisation is Normalisation.softmax_topk_raw
+            routed = ops.route(x_TI, router.weight.detach()[None], router.top_k, raw)
+            gates = Gates(*(of_all_routers[:, 0] for of_all_routers in routed))
+        else:
+            gates = router(x_TI)
         if self.collect:
             self.said.append((router, gates))
         return gates
@@ -109,7 +116,7 @@ class SerialMlp(nn.Module):
         gates = self.context.route(self.router, x.reshape(-1, x.shape[-1]))
         u = self.base(x)
         u_TI = F.dropout(u.reshape(-1, u.shape[-1]), self.dropout, self.training)
-        return u + self.context.strategy.mix(self.experts, u_TI, gates).view_as(u)
+        return self.context.strategy.add(u, self.experts, u_TI, gates)
 
 
 class MixtureMlp(nn.Module):

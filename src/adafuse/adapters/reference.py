@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
@@ -24,12 +25,19 @@ from adafuse.adapters.router import Router
 from adafuse.config import Normalisation, RouterInput
 
 
-class Reference:
-    """Logits of a float copy of `model` with `adapter`; the model itself is never changed."""
+def float_copy(model: nn.Module) -> nn.Module:
+    """The backbone in fp32, for the references of all its adapters: 27 GB for one of 7 billion weights."""
+    return copy.deepcopy(model).float().eval()
 
-    def __init__(self, model: nn.Module, adapter: Adapter | None) -> None:
-        assert adapter is None or not adapter.installed, "the reference starts from the plain backbone"
-        self._model = copy.deepcopy(model).float().eval()
+
+class Reference:
+    """Logits of `oracle`, a float copy of the backbone, with `adapter`; the backbone itself is never changed.
+
+    Its hooks stay on the copy until `close`.
+    """
+
+    def __init__(self, oracle: nn.Module, adapter: Adapter | None) -> None:
+        self._model = oracle
         self._oracle = _Oracle(self._model, adapter) if adapter is not None else None
         # of the last call: the largest router logit missed, and the largest router logit
         self.regret, self.router_scale = 0.0, 0.0
@@ -45,6 +53,11 @@ class Reference:
             self.regret, self.router_scale = self._oracle.regret, self._oracle.router_scale
         return logits
 
+    def close(self) -> None:
+        if self._oracle is not None:
+            for handle in self._oracle.handles:
+                handle.remove()
+
 
 class _Oracle:
     """The hooks of one adapter on one float copy, and the shared gates between them."""
@@ -55,24 +68,26 @@ class _Oracle:
         self.choices: dict[str, Tensor] = {}
         self.regret, self.router_scale = 0.0, 0.0
         self.shared_TE = torch.empty(0)
-        self.hook()
+        self.handles = self.hook()
 
-    def hook(self) -> None:
+    def hook(self) -> list[RemovableHandle]:
+        handles: list[RemovableHandle] = []
         adapter, token = self.adapter, self.adapter.token_router
         if token is not None and adapter.method.router_input is RouterInput.embedding:
-            self.oracle.get_input_embeddings().register_forward_hook(self._share(token))
+            handles.append(self.oracle.get_input_embeddings().register_forward_hook(self._share(token)))
         if token is not None and adapter.method.router_input is RouterInput.block0_output:
-            blocks_of(self.oracle)[0].register_forward_hook(self._share(token))
+            handles.append(blocks_of(self.oracle)[0].register_forward_hook(self._share(token)))
         for path, site in adapter.sites.items():
             module = self.oracle.get_submodule(path)
             if isinstance(site.experts, BottleneckExperts):
-                module.register_forward_hook(self._serial(site.experts, site.router))
+                handles.append(module.register_forward_hook(self._serial(site.experts, site.router)))
             elif isinstance(site.experts, MlpLoraExperts):
-                module.register_forward_hook(self._mixture(site.experts, site.router))
+                handles.append(module.register_forward_hook(self._mixture(site.experts, site.router)))
             else:
                 if site.experts is not None and getattr(site, "decides", None) is not None:
-                    module.register_forward_pre_hook(self._share_input(site.decides))
-                module.register_forward_hook(self._linear(site))
+                    handles.append(module.register_forward_pre_hook(self._share_input(site.decides)))
+                handles.append(module.register_forward_hook(self._linear(site)))
+        return handles
 
     def _share(self, router: Router) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:

@@ -1,25 +1,28 @@
-"""How one decode step applies the gated experts; one file per family, all with the same five verbs.
+"""How one decode step applies the gated experts; one file per family, all with the same verbs.
 
-`prepare(adapter)` once, when the adapter goes in; `decide(gates)` when a token's shared gates are known;
+`prepare(adapter)` once, `enter()` each time the adapter goes in; `decide(gates)` when a token's shared gates are known;
 `linear(site, x, gates)` the output of an adapted linear; `mix(experts, x, gates, ...)` the weighted sum of the
-experts; `restore()` the weights as `prepare` found them. The fused GPU kernels belong beside these files, behind
-the same verbs. Next: adapters/adapter.py, which calls them.
+experts; `restore()` the weights as `prepare` found them. While decoding, `joints` run instead of the linears that they
+cover (joined.py). Next: adapters/adapter.py, which calls them.
 """
 
 from __future__ import annotations
 
 from adafuse.config import StrategyName
 from adafuse.engine.strategies.dense import Dense
+from adafuse.engine.strategies.fused import Fused
 from adafuse.engine.strategies.gather import Gather
-from adafuse.engine.strategies.loop import Loop
+from adafuse.engine.strategies.loop import Loop, MaskedLoop
 from adafuse.engine.strategies.merge import Rebase, SimpleMerge, Switch
 
-Strategy = Loop | Dense | Gather | SimpleMerge | Switch | Rebase
+Strategy = Loop | MaskedLoop | Dense | Gather | Fused | SimpleMerge | Switch | Rebase
 
 _STRATEGIES: dict[StrategyName, type[Strategy]] = {
     StrategyName.loop: Loop,
+    StrategyName.masked_loop: MaskedLoop,
     StrategyName.dense: Dense,
     StrategyName.gather: Gather,
+    StrategyName.fused: Fused,
     StrategyName.simple_merge: SimpleMerge,
     StrategyName.switch: Switch,
     StrategyName.rebase: Rebase,

@@ -1,7 +1,8 @@
-"""`gather`: shrink and expand of each token's chosen experts only, by batched products; any batch.
+"""`gather`: the chosen experts' B, applied in one launch to what the base product shrank beside (kernels/gather.py).
 
-In: hidden states [T, I], gates. Out: the experts' weighted sum [T, O]. Bytes: the chosen factors once per token.
-On a GPU kernels/gather.py is to take this place. Letters as in adapters/experts.py.
+In: hidden states [T, I], gates. Out: the experts' weighted sum [T, O]; any batch. Experts that are not LoRA on a
+linear: PESC's take the same kernels, MixLoRA's batched products of torch, because each of its slots has its own
+input. Letters as in adapters/experts.py.
 """
 
 from __future__ import annotations
@@ -11,24 +12,51 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from adafuse.adapters.experts import Experts
+from adafuse.adapters.experts import BottleneckExperts, Experts
 from adafuse.adapters.router import Gates
-from adafuse.engine.strategies.unmerged import Unmerged
+from adafuse.engine.strategies.joined import Appended, Extended, Group, is_raw
+from adafuse.kernels import ops
 
 if TYPE_CHECKING:
     from adafuse.adapters.adapter import Adapter
 
 
-class Gather(Unmerged):
+class Gather(Appended):
     """One slot per chosen expert, S = K."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._packed: dict[int, Tensor] = {}
 
     def prepare(self, adapter: Adapter) -> None:
-        """Lay every up factor out as [E, R, O] once: the chosen ones are then one matrix, and one product sums them."""
-        for parameter in adapter.up_factors():
-            self._packed[id(parameter)] = _lay_out(parameter.detach())
+        """Lay MixLoRA's up factors out as [E, R, O] too: the chosen ones are then one matrix."""
+        super().prepare(adapter)
+        self._packed = {id(p): _lay_out(p.detach()) for p in adapter.unjoined_up_factors()}
+
+    def compute(self, group: Group, extended: Extended, x_TI: Tensor) -> Tensor:
+        product, outputs = extended.product(x_TI), extended.outputs
+        if group.router_GEI is None:
+            gates = self.shared_gates(group, x_TI)
+            chosen = gates.index_TK[:, None], gates.weight_TK[:, None]
+            ops.expand_behind_(product, outputs, group.lora_B_EOR, *chosen, group.columns, group.scaling)
+        else:
+            knobs = group.router.top_k, is_raw(group.router), group.scaling
+            chosen = ops.expand_routed_behind_(product, outputs, group.lora_B_EOR, group.columns, *knobs)
+            self.own_gates(group, *chosen)
+        return product[:, :outputs]
+
+    def add(self, y: Tensor, experts: Experts, x_TI: Tensor, gates: Gates) -> Tensor:
+        """In place: y is the MLP's own output, which nobody else reads."""
+        if not isinstance(experts, BottleneckExperts):
+            return super().add(y, experts, x_TI, gates)
+        y_TO = y.view_as(x_TI)
+        if x_TI.shape[0] <= ops.FEW_TOKENS:
+            chosen = experts.down, experts.up, gates.index_TK, gates.weight_TK
+            ops.add_chosen_(y_TO, x_TI, *chosen)
+        else:
+            u_TS = x_TI @ experts.down.flatten(0, 1).T
+            ops.add_all_(y_TO, u_TS, experts.up, gates.index_TK[:, None], gates.weight_TK[:, None])
+        return y
 
     def mix(self, experts: Experts, x_TI: Tensor, gates: Gates, *mlp: nn.Module) -> Tensor:
         return experts.slots(self, x_TI, gates, *mlp)

@@ -2,7 +2,8 @@
 
 In: hidden states [T, I], gates. Out: the experts' weighted sum [T, O]. `torch.where` returns as many rows as there
 are, so on a GPU every expert of every linear waits for the host; that cost is the paper's case against layer-wise
-adapters, and it is kept. Letters as in adapters/experts.py.
+adapters, and it is kept. `masked_loop` is the same loop without the waiting: every expert sees every token, and a
+weight of zero takes back what it was not asked for, so that a graph can hold it. Letters as in adapters/experts.py.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from adafuse.engine.strategies.unmerged import Unmerged
 class Loop(Unmerged):
     """One small product per chosen expert and linear."""
 
+    routes_at_once = False
+
     def mix(self, experts: Experts, x_TI: Tensor, gates: Gates, *mlp: nn.Module) -> Tensor:
-        shared: tuple[Tensor, ...] = ()
-        if isinstance(experts, MlpLoraExperts):
-            # MixLoRA's own saving: the frozen products once for all experts
-            shared = (mlp[0].gate_proj(x_TI), mlp[0].up_proj(x_TI))
+        shared = _frozen_products(experts, x_TI, *mlp)
         out_TO: Tensor | None = None
         for e in range(experts.count):
             rows, slot = torch.where(gates.index_TK == e)
@@ -35,3 +35,24 @@ class Loop(Unmerged):
             out_TO = out_TO.index_add(0, rows, y)
         assert out_TO is not None, "every token has at least one expert"
         return out_TO
+
+
+class MaskedLoop(Unmerged):
+    """One small product per expert and linear, chosen or not."""
+
+    routes_at_once = False
+
+    def mix(self, experts: Experts, x_TI: Tensor, gates: Gates, *mlp: nn.Module) -> Tensor:
+        shared = _frozen_products(experts, x_TI, *mlp)
+        weight_TE = gates.dense().to(x_TI.dtype)
+        return sum(
+            (experts.one(e, x_TI, *mlp, *shared) * weight_TE[:, e, None] for e in range(1, experts.count)),
+            start=experts.one(0, x_TI, *mlp, *shared) * weight_TE[:, :1],
+        )
+
+
+def _frozen_products(experts: Experts, x_TI: Tensor, *mlp: nn.Module) -> tuple[Tensor, ...]:
+    """MixLoRA's own saving: the frozen products once for all experts."""
+    if not isinstance(experts, MlpLoraExperts):
+        return ()
+    return mlp[0].gate_proj(x_TI), mlp[0].up_proj(x_TI)

@@ -2,12 +2,13 @@
 
 `simple_merge` merges each linear when its input arrives (paper, section on simple merge); `switch` takes the old
 selection out of all linears and puts the new one in, in place (eq. 9-10, SGMM); `rebase` writes clean weight plus new
-selection. This is the plain PyTorch form, a product per linear; on a GPU kernels/switch.py is to do `_write_all` in
-one launch. In: the gates of one token (or of a batch that shares them). Out: changed weights, until `restore`.
+selection. The last two are one launch on a GPU (kernels/switch.py) and a product per linear elsewhere. In: the gates
+of one token (or of a batch that shares them). Out: changed weights, until `restore`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,10 +20,35 @@ from adafuse.adapters.router import Gates
 if TYPE_CHECKING:
     from adafuse.adapters.adapter import Adapter
     from adafuse.adapters.layers import AdaptedLinear
+    from adafuse.engine.projections import Joint
+    from adafuse.kernels.switch import SwitchPlan
 
 
-def selection(gates: Gates) -> Gates:
-    """The one selection of a batch, [1, K]. Raises ValueError if two rows differ."""
+class Selection:
+    """What a weight holds now and what it held before, on the device: [2K] experts and their signed gates.
+
+    The new K come first. The addresses stay, so that a captured graph goes on from token to token.
+    """
+
+    def __init__(self, top_k: int, device: torch.device) -> None:
+        self.top_k = top_k
+        self.index_S = torch.zeros(2 * top_k, dtype=torch.int64, device=device)
+        self.gate_S = torch.zeros(2 * top_k, dtype=torch.float32, device=device)
+
+    def shift(self, new: Gates) -> None:
+        """The old selection is now the second half, with a minus sign (eq. 7); a gate of zero is no expert."""
+        k, (index_K, gate_K) = self.top_k, _one(new)
+        self.index_S[k:].copy_(self.index_S[:k])
+        torch.neg(self.gate_S[:k], out=self.gate_S[k:])
+        self.index_S[:k].copy_(index_K)
+        self.gate_S[:k].copy_(gate_K)
+
+    def clear(self) -> None:
+        self.gate_S.zero_()
+
+
+def _one(gates: Gates) -> tuple[Tensor, Tensor]:
+    """The one selection of a batch, [K] and [K]. Raises ValueError if two rows differ."""
     if gates.index_TK.shape[0] > 1:
         dense_TE = gates.dense()
         if not torch.equal(dense_TE, dense_TE[:1].expand_as(dense_TE)):
@@ -30,14 +56,7 @@ def selection(gates: Gates) -> Gates:
                 "merged weights hold one selection, and the gates of this batch differ: "
                 "use batch=1, or a strategy that does not merge (gather, dense, loop)"
             )
-    return Gates(gates.index_TK[:1], gates.weight_TK[:1], gates.probs_TE[:1])
-
-
-def signed(new: Gates, old: Gates | None) -> tuple[Tensor, Tensor]:
-    """Experts [S] and their gates [S] of a switch: the new selection, and with a minus sign the old one (eq. 7)."""
-    if old is None:
-        return new.index_TK[0], new.weight_TK[0]
-    return torch.cat([new.index_TK[0], old.index_TK[0]]), torch.cat([new.weight_TK[0], -old.weight_TK[0]])
+    return gates.index_TK[0], gates.weight_TK[0]
 
 
 def packed_up(experts: LoraExperts) -> Tensor:
@@ -57,41 +76,53 @@ class SimpleMerge:
     merging = True
     # all linears are written before the first of them runs, so the plain backbone does the rest
     ahead = False
+    routes_at_once = True
+    joints: Sequence[Joint] = ()
 
     def __init__(self) -> None:
         self._sites: list[AdaptedLinear] = []
-        self._up: dict[int, Tensor] = {}
         self._clean: dict[int, Tensor] = {}
-        self._merged: dict[int, Gates] = {}
 
     def prepare(self, adapter: Adapter) -> None:
         """Keep clean copies: adding and subtracting in bf16 does not come back by itself."""
         self._sites = [site for site in adapter.linears() if site.experts is not None]
-        self._up = {id(site): packed_up(site.lora) for site in self._sites}
         self._clean = {id(site): site.base.weight.detach().clone() for site in self._sites}
+        self._prepare(adapter)
+
+    def _prepare(self, adapter: Adapter) -> None:
+        self._up = {id(site): packed_up(site.lora) for site in self._sites}
+        self._selections = {id(site): _selection(adapter, site) for site in self._sites}
+
+    def enter(self) -> None:
+        pass
 
     def decide(self, gates: Gates) -> None:
         pass
 
     def linear(self, site: AdaptedLinear, x_TI: Tensor, gates: Gates) -> Tensor:
-        new = selection(gates)
-        index_S, gate_S = signed(new, self._merged.get(id(site)))
-        self._add(site, index_S, gate_S)
-        self._merged[id(site)] = new
+        selection = self._selections[id(site)]
+        selection.shift(gates)
+        # W += up @ down, in place (eq. 9)
+        site.base.weight.addmm_(
+            *factors(self._up[id(site)], site.lora.lora_A, selection.index_S, selection.gate_S)
+        )
         return site.base(x_TI)
+
+    def add(self, y: Tensor, experts: Experts, x_TI: Tensor, gates: Gates) -> Tensor:
+        raise ValueError("these experts are not linear in the weight, so they cannot be merged")
 
     def mix(self, experts: Experts, x_TI: Tensor, gates: Gates, *mlp: nn.Module) -> Tensor:
         raise ValueError("these experts are not linear in the weight, so they cannot be merged")
 
     def restore(self) -> None:
-        if self._merged:
-            for site in self._sites:
-                site.base.weight.copy_(self._clean[id(site)])
-        self._merged = {}
+        """Clean weights, and no selection to take out of them; a graph's replays merge unseen, so always."""
+        for site in self._sites:
+            site.base.weight.copy_(self._clean[id(site)])
+        self._clear()
 
-    def _add(self, site: AdaptedLinear, index_S: Tensor, gate_S: Tensor) -> None:
-        """W += up @ down, in place (eq. 9)."""
-        site.base.weight.addmm_(*factors(self._up[id(site)], site.lora.lora_A, index_S, gate_S))
+    def _clear(self) -> None:
+        for selection in self._selections.values():
+            selection.clear()
 
 
 class Switch(SimpleMerge):
@@ -99,25 +130,63 @@ class Switch(SimpleMerge):
 
     ahead = True
 
+    def _prepare(self, adapter: Adapter) -> None:
+        self._selection = _selection(adapter, self._sites[0])
+        self._plan: SwitchPlan | None = None
+        if self._sites[0].base.weight.is_cuda:
+            from adafuse.kernels import switch
+
+            self._plan = switch.plan(*self._tensors())
+        else:
+            self._up = {id(site): packed_up(site.lora) for site in self._sites}
+
+    def _tensors(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Weights, clean weights, down and up factors of all sites, as kernels/switch.py takes them."""
+        sites = self._sites
+        return (
+            [site.base.weight.detach() for site in sites],
+            [self._clean[id(site)] for site in sites],
+            [site.lora.lora_A.detach() for site in sites],
+            [site.lora.lora_B.detach() for site in sites],
+        )
+
     def decide(self, gates: Gates) -> None:
-        new = selection(gates)
-        self._write_all(new)
-        self._merged = dict.fromkeys(map(id, self._sites), new)
+        self._selection.shift(gates)
+        self._write()
 
     def linear(self, site: AdaptedLinear, x_TI: Tensor, gates: Gates) -> Tensor:
         return site.base(x_TI)
 
-    def _write_all(self, new: Gates) -> None:
-        index_S, gate_S = signed(new, next(iter(self._merged.values()), None))
+    def _write(self) -> None:
+        index_S, gate_S = self._selection.index_S, self._selection.gate_S
+        if self._plan is not None:
+            from adafuse.kernels import switch
+
+            switch.switch_(self._plan, index_S, gate_S * self._sites[0].lora.scaling)
+            return
         for site in self._sites:
-            self._add(site, index_S, gate_S)
+            site.base.weight.addmm_(*factors(self._up[id(site)], site.lora.lora_A, index_S, gate_S))
+
+    def _clear(self) -> None:
+        self._selection.clear()
 
 
 class Rebase(Switch):
     """All linears when the token's gates are known, from the clean weights: exact after any number of tokens."""
 
-    def _write_all(self, new: Gates) -> None:
-        index_S, gate_S = signed(new, None)
+    def _write(self) -> None:
+        new = slice(self._selection.top_k)
+        index_K, gate_K = self._selection.index_S[new], self._selection.gate_S[new]
+        if self._plan is not None:
+            from adafuse.kernels import switch
+
+            switch.rebase_(self._plan, index_K, gate_K * self._sites[0].lora.scaling)
+            return
         for site in self._sites:
-            up, down = factors(self._up[id(site)], site.lora.lora_A, index_S, gate_S)
+            up, down = factors(self._up[id(site)], site.lora.lora_A, index_K, gate_K)
             torch.addmm(self._clean[id(site)], up, down, out=site.base.weight)
+
+
+def _selection(adapter: Adapter, site: AdaptedLinear) -> Selection:
+    top_k = min(adapter.geometry.top_k, site.lora.count) if site.gated else 1
+    return Selection(top_k, site.base.weight.device)

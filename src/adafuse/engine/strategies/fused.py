@@ -1,0 +1,55 @@
+"""`fused`: base product, shrink and expand of a whole projection in one launch (kernels/fused.py).
+
+In: hidden states of a few tokens, gates that are known before the projection runs. Out: y [T, O]. Projections without
+experts take the same matrix-vector product, so that what the experts add is not hidden in a better base.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from adafuse.engine.projections import Joint, Projection
+from adafuse.engine.strategies.joined import Group, Joined
+from adafuse.kernels import ops
+
+if TYPE_CHECKING:
+    from adafuse.adapters.adapter import Adapter
+
+
+class Fused(Joined):
+    """One flag per group, by which the programs of a launch wait for each other; groups take turns (a ring)."""
+
+    def prepare(self, adapter: Adapter) -> None:
+        projections = len(adapter.projections)
+        self._flags = torch.zeros(
+            projections, dtype=torch.int32, device=adapter.projections[0].weight_OI.device
+        )
+        super().prepare(adapter)
+        # around the ring of the groups that there are
+        self._flags = self._flags[: len(self.joints)]
+        adapted = {joint.projection.paths for joint in self.joints}
+        plain = [p for p in adapter.projections if p.paths not in adapted]
+        self.joints = [*self.joints, *(Joint(p, partial(product, p)) for p in plain)]
+
+    def enter(self) -> None:
+        self._flags.zero_()
+
+    def lay_out(self, group: Group) -> tuple[Tensor, int]:
+        """The members' A [E, G*R, I] in one tensor, and the group's turn."""
+        return torch.cat([site.lora.lora_A.detach() for site in group.sites], dim=1), len(self.joints)
+
+    def compute(self, group: Group, laid_out: tuple[Tensor, int], x_TI: Tensor) -> Tensor:
+        gates, (lora_A_ECI, turn) = self.shared_gates(group, x_TI), laid_out
+        base = group.projection.weight_OI, group.projection.bias_O
+        chosen = gates.index_TK, gates.weight_TK
+        factors = lora_A_ECI, group.lora_B_EOR, *chosen, group.columns, group.scaling
+        return ops.fused(x_TI, *base, *factors, self._flags, turn)
+
+
+def product(projection: Projection, x_TI: Tensor) -> Tensor:
+    """The plain projection by our own kernel."""
+    return ops.linear(x_TI, projection.weight_OI, projection.bias_O)

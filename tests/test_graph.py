@@ -1,0 +1,150 @@
+"""Static runtimes: joined projections, one shared position, a step that never asks the host; off a GPU, uncaptured."""
+
+import pytest
+import torch
+
+from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.config import Runtime, StrategyName
+from adafuse.engine import decoders
+from adafuse.engine.decode import generate
+from adafuse.engine.graph import Static
+from adafuse.engine.projections import join
+from conftest import GEOMETRY, compose
+
+
+def prompt(rows: int = 1, length: int = 12) -> torch.Tensor:
+    return torch.randint(4, 260, (rows, length), generator=torch.Generator().manual_seed(3))
+
+
+def adapter_on(model, *overrides: str) -> Adapter:
+    config = compose(*GEOMETRY, *overrides)
+    adapter = Adapter(model, config.method, config.experts, seed=0)
+    randomise(adapter, seed=1, scale=0.3)
+    return adapter
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_joining_moves_weights_and_changes_nothing(model_type: str, tiny_llama) -> None:
+    model = tiny_llama(model_type)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    logits = model(prompt()).logits
+    first = join(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model(prompt()).logits, logits)
+    assert [len(p.linears) for p in first[:4]] == [3, 1, 2, 1] and len(first) == 16
+    assert (first[0].bias_O is not None) == (model_type == "qwen2")
+    for projection in first:
+        assert torch.equal(projection.weight_OI, torch.cat([linear.weight for linear in projection.linears]))
+        projection.linears[-1].weight.data.zero_()
+        assert not projection.weight_OI[-projection.widths[-1] :].any(), (
+            "the linears are views of the joined weight"
+        )
+
+
+def test_joining_twice_moves_nothing(tiny_llama) -> None:
+    model = tiny_llama()
+    first = [p.weight_OI.data_ptr() for p in join(model)]
+    assert [p.weight_OI.data_ptr() for p in join(model)] == first
+
+
+@pytest.mark.parametrize("strategy", [StrategyName.dense, StrategyName.fused], ids=lambda s: s.name)
+def test_the_plain_backbone_decodes_the_same_tokens(strategy: StrategyName, tiny_llama) -> None:
+    model = tiny_llama()
+    want = generate(model, None, prompt(2), None, 24)[:, 12:]
+    decoder = decoders.make(model, None, strategy, Runtime.graph, 40)
+    with decoder.installed():
+        first = decoder.start(prompt(2)).argmax(-1, keepdim=True)
+        with decoder.decoding():
+            got = torch.cat([first, decoder.run(23)], dim=1)
+    assert torch.equal(got, want)
+
+
+def test_a_block_can_be_decoded_again(tiny_llama) -> None:
+    """Between blocks the adapter leaves and other arms write to the weights; the second block must be the first."""
+    model = tiny_llama()
+    adapter = adapter_on(model, "method=adafuse")
+    decoder = decoders.make(model, adapter, StrategyName.switch, Runtime.graph, 40)
+    clean = [p.clone() for p in model.parameters()]
+    blocks = []
+    for _ in range(2):
+        with decoder.installed():
+            (decoder.again if blocks else decoder.start)(prompt())
+            with decoder.decoding():
+                blocks.append(torch.cat([decoder.run(4), decoder.run(12)], dim=1).clone())
+        assert all(torch.equal(now, before) for now, before in zip(model.parameters(), clean, strict=True))
+    assert torch.equal(*blocks)
+
+
+def test_a_full_cache_is_refused_before_it_is_overrun(tiny_llama) -> None:
+    decoder = decoders.make(tiny_llama(), None, StrategyName.dense, Runtime.graph, 20)
+    decoder.start(prompt())
+    with (
+        decoder.decoding(),
+        pytest.raises(ValueError, match="cache of 64 slots is full: make the decoder longer"),
+    ):
+        decoder.run(60)
+
+
+def test_a_replay_that_nobody_launched_is_noticed(tiny_llama) -> None:
+    decoder = decoders.make(tiny_llama(), None, StrategyName.dense, Runtime.graph, 20)
+    assert isinstance(decoder, Static)
+    decoder.start(prompt())
+    with pytest.raises(AssertionError, match="decoded up to 14, launched up to 13"), decoder.decoding():
+        decoder.run(1)
+        decoder._replay()
+
+
+def test_members_leave_when_they_should(tiny_llama) -> None:
+    model = tiny_llama()
+    before = dict(model.named_modules())
+    decoder = decoders.make(model, adapter_on(model, "method=mola"), StrategyName.gather, Runtime.graph, 40)
+    with decoder.installed():
+        decoder.start(prompt())
+        with decoder.decoding():
+            decoder.run(2)
+    assert dict(model.named_modules()) == before
+
+
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [
+        ("adafuse", StrategyName.gather),
+        ("adafuse", StrategyName.fused),
+        ("adafuse_layerwise", StrategyName.gather),
+        ("pesc", StrategyName.gather),
+        ("mixlora", StrategyName.dense),
+    ],
+)
+def test_nothing_breaks_the_compiled_graph(method: str, strategy: StrategyName, tiny_llama) -> None:
+    """The whole step is one graph (fullgraph), and what it computes is what the uncompiled step does."""
+    model = tiny_llama(num_hidden_layers=2)
+    adapter = adapter_on(model, f"method={method}")
+    logits = []
+    for wrap in (lambda step: step, lambda step: torch.compile(step, backend="aot_eager", fullgraph=True)):
+        decoder = decoders.make(model, adapter, strategy, Runtime.graph, 40)
+        decoder._forward = wrap(decoder._eager_forward)
+        with decoder.installed():
+            token = decoder.start(prompt()).argmax(-1, keepdim=True)
+            with decoder.decoding(), torch.no_grad():
+                logits.append(decoder.step(token))
+                choices = decoder.choices()
+        assert set(choices) == set(adapter.routers())
+    assert torch.allclose(*logits, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("runtime", [Runtime.graph, Runtime.compiled], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "strategy", [StrategyName.dense, StrategyName.gather, StrategyName.fused], ids=lambda s: s.name
+)
+def test_captured_steps_decode_the_same_tokens(runtime: Runtime, strategy: StrategyName, tiny_llama) -> None:
+    model = tiny_llama(hidden_size=128, intermediate_size=256).cuda()
+    adapter = adapter_on(model, "method=adafuse")
+    adapter.install(StrategyName.loop)
+    want = generate(model, adapter, prompt().cuda(), None, 24)[:, 12:]
+    adapter.remove()
+    decoder = decoders.make(model, adapter, strategy, runtime, 40)
+    with decoder.installed():
+        first = decoder.start(prompt().cuda()).argmax(-1, keepdim=True)
+        with decoder.decoding():
+            assert torch.equal(torch.cat([first, decoder.run(23)], dim=1), want)
