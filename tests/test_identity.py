@@ -27,33 +27,37 @@ def _base() -> None:
 
 # what must be made again after a change, and nothing else
 CHANGES = [
-    ("seed=1", "train evaluate latency layer"),
-    ("model.seed=1", "pretrain train evaluate latency"),
-    ("model.shape.hidden_size=64", "pretrain train evaluate latency layer"),
-    ("model.dtype=bfloat16", "pretrain train evaluate latency layer"),
-    ("model.weights=random", "train evaluate latency"),
-    ("pretrain.steps=3", "pretrain train evaluate latency"),
+    ("seed=1", "train evaluate latency layer kernel drift"),
+    ("model.seed=1", "pretrain train evaluate latency drift"),
+    ("model.shape.hidden_size=64", "pretrain train evaluate latency layer kernel drift"),
+    ("model.dtype=bfloat16", "pretrain train evaluate latency layer kernel drift"),
+    ("model.weights=random", "train evaluate latency drift"),
+    ("pretrain.steps=3", "pretrain train evaluate latency drift"),
     ("pretrain.save_every_steps=3", ""),
-    ("train.steps=3", "train evaluate latency"),
+    ("train.steps=3", "train evaluate latency drift"),
     ("train.save_every_steps=3", ""),
-    ("experts.rank=2", "train evaluate latency"),
-    ("experts.count=4", "train evaluate latency layer"),
-    ("method=mola", "train evaluate"),
-    ("method.dropout=0.2", "train evaluate latency"),
-    ("data=domain", "train evaluate latency"),
-    ("data.train_items=50", "train evaluate latency"),
+    ("experts.rank=2", "train evaluate latency drift"),
+    ("experts.count=4", "train evaluate latency layer kernel drift"),
+    ("method=mola", "train evaluate drift"),
+    ("method.dropout=0.2", "train evaluate latency drift"),
+    ("data=domain", "train evaluate latency drift"),
+    ("data.train_items=50", "train evaluate latency drift"),
     ("suite.limit=3", "evaluate"),
     ("evaluate_strategy=gather", "evaluate"),
     ("arms=smoke", "latency"),
     ("latency.rounds=3", "latency"),
     ("batch=2", "latency"),
-    ("context=32", "latency"),
-    ("replicate=1", "latency layer"),
-    ("device=cuda", "latency layer"),
+    ("context=32", "latency drift"),
+    ("replicate=1", "latency layer kernel drift"),
+    ("device=cuda", "latency layer kernel drift"),
     ("layer.runs=10", "layer"),
+    ("kernel.replays=3", "kernel"),
+    ("kernel.tokens=[1]", "kernel"),
+    ("drift.dtype=float16", "drift"),
+    ("drift.refresh_every=3", "drift"),
     ("tracker=wandb", ""),
     ("runs_dir=elsewhere", ""),
-    ("profile=gpu model=tiny experts=all_r4", "pretrain train evaluate latency layer"),
+    ("profile=gpu model=tiny experts=all_r4", "pretrain train evaluate latency layer drift"),
     ("experiment=table5", ""),
 ]
 
@@ -156,7 +160,12 @@ def test_a_changed_checkpoint_in_the_same_folder_is_another_backbone(tmp_path: P
         weights[start] = 1
     checkpoint(tmp_path / "m", bytes(weights))
     after = hashes(config)
-    assert {task for task in after if after[task] != before[task]} == {"train", "evaluate", "latency"}
+    assert {task for task in after if after[task] != before[task]} == {
+        "train",
+        "evaluate",
+        "latency",
+        "drift",
+    }
     (tmp_path / "m" / "tokenizer.json").write_text("{ }")
     assert hashes(config)["train"] != after["train"]
 

@@ -9,7 +9,7 @@ from adafuse import records
 from adafuse.adapters.adapter import Adapter
 from adafuse.bench import cost, latency, layer
 from adafuse.config import StrategyName
-from adafuse.engine.strategies.gather import Gather
+from adafuse.kernels import naive
 from conftest import GEOMETRY, compose
 
 QUICK = ["latency.rounds=2", "latency.check_tokens=8", "latency.trained_adapters=false", "context=8"]
@@ -48,8 +48,8 @@ def test_arms_are_checked_then_timed(tiny_llama, tmp_path: Path) -> None:
 
 
 def test_an_arm_that_fails_its_check_is_not_timed(tiny_llama, tmp_path: Path, monkeypatch) -> None:
-    expand = Gather.expand_sum
-    monkeypatch.setattr(Gather, "expand_sum", lambda self, h, up, gates: 1.5 * expand(self, h, up, gates))
+    expand = naive.expand_all_
+    monkeypatch.setattr(naive, "expand_all_", lambda y, u, *rest: expand(y, 1.5 * u, *rest))
     record = measure(tiny_llama(), tmp_path, "arms=smoke")
     failed = {line["arm"] for line in record.of("check") if not line["passed"]}
     assert failed == {"adafuse_gather"}
@@ -71,9 +71,15 @@ def test_macs_are_counted(tiny_llama) -> None:
     plain = cost.count_macs(model, None, StrategyName.dense, prompt)
     assert linears <= plain <= 1.1 * linears, "all linears once, and a little attention"
     adapter = Adapter(model, config.method, config.experts, 0)
-    each = sum(s.experts.lora_A[0].numel() + s.experts.lora_B[0].numel() for s in adapter.linears())
+    downs = sum(s.experts.lora_A.numel() for s in adapter.linears())
+    up = sum(s.experts.lora_B[0].numel() for s in adapter.linears())
     router = adapter.token_router.weight.numel()
-    assert cost.count_macs(model, adapter, StrategyName.gather, prompt) == plain + 2 * each + router
+    macs = {s: cost.count_macs(model, adapter, s, prompt) - plain - router for s in StrategyName}
+    assert macs[StrategyName.gather] == downs + 2 * up, "the base product shrinks for all experts"
+    assert (
+        macs[StrategyName.fused] == macs[StrategyName.loop] == (2 * downs) // adapter.geometry.count + 2 * up
+    )
+    assert macs[StrategyName.masked_loop] == downs + adapter.geometry.count * up
 
 
 def test_bytes_tell_the_strategies_apart(tiny_llama) -> None:

@@ -144,12 +144,30 @@ def _layer(config: Config, method: Method) -> dict[str, Any]:
     return as_plain({**model, "experts": experts, "knobs": config.layer, **_repeat(config)})
 
 
+def _kernel(config: Config, method: Method) -> dict[str, Any]:
+    from adafuse.backbone import shape_of
+
+    experts = {"count": config.experts.count, "top_k": config.experts.top_k}
+    model = {"shape": shape_of(config.model), "dtype": config.model.dtype}
+    return as_plain({**model, "experts": experts, "knobs": config.kernel, **_repeat(config)})
+
+
+def _drift(config: Config, method: Method) -> dict[str, Any]:
+    adapter: Any = {"experts": config.experts, "method": method}
+    if config.latency.trained_adapters:
+        adapter = _train(config, method)
+    parts = {"backbone": _backbone(config), "adapter": adapter, "context": config.context}
+    return as_plain({**parts, "knobs": config.drift, **_repeat(config)})
+
+
 _PARTS: dict[Task, Callable[[Config, Method], dict[str, Any]]] = {
     Task.pretrain: _pretrain,
     Task.train: _train,
     Task.evaluate: _evaluate,
     Task.latency: _latency,
     Task.layer: _layer,
+    Task.kernel: _kernel,
+    Task.drift: _drift,
 }
 
 _NAMES: dict[Task, Callable[[Config, Method], list[Any]]] = {
@@ -164,6 +182,11 @@ _NAMES: dict[Task, Callable[[Config, Method], list[Any]]] = {
         *(f"b{c.batch}", f"c{c.context}", f"s{c.seed}", f"r{c.replicate}"),
     ],
     Task.layer: lambda c, m: [c.model.name, f"{c.experts.count}x", f"s{c.seed}", f"r{c.replicate}"],
+    Task.kernel: lambda c, m: [c.model.name, f"{c.experts.count}x", f"s{c.seed}", f"r{c.replicate}"],
+    Task.drift: lambda c, m: [
+        *(_model(c), _geometry(c), m.name, c.drift.dtype.name),
+        *(f"c{c.context}", f"s{c.seed}", f"r{c.replicate}"),
+    ],
 }
 
 

@@ -41,6 +41,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "metric": ("suite_task", "metric", "value", "stderr", "n"),
     "items": ("suite_task", "metric", "correct"),
     "layer": ("sequence_length", "rank", "phase", "part", "ms"),
+    "kernel": ("kernel", "shape", "error", "bound", "ms", "naive_ms", "bytes", "floor_ms"),
+    "drift": ("strategy", "switches", "weight_error", "delta_error", "logit_error"),
     "routing": (),
     "artifact": ("path", "sha256"),
     "error": ("where", "message", "traceback"),

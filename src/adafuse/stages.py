@@ -1,4 +1,4 @@
-"""The stages of a run, and what each stands on: pretrain <- train <- evaluate, latency; layer.
+"""The stages of a run, and what each stands on: pretrain <- train <- evaluate, latency, drift; layer, kernel.
 
 In: a checked `Config`. Out: a record per cell (and a backbone or an adapter), or nothing if a finished record is
 there already. A stage first brings up to date what it needs, so any stage can be asked for by itself. Heavy imports
@@ -18,7 +18,7 @@ from adafuse import backbone, identity, machine, records, tracking
 from adafuse.config import Config, Task, Weights
 from adafuse.distributed import MAIN_PROCESS, Silent, wait_for_everyone
 from adafuse.records import Recorder
-from adafuse.refusals import refuse_untrained
+from adafuse.refusals import refuse_device, refuse_untrained
 
 if TYPE_CHECKING:
     from adafuse.training.trainer import Fitted
@@ -42,6 +42,7 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
         return "skipped"
     backbone.check_source(config.model)
     refuse_untrained(config)
+    refuse_device(config, backbone.device(config))
     for needed in needs(config):
         if run(needed, command, experiment) == "failed":
             raise ValueError(
@@ -62,7 +63,7 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
 
 def needs(config: Config) -> Iterator[Config]:
     """The cells that this one stands on, in order."""
-    if config.task in (Task.pretrain, Task.layer):
+    if config.task in (Task.pretrain, Task.layer, Task.kernel):
         return
     if config.model.path is None and config.model.weights is Weights.scratch:
         yield dataclasses.replace(config, task=Task.pretrain)
@@ -72,6 +73,8 @@ def needs(config: Config) -> Iterator[Config]:
         for name in dict.fromkeys(config.arms.table[arm].method for arm in config.arms.run):
             if config.methods[name].has_experts:
                 yield dataclasses.replace(config, task=Task.train, method=config.methods[name])
+    if config.task is Task.drift and config.latency.trained_adapters:
+        yield dataclasses.replace(config, task=Task.train)
 
 
 def _pretrain(config: Config, record: Recorder) -> None:
@@ -174,11 +177,12 @@ def _evaluate(config: Config, record: Recorder) -> None:
         record.write("items", **fields, correct=result.correct)
 
 
-def _latency(config: Config, record: Recorder) -> None:
-    from adafuse.bench import latency
+def _on_backbone(config: Config, record: Recorder) -> None:
+    from adafuse.bench import drift, latency
 
     model, _ = backbone.load(config)
-    latency.run(config, model, backbone.device(config), record)
+    bench = latency if config.task is Task.latency else drift
+    bench.run(config, model, backbone.device(config), record)
 
 
 def _layer(config: Config, record: Recorder) -> None:
@@ -187,12 +191,20 @@ def _layer(config: Config, record: Recorder) -> None:
     layer.run(config, backbone.device(config), record)
 
 
+def _kernel(config: Config, record: Recorder) -> None:
+    from adafuse.bench import kernel
+
+    kernel.run(config, backbone.device(config), record)
+
+
 _STAGES: dict[Task, Callable[[Config, Any], None]] = {
     Task.pretrain: _pretrain,
     Task.train: _train,
     Task.evaluate: _evaluate,
-    Task.latency: _latency,
+    Task.latency: _on_backbone,
     Task.layer: _layer,
+    Task.kernel: _kernel,
+    Task.drift: _on_backbone,
 }
 
 

@@ -48,7 +48,18 @@ def count_macs(model: nn.Module, adapter: Adapter | None, strategy: StrategyName
     finally:
         if adapter is not None:
             adapter.remove()
-    return int(counter.get_total_flops()) // 2
+    return int(counter.get_total_flops()) // 2 + _switch_macs(adapter, strategy)
+
+
+def _switch_macs(adapter: Adapter | None, strategy: StrategyName) -> int:
+    """The one launch of kernels/switch.py is no operator that a counter sees; off a GPU it is a product per linear."""
+    if adapter is None or strategy not in (StrategyName.switch, StrategyName.rebase):
+        return 0
+    sites = [site for site in adapter.linears() if site.experts is not None]
+    if adapter.method.routing is Routing.none or not sites[0].base.weight.is_cuda:
+        return 0
+    chosen = adapter.geometry.top_k * (2 if strategy is StrategyName.switch else 1)
+    return sum(site.base.weight.numel() * chosen * site.lora.rank for site in sites)
 
 
 def backbone_bytes(model: nn.Module, prompt: Tensor) -> int:
@@ -77,29 +88,39 @@ def adapter_bytes(adapter: Adapter | None, strategy: StrategyName, batch: int) -
         experts = getattr(site, "experts", None)
         if experts is None:
             continue
-        each = sum(p.numel() * p.element_size() for p in experts.parameters()) // experts.count
-        chosen = min(experts.count, adapter.geometry.top_k * batch)
-        read = experts.count if strategy is StrategyName.dense else chosen
-        if strategy in (StrategyName.simple_merge, StrategyName.switch):
-            read = 2 * adapter.geometry.top_k  # the old selection too
-        total += read * each
+        each = _bytes(experts) // experts.count
+        total += round(experts_read(experts.count, adapter.geometry.top_k, strategy, batch) * each)
         if merging:
             # read and written once more before the base product reads it
-            total += 2 * site.base.weight.numel() * site.base.weight.element_size()
+            total += 2 * _bytes(site.base)
     return total
 
 
+def experts_read(count: int, top_k: int, strategy: StrategyName, batch: int) -> float:
+    """Of one site; a batch that chooses evenly is expected to touch count * (1 - (1 - k/count)^batch) of them."""
+    if strategy in (StrategyName.dense, StrategyName.masked_loop):
+        return count
+    if strategy in (StrategyName.simple_merge, StrategyName.switch):
+        return 2 * top_k  # the old selection too
+    return count * (1 - (1 - min(1.0, top_k / count)) ** batch)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
 def weights_gib(model: nn.Module, adapter: Adapter | None, strategy: StrategyName) -> float:
-    """GiB that this arm alone would hold: backbone, adapter, the up factors laid out anew (all strategies but `loop`),
-    and the clean copy that a merge needs to come back."""
-    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    """GiB that this arm alone would hold: backbone, adapter, the factors that its strategy lays out anew, and the
+    clean copy that a merge needs to come back."""
+    total = _bytes(model)
     if adapter is not None:
         total += sum(p.numel() * p.element_size() for p in adapter.parameters())
-        if strategy is not StrategyName.loop:
-            total += sum(p.numel() * p.element_size() for p in adapter.up_factors())
+        sites = [site for site in adapter.linears() if site.experts is not None]
+        if strategy in (StrategyName.dense, StrategyName.gather, StrategyName.fused):
+            total += sum(_bytes(site.lora) for site in sites)
+            total += sum(p.numel() * p.element_size() for p in adapter.unjoined_up_factors())
         if strategy in MERGING:
-            sites = [site for site in adapter.linears() if site.experts is not None]
-            total += sum(s.base.weight.numel() * s.base.weight.element_size() for s in sites)
+            total += sum(_bytes(site.base) for site in sites)
     return total / 2**30
 
 
@@ -112,11 +133,10 @@ def routing_changes(adapter: Adapter, model: nn.Module, prompt: Tensor, tokens: 
         chosen = []
         with decoding(adapter):
             for _ in range(tokens):
-                adapter.context.collect, adapter.context.said = True, []
-                token = decode_one_token(model, token, None, cache).argmax(-1, keepdim=True)
-                chosen.append([gates.index_TK.sort(-1).values for _, gates in adapter.context.said])
+                with adapter.collecting() as said:
+                    token = decode_one_token(model, token, None, cache).argmax(-1, keepdim=True)
+                chosen.append([gates.index_TK.sort(-1).values for _, gates in said])
     finally:
-        adapter.context.collect = False
         adapter.remove()
     pairs = [
         not torch.equal(a, b)

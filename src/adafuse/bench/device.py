@@ -12,10 +12,13 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
+from torch import Tensor
 
 # large against any cache; the GPU's 60 MB of L2 would otherwise answer
 BUFFER_MIB = {"cpu": 256, "cuda": 4096}
 REPEATS = 5
+# an idle GPU takes this long to raise its clocks
+WARMUP_MS = 500.0
 # A block whose process had a CPU for less than half of the time was preempted. Not stricter: on a busy machine every
 # block loses some time, alike for all arms of a round, and pairing takes that out.
 MIN_CPU_SHARE = 0.5
@@ -37,13 +40,17 @@ def timed_ms(device: str, work: Callable[[], object]) -> float:
 
 
 def calibrate(device: str) -> dict[str, float]:
-    """Read and copy bandwidth in GB/s, and the cost in microseconds of launching one tiny operation."""
+    """Read and copy bandwidth in GB/s, and the cost in microseconds of launching one tiny operation.
+
+    On a GPU by kernels of our own: torch's copy belongs to the copy engines (kernels/stream.py).
+    """
     count = BUFFER_MIB[device] * 2**20 // 4
     source, target = (torch.ones(count, device=device) for _ in range(2))
     tiny = torch.ones(1, device=device)
     size_gb = count * 4 / 1e9
-    read_ms = _median_ms(device, source.sum)
-    copy_ms = _median_ms(device, lambda: target.copy_(source))
+    read, copy = _streams(device, source, target)
+    read_ms = _median_ms(device, read)
+    copy_ms = _median_ms(device, copy)
     launch_ms = _median_ms(device, lambda: [tiny.add_(1.0) for _ in range(1000)])
     return {
         "read_gbps": size_gb / read_ms * 1e3,
@@ -51,6 +58,20 @@ def calibrate(device: str) -> dict[str, float]:
         "launch_us": launch_ms,
         "threads": float(torch.get_num_threads()),
     }
+
+
+def _streams(
+    device: str, source: Tensor, target: Tensor
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """What reads `source` once, and what copies it; a GPU is busy for a while first."""
+    if device != "cuda":
+        return source.sum, lambda: target.copy_(source)
+    from adafuse.kernels import stream
+
+    begin = time.perf_counter()
+    while (time.perf_counter() - begin) * 1e3 < WARMUP_MS:
+        timed_ms(device, lambda: stream.copy_(target, source))
+    return lambda: stream.read(source), lambda: stream.copy_(target, source)
 
 
 def _median_ms(device: str, work: Callable[[], object]) -> float:

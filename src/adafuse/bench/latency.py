@@ -11,16 +11,18 @@ from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from adafuse import identity
 from adafuse.adapters import store
 from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.adapters.reference import float_copy
 from adafuse.bench import cost, device
-from adafuse.bench.checks import run_checks
+from adafuse.bench.checks import PADDING, run_checks
 from adafuse.bench.rounds import Block, run_rounds
 from adafuse.config import Arm, Config
-from adafuse.engine.decode import decode_n_tokens, decoding, prefill
+from adafuse.engine import decoders
+from adafuse.engine.decoders import Decoder
+from adafuse.engine.strategies.joined import make_room
 from adafuse.records import Recorder
 
 
@@ -31,17 +33,27 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
     prompt = prompts(config, model, where)
     adapters = _adapters(config, model)
     arms: dict[str, DecodeArm] = {}
+    length = (
+        config.context
+        + PADDING
+        + config.latency.settle_tokens
+        + max(config.latency.block_tokens, config.latency.check_tokens)
+    )
+    for own in adapters.values():
+        make_room(own)
+    float_model = float_copy(model)
     for name in config.arms.run:
         arm = config.arms.table[name]
         adapter = adapters.get(arm.method)
         try:
-            if _check(name, arm, model, adapter, prompt, config, record):
+            decoder = decoders.make(model, adapter, arm.strategy, arm.runtime, length)
+            if _check(name, decoder, float_model, prompt, config, record):
                 _account(name, arm, model, adapter, prompt, bandwidth["read_gbps"], record)
-                arms[name] = DecodeArm(model, adapter, arm, prompt, config)
+                arms[name] = DecodeArm(decoder, prompt, config)
         except Exception as error:  # an arm's failure is a record; the other arms go on
             record.fail(f"arm {name}", error)
-            if adapter is not None and adapter.installed:
-                adapter.remove()
+    # checks are done; 27 GB that the timed passes need not share the device with
+    del float_model
     run_rounds(
         arms,
         rounds=config.latency.rounds,
@@ -54,28 +66,24 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
 
 
 class DecodeArm:
-    """A timed arm: greedy decode of one block from a fresh prefill."""
+    """A timed arm: greedy decode of one block from the end of the prompt."""
 
-    def __init__(
-        self, model: nn.Module, adapter: Adapter | None, arm: Arm, prompt: Tensor, config: Config
-    ) -> None:
-        self.model, self.adapter, self.arm, self.prompt = model, adapter, arm, prompt
+    def __init__(self, decoder: Decoder, prompt: Tensor, config: Config) -> None:
+        self.decoder, self.prompt = decoder, prompt
         self.tokens, self.settle = config.latency.block_tokens, config.latency.settle_tokens
-        self._stack = ExitStack()
+        self._stack, self._started = ExitStack(), False
 
     def enter(self) -> None:
-        """Install, prefill, and decode a few untimed tokens, so that caches and allocator have settled."""
+        """Install, go to the end of the prompt, and decode a few untimed tokens: caches and allocator settle."""
         self._stack = ExitStack()
-        if self.adapter is not None:
-            self.adapter.install(self.arm.strategy)
-            self._stack.callback(self.adapter.remove)
-        self._cache = DynamicCache()
-        token = prefill(self.model, self.prompt, None, self._cache).argmax(-1, keepdim=True)
-        self._stack.enter_context(decoding(self.adapter))
-        self._token = decode_n_tokens(self.model, token, self.settle, self._cache)[:, -1:]
+        self._stack.enter_context(self.decoder.installed())
+        (self.decoder.again if self._started else self.decoder.start)(self.prompt)
+        self._started = True
+        self._stack.enter_context(self.decoder.decoding())
+        self.decoder.run(self.settle)
 
     def block(self) -> None:
-        decode_n_tokens(self.model, self._token, self.tokens, self._cache)
+        self.decoder.run(self.tokens)
 
     def leave(self) -> None:
         self._stack.close()
@@ -107,14 +115,13 @@ def _adapters(config: Config, model: nn.Module) -> dict[str, Adapter]:
 
 def _check(
     name: str,
-    arm: Arm,
-    model: nn.Module,
-    adapter: Adapter | None,
+    decoder: Decoder,
+    float_model: nn.Module,
     prompt: Tensor,
     config: Config,
     record: Recorder,
 ) -> bool:
-    results = run_checks(model, adapter, arm.strategy, prompt, config.latency.check_tokens)
+    results = run_checks(decoder, float_model, prompt, config.latency.check_tokens)
     for result in results:
         record.write("check", arm=name, **asdict(result))
     return all(result.passed for result in results)
