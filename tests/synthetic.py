@@ -6,46 +6,17 @@ from typing import Any
 import numpy as np
 
 from adafuse.records import open_record, partial_path
+from synthetic_arms import ARMS, ROUTING, RUNS, runtime
 
-# arm: label, method, strategy, ms per token
-ARMS: dict[str, tuple[str, str, str, float]] = {
-    "base": ("Backbone", "base", "dense", 2.0),
-    "base_again": ("Backbone (again)", "base", "dense", 2.0),
-    "mola_loop": ("MoLA", "mola", "loop", 12.0),
-    "pesc_loop": ("PESC", "pesc", "loop", 5.0),
-    "moral_loop": ("MoRAL", "moral", "loop", 7.2),
-    "moral_simple_merge": ("MoRAL (simple merge)", "moral", "simple_merge", 4.4),
-    "adafuse_simple_merge": ("AdaFuse (simple merge)", "adafuse", "simple_merge", 3.6),
-    "adafuse_switch": ("AdaFuse (switch)", "adafuse", "switch", 2.7),
-    "lora_dense": ("LoRA (unmerged)", "lora", "dense", 2.9),
-    "lora_rebase": ("LoRA (merged once)", "lora", "rebase", 2.003),
-    "mixlora_loop": ("MixLoRA", "mixlora", "loop", 4.9),
-    "mixlora_gather": ("MixLoRA (gather)", "mixlora", "gather", 3.1),
-    "mola_gather": ("MoLA (gather)", "mola", "gather", 3.9),
-    "adafuse_gather": ("AdaFuse (gather)", "adafuse", "gather", 2.6),
-    "adafuse_rebase": ("AdaFuse (rebase)", "adafuse", "rebase", 3.3),
-}
-ROUTING = {
-    "base": "none",
-    "lora": "none",
-    "mola": "layerwise",
-    "moral": "layerwise",
-    "pesc": "blockwise",
-    "mixlora": "blockwise",
-    "adafuse_layerwise": "layerwise",
-    "adafuse": "token",
-}
-PAPER_ARMS = list(ARMS)[:8]
-CONTROLS = ["base", "base_again", *list(ARMS)[8:], "adafuse_switch"]
 CHANCE = {"base": 0.35, "lora": 0.70, "mola": 0.74, "moral": 0.73, "pesc": 0.72, "mixlora": 0.74}
 FAMILIES = ["copy", "sort", "lookup", "cloze"]
 
 
-def config(arms: str = "paper", about: str = "base", **changes: Any) -> dict[str, Any]:
+def config(arms: str = "paper", /, about: str = "base", **changes: Any) -> dict[str, Any]:
     """A resolved configuration as it stands in a record; `changes` replace whole entries."""
-    names = CONTROLS if arms == "controls" else PAPER_ARMS
+    names = RUNS[arms]
     table = {
-        name: {"label": label, "method": own, "strategy": strategy, "runtime": "eager"}
+        name: {"label": label, "method": own, "strategy": strategy, "runtime": runtime(name)}
         for name, (label, own, strategy, _) in ARMS.items()
     }
     plain = {
@@ -102,11 +73,14 @@ def write_latency(
     broken: tuple[str, ...] = (),
     rounds: int = 8,
     factors: dict[str, float] | None = None,
+    name: str = "",
     **changes: Any,
 ) -> Path:
-    """One latency record; `failed` arms miss a check, `broken` arms raise, `factors` scale an arm's time."""
+    """One latency record; `failed` arms miss a check, `broken` arms raise, `factors` scale an arm's time; `name`
+    tells files of equal arms apart.
+    """
     plain = config(arms, **changes.pop("plain", {}))
-    name = f"{arms}-{plain['model']['name']}-b{plain['batch']}-r{replicate}"
+    name = f"{name or arms}-{plain['model']['name']}-b{plain['batch']}-r{replicate}"
     path = folder / "latency" / f"{name}.jsonl"
     rng = np.random.default_rng(replicate + 10 * plain["batch"])
     offset = rng.normal(1, 0.02)

@@ -153,6 +153,17 @@ def test_a_slower_adafuse_is_reported_as_such(tmp_path):
     assert "AdaFuse (simple merge) > AdaFuse (switch)" in find_claim(claims, "each row slower").why
 
 
+def test_captured_arms_leave_the_verdicts_as_they_are(tmp_path):
+    """The paper's rows are eager; a runtime of our own must not move their ratios."""
+    for replicate in range(2):
+        synthetic.write_latency(tmp_path, replicate)
+    before = find(load([tmp_path])).claims
+    for replicate in range(2):
+        synthetic.write_latency(tmp_path, replicate, "graph")
+        synthetic.write_latency(tmp_path, replicate, "mixed")
+    assert find(load([tmp_path])).claims == before
+
+
 def test_the_sheet_states_the_rules(tmp_path):
     synthetic.write_latency(tmp_path)
     text = markdown(sheet(find(load([tmp_path])).claims))

@@ -34,7 +34,8 @@ def test_a_second_cell_gets_a_number_and_stale_figures_go(tmp_path):
     synthetic.write_latency(tmp_path / "records", plain={"batch": 4})
     out = tmp_path / "out"
     (out / "figures").mkdir(parents=True)
-    (out / "figures" / "figure2.svg").write_text("old")
+    for name in ("figure2.svg", "drift.png", "drift_cell2.svg"):
+        (out / "figures" / name).write_text("old")
     (out / "figures" / "mine.svg").write_text("not ours")
     draw(find(load([tmp_path / "records"])), out)
     assert {p.name for p in (out / "figures").glob("*.svg")} == {
@@ -42,6 +43,7 @@ def test_a_second_cell_gets_a_number_and_stale_figures_go(tmp_path):
         "latency_paper_cell2.svg",
         "mine.svg",
     }
+    assert not list((out / "figures").glob("drift*"))
 
 
 def test_one_process_and_one_round_can_be_drawn(tmp_path):

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 import synthetic
+import synthetic_gpu
 from adafuse.report.readme import BEGIN, END, same_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +59,18 @@ def test_draw_then_check(project, report):
     # drawing twice changes nothing
     report("--readme", "README.md")
     assert (project / "README.md").read_text() == text
+
+
+def test_goals_stand_in_the_block_only_with_a_gpu(project, report):
+    report("--readme", "README.md")
+    without = (project / "README.md").read_text()
+    assert "### Our own goals" not in without and "[goals](results/tables/goals.md)" in without
+    synthetic_gpu.write_gpu_latency(project / "results" / "reference" / "gpu", "graph", processes=1)
+    report("--readme", "README.md")
+    text = (project / "README.md").read_text()
+    assert text.index("### Table 6") < text.index("### Our own goals") < text.index("### Figures")
+    assert "AdaFuse (gather), rank 16, batch 1" in text and "![latency_graph]" in text
+    assert report("--readme", "README.md", "--check")[0] == 0
 
 
 def test_check_names_what_differs(project, report):

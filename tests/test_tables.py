@@ -33,8 +33,9 @@ def whole(folder) -> dict[str, sheet.Sheet]:
 
 def test_every_table_is_there_and_names_its_records(whole):
     found = whole
-    names = {"claims", "table1", "table2", "table3", "table4", "table5", "table6"}
-    assert names | {"attribution", "layers", "checks", "timing", "records"} == set(found)
+    names = {"claims", "goals", "table1", "table2", "table3", "table4", "table5", "table6"}
+    others = {"attribution", "layers", "kernels", "drift", "checks", "timing", "records"}
+    assert names | others == set(found)
     for name in ("table1", "table5", "table6", "attribution", "checks", "timing", "layers"):
         assert all(row["records"] for section in found[name].sections for row in section.rows), name
 
@@ -66,6 +67,9 @@ def test_ratio_inside_the_noise_is_not_resolved(whole):
 def test_tables_that_were_not_run_say_so(whole):
     found = whole
     assert "not run in this profile: experiment=table3" in shown(found["table3"])
+    for name, experiment in (("goals", "graph"), ("kernels", "kernels"), ("drift", "drift")):
+        (section,) = found[name].sections
+        assert section.heading == "No records" and f"experiment={experiment}" in shown(found[name]), name
     assert "93.12" in shown(found["table3"]) and "81.29" in shown(found["table4"])
 
 

@@ -13,7 +13,21 @@ from typing import Any
 import pandas as pd
 
 from adafuse.records import Record
-from adafuse.report import accuracy, claims, evidence, figures, layers, losses, sheet, style, tables, timing
+from adafuse.report import (
+    accuracy,
+    claims,
+    drift,
+    evidence,
+    figures,
+    goals,
+    kernels,
+    layers,
+    losses,
+    sheet,
+    style,
+    tables,
+    timing,
+)
 from adafuse.report.cells import Cell
 from adafuse.report.paper import load_paper
 from adafuse.report.verdicts import Claim
@@ -27,6 +41,8 @@ class Findings:
     latency: list[Cell]
     studies: list[accuracy.Study]
     layers: list[Cell]
+    kernels: list[Cell]
+    drift: list[Cell]
     curves: list[losses.Curve]
     paper: dict[str, Any]
 
@@ -47,22 +63,27 @@ def find(records: list[Record]) -> Findings:
         latency=timing.latency_cells(headed),
         studies=accuracy.studies(headed),
         layers=layers.layer_cells(headed),
+        kernels=kernels.kernel_cells(headed),
+        drift=drift.drift_cells(headed),
         curves=losses.loss_curves(headed),
         paper=load_paper(),
     )
 
 
 def all_sheets(found: Findings) -> list[sheet.Sheet]:
-    """Every table, claims first."""
+    """Every table, verdicts first: the paper's claims, then our own goals."""
     latency, paper = found.latency, found.paper
     return [
         claims.sheet(found.claims),
+        goals.sheet(latency, found.kernels),
         tables.table1(latency, paper),
         *(accuracy.table(name, found.studies, paper) for name in ("table2", "table3", "table4")),
         tables.table5(latency, paper),
         tables.table6(latency, paper),
         tables.attribution(latency, paper),
         layers.layer_table(found.layers, paper),
+        kernels.kernel_table(found.kernels),
+        drift.drift_table(found.drift),
         evidence.checks(latency),
         evidence.timing(latency),
         evidence.all_records(found.records),
@@ -73,7 +94,8 @@ def draw(found: Findings, out: Path) -> list[Path]:
     """Write every table and figure below `out`; what an earlier report left there goes first."""
     _clear(out)
     written = [path for table in all_sheets(found) for path in sheet.write(table, out / "tables")]
-    for name, figure in figures.all_figures(found.latency, found.layers, found.curves, found.paper).items():
+    drawn = figures.all_figures(found.latency, found.layers, found.curves, found.paper, found.drift)
+    for name, figure in drawn.items():
         written += style.save(figure, out / "figures" / name)
     if found.curves:
         path = out / "figures" / "loss.csv"
@@ -84,7 +106,7 @@ def draw(found: Findings, out: Path) -> list[Path]:
 
 def _clear(out: Path) -> None:
     """A figure that is drawn no longer must not stay; other people's files do."""
-    for pattern in ("figure[12]*", "latency_*", "loss*"):
+    for pattern in ("figure[12]*", "latency_*", "drift*", "loss*"):
         for path in (out / "figures").glob(pattern):
             if path.suffix in (".svg", ".png", ".csv"):
                 path.unlink()

@@ -1,7 +1,8 @@
 """From records to cells: which records may be pooled, what they are called, and which round holds which time.
 
 In: records of any status. Out: a list of `Cell`, each a set of replicates of one thing that was measured, in
-a fixed order. Next: timing.py for latency cells, accuracy.py for studies, layers.py for single layers.
+a fixed order. Next: timing.py for latency cells, accuracy.py for studies, layers.py for single layers,
+kernels.py and drift.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pandas as pd
 from adafuse.records import Record, frame
 
 # What may differ between records of one cell: how often and how long, never what.
-REPEATS = ("rounds", "settle_tokens", "check_tokens", "warmup", "runs", "save_every_steps")
+REPEATS = ("rounds", "settle_tokens", "check_tokens", "warmup", "runs", "replays", "save_every_steps")
 BACKBONE = "base"
 
 
@@ -91,12 +92,14 @@ def title(cell: Cell) -> str:
     """The heading of a section: machine, backbone, expert geometry, and the workload of a latency cell."""
     config, experts = cell.config, cell.config.get("experts", {})
     machine = "CPU" if cell.is_cpu else str(cell.machine["gpu"])
-    parts = [machine, f"{model_name(config)}, {config.get('model', {}).get('dtype')}"]
-    targets = ", ".join(str(name).removesuffix("_proj") for name in experts.get("targets", []))
     task = cell.records[0].run["task"]
-    rank = "" if task == "layer" else f" of rank {experts.get('rank')}"
-    where = "one linear" if task == "layer" else targets
-    parts.append(f"{experts.get('count')} experts{rank}, top-{experts.get('top_k')}, on {where}")
+    # a drift cell holds several
+    dtype = "" if task == "drift" else f", {config.get('model', {}).get('dtype')}"
+    parts = [machine, model_name(config) + dtype]
+    targets = ", ".join(str(name).removesuffix("_proj") for name in experts.get("targets", []))
+    rank = "" if task in ("layer", "kernel") else f" of rank {experts.get('rank')}"
+    where = {"layer": ", on one linear", "kernel": ""}.get(task, f", on {targets}")
+    parts.append(f"{experts.get('count')} experts{rank}, top-{experts.get('top_k')}{where}")
     if task == "layer":
         knobs = config.get("layer", {})
         parts.append("rank " + ", ".join(map(str, knobs.get("ranks", []))))
@@ -153,6 +156,13 @@ def first_error(records: list[Record], word: str = "") -> str | None:
     return None
 
 
+def why_empty(cell: Cell, kind: str) -> str:
+    """Why a cell gives no line of a kind."""
+    if not cell.finished:
+        return "unfinished record: run the same command again"
+    return first_error(cell.finished) or f"no {kind} line in the record"
+
+
 def _key(record: Record, with_arms: bool = True) -> str:
     """What must agree for two records to be pooled, as text."""
     config, task = record.run["config"], record.run["task"]
@@ -166,11 +176,16 @@ def _key(record: Record, with_arms: bool = True) -> str:
     else:
         names = {
             "layer": ("layer",),
+            "kernel": ("kernel",),
+            "drift": ("method", "drift", "latency"),
             "pretrain": ("pretrain",),
             "train": ("pretrain", "train", "data"),
             "evaluate": ("pretrain", "train", "data", "suite", "evaluate_strategy"),
         }
         same |= _same(record, *names.get(task, ()))
+    if task == "drift":
+        # Dtypes are lines of one table and one figure.
+        same["drift"] = {k: v for k, v in (same["drift"] or {}).items() if k != "dtype"}
     return json.dumps(same, sort_keys=True)
 
 

@@ -13,7 +13,7 @@ from adafuse.records import Record
 from adafuse.report.cells import Cell, caption, short_name, title
 from adafuse.report.sheet import Columns, Row, Section, Sheet
 from adafuse.report.text import GAP, digits, ratio_text, short
-from adafuse.report.timing import again
+from adafuse.report.timing import again, runtime_of, runtimes
 from adafuse.stats import resolution
 
 
@@ -34,8 +34,9 @@ def checks(latency: list[Cell]) -> Sheet:
 
 
 def timing(latency: list[Cell]) -> Sheet:
-    """How finely each cell can tell two arms apart."""
+    """How finely each cell can tell two arms of a runtime apart."""
     columns: Columns = {
+        "runtime": lambda row: row["runtime"],
         "processes": lambda row: str(row["processes"]),
         "rounds": lambda row: str(row["rounds"]),
         "blocks left out": lambda row: f"{row['excluded']} of {row['blocks']}",
@@ -46,7 +47,9 @@ def timing(latency: list[Cell]) -> Sheet:
         "copy GB/s": lambda row: digits(row["copy_gbps"]),
     }
     sections = [
-        Section(title(cell), caption(cell), [_timing(cell)], columns) for cell in latency if cell.finished
+        Section(title(cell), caption(cell), [_timing(cell, runtime) for runtime in runtimes(cell)], columns)
+        for cell in latency
+        if cell.finished
     ]
     about = (
         "The backbone is timed twice in every round (A/A). A ratio that is no further from 1 than this pair may "
@@ -91,13 +94,16 @@ def _size(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.inf
 
 
-def _timing(cell: Cell) -> Row:
-    noise = again(cell)
-    blocks = [line for _, line in cell.of("block")]
+def _timing(cell: Cell, runtime: str) -> Row:
+    noise = again(cell, runtime)
+    arms = [arm for arm in cell.config["arms"]["run"] if runtime_of(cell, arm) == runtime]
+    blocks = [line for _, line in cell.of("block") if line["arm"] in arms]
+    counts = [len(rounds.filter(items=arms).dropna(how="all")) for rounds in cell.rounds.values()]
     calibrations = [line for _, line in cell.of("calibration")]
     row: Row = {
-        "processes": len(cell.rounds),
-        "rounds": sum(len(rounds) for rounds in cell.rounds.values()),
+        "runtime": runtime,
+        "processes": sum(count > 0 for count in counts),
+        "rounds": sum(counts),
         "blocks": len(blocks),
         "excluded": sum(line["excluded"] is not None for line in blocks),
         "again": noise,

@@ -1,4 +1,4 @@
-"""The figures: the paper's Figures 1 and 2 and the training loss; latency has a file of its own.
+"""The figures: the paper's Figures 1 and 2 and the training loss; latency and drift have files of their own.
 
 In: findings (cells and studies). Out: matplotlib figures by file name; report/__init__.py saves them as SVG
 and PNG. Next: latency_figure.py.
@@ -7,6 +7,7 @@ and PNG. Next: latency_figure.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -16,6 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from adafuse.report.cells import Cell, title
+from adafuse.report.drift import drift_figure, traces
 from adafuse.report.latency_figure import latency_figure
 from adafuse.report.layers import Point, figure1_cells, figure1_point, figure2_cells, points, tokens
 from adafuse.report.losses import Curve
@@ -24,7 +26,11 @@ from adafuse.report.text import digits
 
 
 def all_figures(
-    latency: list[Cell], layers: list[Cell], curves: list[Curve], paper: dict[str, Any]
+    latency: list[Cell],
+    layers: list[Cell],
+    curves: list[Curve],
+    paper: dict[str, Any],
+    drift: Sequence[Cell] = (),
 ) -> dict[str, Figure]:
     """Every figure that the records allow, by file name; a second cell of the same kind gets a number."""
     drawn: list[tuple[str, Figure]] = []
@@ -34,6 +40,7 @@ def all_figures(
         for cell in latency:
             if cell.rounds:
                 drawn.append((f"latency_{cell.config['arms'].get('name')}", latency_figure(cell, paper)))
+        drawn += [("drift", drift_figure(cell)) for cell in drift if traces(cell)]
         if curves:
             drawn.append(("loss", loss_figure(curves)))
     named: dict[str, Figure] = {}

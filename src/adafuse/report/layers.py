@@ -14,7 +14,7 @@ import numpy as np
 
 from adafuse.records import Record
 from adafuse.report.cells import Cell, caption, cells, short_name, title
-from adafuse.report.sheet import Columns, Row, Section, Sheet
+from adafuse.report.sheet import Columns, Row, Section, Sheet, nothing
 from adafuse.report.text import digits, ratio_text
 from adafuse.stats import Interval, paired_ratio
 
@@ -81,12 +81,7 @@ def layer_table(layers: list[Cell], paper: dict[str, Any]) -> Sheet:
             row.pop("files")
         sections.append(Section(title(cell), caption(cell), rows, columns, note))
     if not sections:
-        reason = "not run in this profile: experiment=figure1, experiment=figure2"
-        sections = [
-            Section(
-                "No records", "", [{"reason": reason, "records": []}], {"ours": lambda row: row["reason"]}
-            )
-        ]
+        sections = [nothing("not run in this profile: experiment=figure1, experiment=figure2")]
     about = "Time in the adapters and in the backbone of one adapted layer."
     return Sheet("layers", "Figures 1 and 2 in numbers", about, sections)
 

@@ -10,7 +10,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from adafuse.report import Findings, claims, draw, tables
+from adafuse.report import Findings, claims, draw, goals, tables
 from adafuse.report.cells import short_name
 from adafuse.report.sheet import Sheet, section_parts
 
@@ -22,14 +22,17 @@ NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?|-?\d+")
 
 
 def block(found: Findings, out: Path, readme: Path) -> str:
-    """What stands between the markers: verdicts first, then the latency tables and the figures."""
+    """What stands between the markers: verdicts, the latency tables, our goals (of a GPU), and the figures."""
     folder = _relative(out, readme)
     parts = [
         "Generated from the records by `scripts/report.py`; CI draws it again and compares.",
         "### Verdicts",
     ]
     parts += _sheet_parts(claims.sheet(found.claims))
-    for table in (tables.table1(found.latency, found.paper), tables.table6(found.latency, found.paper)):
+    shown = [tables.table1(found.latency, found.paper), tables.table6(found.latency, found.paper)]
+    if goals.gpus(found.latency, found.kernels):
+        shown.append(goals.sheet(found.latency, found.kernels))
+    for table in shown:
         parts += [f"### {table.title}", *_sheet_parts(table)]
     drawn = sorted((out / "figures").glob("*.svg"))
     if drawn:

@@ -51,6 +51,11 @@ def write(sheet: Sheet, folder: Path) -> list[Path]:
     return [text, data]
 
 
+def nothing(reason: str, heading: str = "No records", caption: str = "") -> Section:
+    """The section of a table that has no rows: the reason."""
+    return Section(heading, caption, [{"reason": reason, "records": []}], {"ours": lambda row: row["reason"]})
+
+
 def markdown(sheet: Sheet) -> str:
     """The whole table as Markdown."""
     parts = [f"# {sheet.title}", sheet.about]

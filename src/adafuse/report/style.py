@@ -31,7 +31,11 @@ METHODS = {
     "adafuse_layerwise": "#cc79a7",
     "adafuse": "#d55e00",
 }
+STRATEGIES = {"switch": "#d55e00", "switch_refresh": "#0072b2", "rebase": "#009e73"}
 BACKBONE, ADAPTERS, PAPER, BAND = "#8c959f", "#d55e00", "#f0b48a", "#fff1b8"
+
+# of a source line, at its size
+CHARACTERS_PER_INCH = 17.5
 
 # Any: matplotlib types each key by name
 RC: Any = {
@@ -59,14 +63,28 @@ RC: Any = {
 }
 
 
-def canvas(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of `columns` panels side by side, sizes in inches."""
+def canvas(
+    width: float, height: float, columns: int = 1, rows: int = 1, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `columns` panels side by side, or `rows` one under another; sizes in inches."""
     with mpl.rc_context(RC):
         figure, axes = plt.subplots(
-            1, columns, figsize=(width, height), squeeze=False, layout="constrained", **options
+            rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options
         )
     figure.get_layout_engine().set(wspace=0.08)
-    return figure, list(axes[0])
+    return figure, list(axes.flat)
+
+
+def settle(figure: Figure) -> None:
+    """Lay out now and round the panels' places, once everything is drawn.
+
+    With several rows the last bit of a place depends on addresses in memory, and an SVG's clip names on that bit.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axis in figure.axes:
+        left, bottom, width, height = (round(value, 6) for value in axis.get_position().bounds)
+        axis.set_position((left, bottom, width, height))
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
@@ -81,5 +99,10 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
 
 def source_line(figure: Figure, text: str) -> None:
-    """A line at the foot of the figure that says what machine and cell it shows."""
-    figure.supxlabel(text, fontsize=7.5, color=FAINT, x=0.01, ha="left")
+    """A line at the foot of the figure that says what machine and cell it shows; two where it would be cut off."""
+    room = int(CHARACTERS_PER_INCH * figure.get_size_inches()[0])
+    lines = [""]
+    for part in text.split(" · "):
+        longer = f"{lines[-1]} · {part}" if lines[-1] else part
+        lines = [*lines[:-1], longer] if len(longer) <= room or not lines[-1] else [*lines, part]
+    figure.supxlabel("\n".join(lines), fontsize=7.5, color=FAINT, x=0.01, ha="left")

@@ -1,7 +1,8 @@
 """What a latency cell says about each arm: its time, its ratio to the backbone, its cost, or why there is no
 time.
 
-In: a `Cell` of latency records. Out: `ArmResult` by arm, and ratios between any two arms. Next: tables.py,
+In: a `Cell` of latency records. Out: `ArmResult` by arm, and ratios between any two arms. An arm is compared with
+the plain backbone in its own runtime, so that no adapter gets the credit for a CUDA graph. Next: tables.py,
 claims.py.
 """
 
@@ -13,11 +14,25 @@ from typing import Any
 import numpy as np
 
 from adafuse.records import Record
-from adafuse.report.cells import Cell, base_key, cells, first_error, short_name
+from adafuse.report.cells import Cell, base_key, cells, first_error, short_name, why_empty
 from adafuse.report.text import short
 from adafuse.stats import Interval, is_resolved, paired_ratio
 
+EAGER = "eager"
+RUNTIMES = (EAGER, "graph", "compiled")
 BASE, AGAIN = "base", "base_again"
+# The plain backbone through the matrix-vector product that strategy fused is built on.
+GEMV = "base_gemv"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm over a backbone arm; `reason` says why there is no ratio."""
+
+    base: str
+    ratio: Interval | None
+    resolved: bool
+    reason: str | None
 
 
 @dataclass
@@ -26,13 +41,46 @@ class ArmResult:
 
     arm: str
     label: str
+    runtime: str
+    strategy: str | None
     ms_per_token: float | None
-    ratio: Interval | None
-    resolved: bool
+    to_base: Comparison
+    # only for strategy fused
+    to_gemv: Comparison | None
     reason: str | None
     cost: dict[str, Any]
     memory: dict[str, Any]
     files: list[str]
+
+    @property
+    def ratio(self) -> Interval | None:
+        """Over the plain backbone in the same runtime."""
+        return self.to_base.ratio
+
+    @property
+    def resolved(self) -> bool:
+        return self.to_base.resolved
+
+
+def runtime_of(cell: Cell, arm: str) -> str:
+    """How the arm's step is launched; records from before there was a choice are eager."""
+    return str(_arm(cell, arm).get("runtime", EAGER))
+
+
+def runtimes(cell: Cell) -> list[str]:
+    """The runtimes among the arms that the cell was to run."""
+    held = {runtime_of(cell, arm) for arm in cell.config["arms"]["run"]}
+    return [runtime for runtime in RUNTIMES if runtime in held]
+
+
+def base_of(runtime: str, base: str = BASE) -> str:
+    """The arm of the plain backbone in a runtime: base, base_graph, base_compiled."""
+    return base if runtime == EAGER else f"{base}_{runtime}"
+
+
+def again_of(runtime: str) -> str:
+    """The A/A arm of a runtime."""
+    return f"{base_of(runtime)}_again"
 
 
 def latency_cells(records: list[Record]) -> list[Cell]:
@@ -56,8 +104,11 @@ def cells_for(latency: list[Cell], arms: list[str]) -> list[Cell]:
     return [cell for key, cell in best.items() if held[key] >= least]
 
 
-def ratio(cell: Cell, arm: str, base: str = BASE) -> Interval | None:
-    """Time of `arm` over time of `base`, paired by round within each process; None if no process has both."""
+def ratio(cell: Cell, arm: str, base: str | None = None) -> Interval | None:
+    """Time of `arm` over time of `base` (left out: the plain backbone in the arm's runtime), paired by round within
+    each process; None if no process has both.
+    """
+    base = base or base_of(runtime_of(cell, arm))
     pairs = []
     for rounds in cell.rounds.values():
         if arm in rounds and base in rounds:
@@ -67,21 +118,21 @@ def ratio(cell: Cell, arm: str, base: str = BASE) -> Interval | None:
     return paired_ratio(pairs) if pairs else None
 
 
-def again(cell: Cell) -> Interval | None:
-    """The A/A arm: the backbone over itself."""
-    return ratio(cell, AGAIN)
+def again(cell: Cell, runtime: str = EAGER) -> Interval | None:
+    """The A/A arm of a runtime: the backbone over itself."""
+    return ratio(cell, again_of(runtime), base_of(runtime))
 
 
 def results(cell: Cell, arms: list[str] | None = None) -> dict[str, ArmResult]:
     """One result for each of `arms`, or for every arm that the cell was to run."""
-    noise = again(cell)
+    noise = {runtime: again(cell, runtime) for runtime in RUNTIMES}
     return {arm: _result(cell, arm, noise) for arm in arms or cell.config["arms"]["run"]}
 
 
 def missing(cell: Cell, arm: str) -> str:
     """Why an arm has no time."""
     if not cell.finished:
-        return "unfinished record: run the same command again"
+        return why_empty(cell, "block")
     if arm not in cell.config["arms"]["run"]:
         return f"not run: arm is not in arms={cell.config['arms'].get('name')}"
     for _, check in cell.of("check"):
@@ -96,21 +147,44 @@ def missing(cell: Cell, arm: str) -> str:
     return first_error(cell.finished) or "not in the record"
 
 
-def _result(cell: Cell, arm: str, noise: Interval | None) -> ArmResult:
-    per_process = [rounds[arm].dropna().median() for rounds in cell.rounds.values() if arm in rounds]
-    found = ratio(cell, arm)
-    label = cell.config["arms"].get("table", {}).get(arm, {}).get("label", arm)
+def _result(cell: Cell, arm: str, noise: dict[str, Interval | None]) -> ArmResult:
+    per_process = _medians(cell, arm)
+    known, runtime = _arm(cell, arm), runtime_of(cell, arm)
+    own = noise.get(runtime)
+    fused = known.get("strategy") == "fused"
     return ArmResult(
         arm=arm,
-        label=label,
+        label=known.get("label", arm),
+        runtime=runtime,
+        strategy=known.get("strategy"),
         ms_per_token=float(np.median(per_process)) if per_process else None,
-        ratio=found,
-        resolved=found is not None and is_resolved(found, noise),
+        to_base=_compare(cell, arm, base_of(runtime), own),
+        to_gemv=_compare(cell, arm, base_of(runtime, GEMV), own) if fused else None,
         reason=None if per_process else missing(cell, arm),
         cost=_first(cell, "cost", arm),
         memory=_first(cell, "memory", arm),
         files=[short_name(r) for r in cell.finished if _mentions(r, arm)],
     )
+
+
+def _compare(cell: Cell, arm: str, base: str, noise: Interval | None) -> Comparison:
+    found = ratio(cell, arm, base)
+    if found is not None:
+        return Comparison(base, found, is_resolved(found, noise), None)
+    absent = next((name for name in (arm, base) if not _medians(cell, name)), None)
+    reason = (
+        f"no time of {absent} ({missing(cell, absent)})" if absent else f"no round holds {arm} and {base}"
+    )
+    return Comparison(base, None, False, reason)
+
+
+def _medians(cell: Cell, arm: str) -> list[float]:
+    """Of each process that timed the arm."""
+    return [float(rounds[arm].dropna().median()) for rounds in cell.rounds.values() if arm in rounds]
+
+
+def _arm(cell: Cell, arm: str) -> dict[str, Any]:
+    return dict(cell.config["arms"].get("table", {}).get(arm, {}))
 
 
 def _first(cell: Cell, kind: str, arm: str) -> dict[str, Any]:
