@@ -1,7 +1,7 @@
 # Every command that this project needs; `make` alone lists them. Nothing has to be installed by hand.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce report test lint notebooks check-results clean
+.PHONY: help install reproduce report test lint notebooks check-results stamp clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -57,6 +57,9 @@ notebooks: $(STAMP) ## Run the notebooks and keep their output in place (1 minut
 
 check-results: $(STAMP) ## Redraw results/ and README.md's block from the committed records and compare (1 minute)
 	@$(IN)/python scripts/report.py --records results/reference --out results --readme README.md --check
+
+stamp: $(STAMP) ## Note the commit among the files, for a copy of them on a machine without the clone
+	@$(IN)/python -m adafuse.provenance
 
 clean: ## Remove the virtual environment and all caches; records stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache src/*.egg-info

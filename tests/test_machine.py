@@ -1,7 +1,6 @@
 """The header: names the code, the libraries and the machine, and never needs a GPU or a clone."""
 
 import json
-import subprocess
 
 import pytest
 
@@ -41,29 +40,3 @@ def test_folder_name(gpu, name):
 
 def test_versions_name_what_can_change_a_number():
     assert {"python", "torch", "transformers", "numpy"} <= set(machine.versions())
-
-
-def test_dirty_means_the_sources_not_the_results(tmp_path, monkeypatch):
-    def git(*arguments: str) -> None:
-        who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
-
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
-    assert machine.git_state() == (None, None) or not (tmp_path / ".git").exists()
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src" / "a.py").write_text("1")
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "one")
-    commit, dirty = machine.git_state()
-    assert commit is not None and len(commit) == 40 and dirty is False
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "table.md").write_text("new")
-    assert machine.git_state() == (commit, False)
-    (tmp_path / "src" / "b.py").write_text("2")
-    assert machine.git_state() == (commit, True)
-
-
-def test_without_git_there_is_no_commit(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert machine.git_state() == (None, None)

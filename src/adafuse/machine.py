@@ -10,18 +10,25 @@ import datetime
 import os
 import platform
 import re
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from adafuse.config import Config, Task
 from adafuse.identity import as_plain, cell_id, content_hash, identity
+from adafuse.provenance import git_state
 
-PACKAGES = ("torch", "transformers", "peft", "lm-eval", "hydra-core", "numpy", "scipy", "accelerate")
-# What can change a number; results and prose may differ from the commit.
-SOURCES = ("src", "conf", "scripts", "pyproject.toml", "constraints.txt")
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "peft",
+    "lm-eval",
+    "hydra-core",
+    "numpy",
+    "scipy",
+    "accelerate",
+)
 
 
 def run_fields(config: Config, task: Task, command: str, experiment: str | None = None) -> dict[str, Any]:
@@ -43,15 +50,6 @@ def run_fields(config: Config, task: Task, command: str, experiment: str | None 
         "started_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": as_plain(config),
     }
-
-
-def git_state() -> tuple[str | None, bool | None]:
-    """Commit and whether the sources differ from it; (None, None) outside a clone."""
-    commit = _git("rev-parse", "HEAD")
-    if commit is None:
-        return None, None
-    changed = _git("status", "--porcelain", "--", *[name for name in SOURCES if (ROOT / name).exists()])
-    return commit, changed != ""
 
 
 def versions() -> dict[str, str]:
@@ -121,13 +119,3 @@ def _cpu_model() -> str:
     except OSError:
         found = None
     return found.group(1).strip() if found else platform.machine()
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
