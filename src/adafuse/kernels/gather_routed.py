@@ -35,7 +35,8 @@ def expand_routed_(
     tokens, groups, experts = len(y_TO), len(members), len(lora_B_EOR)
     logits_TS = logits_TGE.flatten(1)
     logits_TS = logits_TS if logits_TS.stride(1) == 1 else logits_TS.contiguous()
-    assert logits_TS.shape == (tokens, groups * experts) and 1 <= top_k <= experts, (logits_TGE.shape, top_k)
+    assert logits_TS.shape == (tokens, groups * experts), logits_TS.shape
+    assert 1 <= top_k <= experts <= 32, "a kernel notes whom it has taken in the bits of a word"
     index_TGK = torch.empty(tokens, groups, top_k, dtype=torch.int64, device=y_TO.device)
     weight_TGK = torch.empty(tokens, groups, top_k, dtype=torch.float32, device=y_TO.device)
     chosen = index_TGK, weight_TGK, logits_TS

@@ -54,15 +54,15 @@ def choose_alone(p_logits, E: tl.constexpr, K: tl.constexpr, RAW: tl.constexpr):
         logits += (tl.where(logit == logit, logit, float("-inf")),)
     index: tl.tuple = ()
     best: tl.tuple = ()
-    for k in tl.static_range(K):
+    taken = 0
+    for _ in tl.static_range(K):
         found = -1
         most = float("-inf")
         for e in tl.static_range(E):
-            better = (logits[e] > most) | (found < 0)
-            for j in tl.static_range(k):
-                better = better & (index[j] != e)
+            better = ((logits[e] > most) | (found < 0)) & ((taken & (1 << e)) == 0)
             found = tl.where(better, e, found)
             most = tl.where(better, logits[e], most)
+        taken |= 1 << found
         index += (found,)
         best += (most,)
     total = tl.zeros_like(best[0])
