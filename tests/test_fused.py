@@ -53,7 +53,8 @@ def problem(
     return {
         "x_TI": normal(tokens, in_features + 16)[:, :in_features],
         "weight_OI": normal(out_features, in_features),
-        "bias_O": normal(out_features),
+        # large enough that its absence is no matter of rounding
+        "bias_O": 16 * normal(out_features),
         "lora_A_ECI": normal(EXPERTS, len(members) * rank, in_features) * 0.25,
         "lora_B_EOR": normal(EXPERTS, sum(width for _, width in members), rank) * 0.25,
         "index_TK": torch.stack(chosen).to(device),

@@ -309,7 +309,7 @@ def test_a_captured_graph_follows_the_index(tokens):
     def step() -> None:
         y.copy_(case.product)
         rest = (case.lora_B, case.index_TGK, case.weight_TGK, case.members, SCALING)
-        gather.expand_all_(y[:, :outputs], y[:, outputs:], *rest)
+        gather.expand_all_(y[:, :outputs], y[:, outputs : outputs + case.u.shape[1]], *rest)
 
     step()
     torch.cuda.synchronize()

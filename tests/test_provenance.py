@@ -60,6 +60,18 @@ def test_a_file_that_moved_is_a_change(clone, tmp_path: Path) -> None:
     assert provenance.git_state()[1] is True
 
 
+def test_a_stamp_of_these_very_sources_wins_over_an_old_clone(clone, tmp_path: Path) -> None:
+    old, _ = provenance.git_state()
+    (tmp_path / "src" / "a.py").write_text("2")
+    clone("commit", "-am", "two")
+    new, _ = provenance.git_state()
+    provenance.stamp()
+    clone("reset", "--soft", old)
+    assert provenance.git_state() == (new, False)
+    (tmp_path / "src" / "a.py").write_text("3")
+    assert provenance.git_state() == (old, True), "a stamp of other sources says nothing"
+
+
 def test_only_a_clean_clone_is_stamped(clone, tmp_path: Path) -> None:
     (tmp_path / "src" / "a.py").write_text("2")
     with pytest.raises(ValueError, match="the sources differ from it: commit them first"):

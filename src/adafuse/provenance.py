@@ -1,8 +1,8 @@
 """Which code made a record: the commit, and whether the sources differ from it.
 
-In: a clone; or, where only the files are (a copy on a GPU machine), the stamp that `make stamp` left among them: the
-commit and a checksum of its sources, which are summed up again and compared. Out: commit and dirty flag for the `run`
-line. Next: machine.py.
+In: the stamp that `make stamp` left among the files, for copies of them without their clone or with an old one: a commit
+and a checksum of its sources, which are summed up again and compared; where there is none, or it is of other sources,
+the clone. Out: commit and dirty flag for the `run` line. Next: machine.py.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ IGNORED = ("__pycache__", "local")
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """Commit and whether the sources differ from it; (None, None) where neither a clone nor a stamp tells."""
+    """Commit and whether the sources differ from it; (None, None) where neither a stamp nor a clone tells."""
+    stamped = _stamped()
     commit = _git("rev-parse", "HEAD")
-    if commit is None:
-        return _stamped()
+    if commit is None or stamped[1] is False:
+        return stamped
     changed = _git("status", "--porcelain", "--", *[name for name in SOURCES if (ROOT / name).exists()])
     return commit, changed != ""
 
@@ -42,9 +43,10 @@ def sources_digest() -> str:
 def stamp() -> Path:
     """Write the stamp of a clean clone. Raises ValueError if it is not clean, or no clone."""
     commit = _git("rev-parse", "HEAD")
+    path = ROOT / STAMP
+    path.unlink(missing_ok=True)
     if commit is None or git_state()[1]:
         raise ValueError("a stamp names a commit, and the sources differ from it: commit them first")
-    path = ROOT / STAMP
     path.write_text(json.dumps({"commit": commit, "sources_sha256": sources_digest()}) + "\n")
     return path
 

@@ -70,10 +70,12 @@ def _gather_routed(case: Case, draw: Draw, names: tuple[str, ...]) -> Step:
     """The same with a router for each member, whose rows stand behind A: `expand_routed` chooses for itself."""
     o, experts = Adapted(draw, case, names), draw.sizes.experts
     rows_OI = o.rows(draw, spare=o.shrunk + len(names) * experts)
-    # every token ranks the experts in an order of its own, by steps of 4: no tie that rounding could turn over
+    # every token ranks the experts in an order of its own, by steps of 4 with little beside: no tie that rounding could
+    # turn over
     order_TE = torch.rand(len(o.x_TI), experts, generator=draw.generator, device=draw.where).argsort(-1)
     o.x_TI[:, :experts] = 4.0 * order_TE
-    rows_OI[o.outputs + o.shrunk :, :experts] = torch.eye(experts, device=draw.where).repeat(len(names), 1)
+    routers_CI = rows_OI[o.outputs + o.shrunk :].mul_(0.05)
+    routers_CI[:, :experts] = torch.eye(experts, device=draw.where).repeat(len(names), 1)
 
     def apply(kernels: Any, product: Tensor) -> list[Tensor]:
         y_TO, u_TS, logits_TS = product.tensor_split([o.outputs, o.outputs + o.shrunk], dim=1)
