@@ -1,8 +1,8 @@
 """Which code made a record: the commit, and whether the sources differ from it.
 
-In: the stamp that `make stamp` left among the files, for copies of them without their clone or with an old one: a commit
-and a checksum of its sources, which are summed up again and compared; where there is none, or it is of other sources,
-the clone. Out: commit and dirty flag for the `run` line. Next: machine.py.
+In: the stamp that `make stamp` left among the files, for copies of them without their clone or with an old one: a
+commit and a checksum of its sources, which are summed up again and compared; where there is none, or it is of other
+sources, the clone. Out: commit and dirty flag for the `run` line. Next: machine.py.
 """
 
 from __future__ import annotations
