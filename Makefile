@@ -11,7 +11,7 @@ RUNS ?= results/runs
 # With a CUDA device real shapes, without one the tiny backbone; PROFILE=cpu, gpu or paper chooses by hand.
 PROFILE ?= $(shell nvidia-smi -L > /dev/null 2>&1 && echo gpu || echo cpu)
 # table2 comes first: it trains the adapters that the others time. Tables 5 and 6 show the cell that table1 measures.
-EXPERIMENTS ?= table2 table1 attribution figure1 figure2
+EXPERIMENTS ?= table2 table1 attribution figure1 figure2 $(if $(filter gpu,$(PROFILE)),graph graph_batch kernels drift)
 # More overrides for every experiment, for example OVERRIDES="seed=0,1,2"
 OVERRIDES ?=
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
@@ -48,9 +49,8 @@ def calibrate(device: str) -> dict[str, float]:
     source, target = (torch.ones(count, device=device) for _ in range(2))
     tiny = torch.ones(1, device=device)
     size_gb = count * 4 / 1e9
-    read, copy = _streams(device, source, target)
-    read_ms = _median_ms(device, read)
-    copy_ms = _median_ms(device, copy)
+    reads, copies = _streams(device, source, target)
+    read_ms, copy_ms = (min(_median_ms(device, work) for work in works) for works in (reads, copies))
     launch_ms = _median_ms(device, lambda: [tiny.add_(1.0) for _ in range(1000)])
     return {
         "read_gbps": size_gb / read_ms * 1e3,
@@ -62,16 +62,18 @@ def calibrate(device: str) -> dict[str, float]:
 
 def _streams(
     device: str, source: Tensor, target: Tensor
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    """What reads `source` once, and what copies it; a GPU is busy for a while first."""
+) -> tuple[list[Callable[[], object]], list[Callable[[], object]]]:
+    """Ways to read `source` once, and ways to copy it; a GPU is busy for a while first, on numbers of all kinds."""
     if device != "cuda":
-        return source.sum, lambda: target.copy_(source)
+        return [source.sum], [lambda: target.copy_(source)]
     from adafuse.kernels import stream
 
+    source.normal_()
     begin = time.perf_counter()
     while (time.perf_counter() - begin) * 1e3 < WARMUP_MS:
-        timed_ms(device, lambda: stream.copy_(target, source))
-    return lambda: stream.read(source), lambda: stream.copy_(target, source)
+        timed_ms(device, lambda: stream.copy_(target, source, stream.BLOCKS[0]))
+    reads = [partial(stream.read, source, block) for block in stream.BLOCKS]
+    return [*reads], [partial(stream.copy_, target, source, block) for block in stream.BLOCKS]
 
 
 def _median_ms(device: str, work: Callable[[], object]) -> float:

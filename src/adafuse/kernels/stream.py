@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# of fp32 four loads of 16 bytes per thread, all in flight at once
-BLOCK = 4096
+# of fp32 one, two or four loads of 16 bytes per thread, all in flight at once; the fastest counts. On an H200 a copy in
+# pieces of 8 KiB reached 4.17 TB/s where pieces of 16 KiB reached 3.92: a floor must not flatter what is held to it.
+BLOCKS = (1024, 2048, 4096)
 NUM_WARPS = 8
 
 
@@ -31,15 +32,15 @@ def read_kernel(source_ptr, sums_ptr, count, BLOCK: tl.constexpr):
     tl.store(sums_ptr + tl.program_id(0), tl.sum(b.to(tl.float32), axis=0))
 
 
-def copy_(target: Tensor, source: Tensor) -> None:
+def copy_(target: Tensor, source: Tensor, block: int) -> None:
     """target = source, element by element; same shape and dtype, both contiguous."""
     count = source.numel()
-    copy_kernel[(triton.cdiv(count, BLOCK),)](target, source, count, BLOCK=BLOCK, num_warps=NUM_WARPS)
+    copy_kernel[(triton.cdiv(count, block),)](target, source, count, BLOCK=block, num_warps=NUM_WARPS)
 
 
-def read(source: Tensor) -> Tensor:
-    """Sums of every BLOCK elements of a contiguous tensor, in fp32."""
+def read(source: Tensor, block: int) -> Tensor:
+    """Sums of every `block` elements of a contiguous tensor, in fp32."""
     count = source.numel()
-    sums = torch.empty(triton.cdiv(count, BLOCK), dtype=torch.float32, device=source.device)
-    read_kernel[(sums.numel(),)](source, sums, count, BLOCK=BLOCK, num_warps=NUM_WARPS)
+    sums = torch.empty(triton.cdiv(count, block), dtype=torch.float32, device=source.device)
+    read_kernel[(sums.numel(),)](source, sums, count, BLOCK=block, num_warps=NUM_WARPS)
     return sums
