@@ -1,10 +1,8 @@
 """Records: the one file that each replicate leaves, and the only thing that the report reads.
 
-In: a path, the header fields (machine.py) and one call per line. Out: JSON lines, flushed line by line,
-sealed by an `end` line with a checksum; or, read back, a `Record` and data frames. Next: locking.py.
-
-While a cell runs, its lines go to `<path>.partial` under an exclusive lock; only a finished file bears the
-final name.
+In: a path, the header fields (machine.py) and one call per line. Out: JSON lines, flushed line by line, sealed by an
+`end` line with a checksum; or, read back, a `Record` and data frames. While a cell runs, its lines go to
+`<path>.partial` under an exclusive lock; only a finished file bears the final name. Next: locking.py.
 """
 
 from __future__ import annotations

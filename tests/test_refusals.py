@@ -1,0 +1,67 @@
+"""What a runtime or a strategy cannot carry is refused with the reason and the cure, before anything is loaded."""
+
+import pytest
+
+from adafuse.refusals import refuse_device
+from conftest import compose
+
+ARM = "arms.table.adafuse_gather"
+REFUSED = [
+    (
+        ["arms.run=[adafuse_loop]", "arms.table.adafuse_loop.runtime=graph"],
+        "waits for the host.*use masked_loop",
+    ),
+    (
+        ["arms.run=[mola_loop]", "arms.table.mola_loop.runtime=compiled"],
+        "waits for the host.*use masked_loop",
+    ),
+    (
+        ["arms.run=[adafuse_switch]", "arms.table.adafuse_switch.runtime=compiled"],
+        "rewrites weights.*use runtime=graph",
+    ),
+    (
+        ["arms.run=[adafuse_switch_graph]", "batch=2"],
+        "compares the gates of a batch on the host.*needs batch=1",
+    ),
+    (
+        ["arms.run=[adafuse_gather]", f"{ARM}.strategy=fused", f"{ARM}.method=mola"],
+        "must know the experts.*use gather",
+    ),
+    (
+        ["arms.run=[adafuse_gather]", f"{ARM}.strategy=fused", f"{ARM}.method=pesc"],
+        "must know the experts.*use gather",
+    ),
+    (["arms.run=[adafuse_fused_graph]", "batch=3"], "batch=3 exceeds the 2 rows.*use gather"),
+    (["evaluate_strategy=fused", "suite.batch=16"], "suite.batch=16 exceeds the 2 rows.*use gather"),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"), REFUSED, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_what_cannot_work_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compose(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["arms.run=[adafuse_switch_graph]"],
+        ["arms.run=[lora_rebase]", "arms.table.lora_rebase.runtime=graph", "batch=8"],
+        ["arms.run=[base_gemv_compiled]", "batch=2"],
+        ["evaluate_strategy=fused", "suite.batch=2"],
+    ],
+    ids=str,
+)
+def test_what_can_work_is_not(overrides: list[str]) -> None:
+    """Plain LoRA is merged before the step that is captured; the plain backbone has nothing to wait for."""
+    compose(*overrides)
+
+
+def test_captured_arms_need_a_gpu() -> None:
+    config = compose("task=latency", "arms=graph")
+    refuse_device(config, "cuda")
+    with pytest.raises(ValueError, match="no CUDA device: use arms=paper or arms=controls"):
+        refuse_device(config, "cpu")
+    refuse_device(compose("task=latency", "arms=paper"), "cpu")
