@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from adafuse.kernels import fused
+from adafuse.kernels import fused, gemv
 
 Case = tuple[str, Any, dict[str, str], dict[str, Any], int]
 POINTERS = {"index_ptr": "*i64", "gate_ptr": "*fp32", "h_ptr": "*fp32", "flags_ptr": "*i32"}
@@ -20,8 +20,8 @@ UNALIGNED = {*fused.EDGES, "index_ptr", "gate_ptr", "flags_ptr"}
 
 def case(kernel: Any, tokens: int, in_features: int, rank: int = 0, top_k: int = 2) -> Case:
     """Name, kernel, signature, constants and warps of one launch in bf16 with the configuration used for its sizes."""
-    cut = fused._fit(fused._config(tokens, experts=rank > 0), in_features, [4096], 3 * rank or 1)
-    constants = {"bias_ptr": None, "T": tokens, **fused._constants(cut, in_features)}
+    cut = gemv.fit(gemv.config_of(tokens, experts=rank > 0), in_features, [4096], 3 * rank or 1)
+    constants = {"bias_ptr": None, "T": tokens, **gemv.constants(cut, in_features)}
     num_warps = constants.pop("num_warps")
     if rank:
         constants |= {"K": top_k, "R": rank, "SHRINK_ROWS": cut.shrink_rows}
@@ -33,7 +33,7 @@ def case(kernel: Any, tokens: int, in_features: int, rank: int = 0, top_k: int =
 
 
 AOT = [
-    *(case(fused.linear_kernel, tokens, width) for tokens, width in [(1, 4096), (1, 11008), (2, 4096)]),
+    *(case(gemv.linear_kernel, tokens, width) for tokens, width in [(1, 4096), (1, 11008), (2, 4096)]),
     *(case(fused.fused_kernel, 1, 4096, rank) for rank in [16, 64, 128]),
     *(case(fused.fused_kernel, tokens, width, 16) for tokens, width in [(1, 11008), (2, 4096)]),
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adafuse.kernels import fused as kernels
-from adafuse.kernels import naive
+from adafuse.kernels import gemv, naive
 from adafuse.kernels.naive import Members
 
 EXPERTS = 4
@@ -85,7 +85,7 @@ def agrees(got: Tensor, want: Tensor) -> bool:
 def test_linear(device, dtype, sizes):
     args = problem(device, dtype, *sizes)
     for bias in (args["bias_O"], None):
-        got = kernels.linear(args["x_TI"], args["weight_OI"], bias)
+        got = gemv.linear(args["x_TI"], args["weight_OI"], bias)
         assert agrees(got, naive.linear(args["x_TI"], args["weight_OI"], bias))
     # with the bias, the comparison sees that `got` has none
     assert not agrees(got, naive.linear(args["x_TI"], args["weight_OI"], args["bias_O"]))
@@ -135,7 +135,7 @@ def test_every_program_that_raises_the_flag_comes_before_the_first_that_waits(sh
     tokens, top_k, rank, _, _, members = sizes = CASES[1].values
     args = problem(DEVICE, torch.float32, *sizes)
     flags = flags_of(args["x_TI"])
-    config = kernels.Config(rows=4, tiles=2, block=512, warps=4, shrink_rows=shrink_rows)
+    config = gemv.Config(rows=4, tiles=2, block=512, warps=4, shrink_rows=shrink_rows)
     assert agrees(kernels.fused(**args, flags=flags, turn=0, config=config), naive.fused(**args))
     assert flags.tolist() == [tokens * top_k * len(members) * rank // shrink_rows, 0]
 
@@ -151,29 +151,29 @@ def test_launches_that_take_turns_need_nobody_to_clear_their_flags():
 
 
 def test_rows_of_a_program_belong_to_one_member():
-    config = kernels.Config(rows=8, tiles=4, block=2048, warps=4, shrink_rows=4)
+    config = gemv.Config(rows=8, tiles=4, block=2048, warps=4, shrink_rows=4)
     for edges, columns in [
         ([4096, 0, 4096], 16),
         ([96, 0, 24, 24, 72], 12),
         ([7, 0, 7], 5),
         ([18944, 0, 512], 64),
     ]:
-        cut = kernels._fit(config, 4096, edges, columns)
+        cut = gemv.fit(config, 4096, edges, columns)
         assert all(edge % (cut.rows * cut.tiles) == 0 for edge in edges)
         assert columns % cut.shrink_rows == 0
 
 
 @pytest.mark.parametrize(("in_features", "block"), [(4096, 2048), (3584, 512), (14336, 2048), (11008, 2048)])
 def test_a_block_divides_the_input_where_it_can(in_features, block):
-    config = kernels.Config(rows=2, tiles=1, block=2048, warps=4)
-    assert kernels._fit(config, in_features, [4096], 1).block == block
+    config = gemv.Config(rows=2, tiles=1, block=2048, warps=4)
+    assert gemv.fit(config, in_features, [4096], 1).block == block
 
 
 def test_refusals():
     args = problem(DEVICE, torch.float32, *CASES[0].values)
-    flags, many = flags_of(args["x_TI"]), torch.zeros(kernels.MAX_TOKENS + 1, 256, device=DEVICE)
+    flags, many = flags_of(args["x_TI"]), torch.zeros(gemv.MAX_TOKENS + 1, 256, device=DEVICE)
     with pytest.raises(ValueError, match="gather"):
-        kernels.linear(many, args["weight_OI"], None)
+        gemv.linear(many, args["weight_OI"], None)
     with pytest.raises(ValueError, match="gather"):
         kernels.fused(**args | {"x_TI": many}, flags=flags, turn=0)
     with pytest.raises(ValueError, match="4 members"):

@@ -10,7 +10,7 @@ from adafuse import records, stages
 from adafuse.bench import device, kernel, kernel_cases, kernel_steps
 from adafuse.bench.kernel_operands import Case, Draw, sizes_of
 from adafuse.config import Config, Dtype
-from adafuse.kernels import fused, gather, gather_routed, route, switch
+from adafuse.kernels import fused, gather, gather_routed, gemv, route, switch
 from adafuse.refusals import KERNEL_TARGETS, KERNELS
 from conftest import compose
 
@@ -141,7 +141,7 @@ MUTATIONS = [
     ("gather", gather, "expand_all_", scaled),
     ("gather_routed", gather_routed, "expand_routed_", scaled),
     ("fused", fused, "fused", scaled),
-    ("linear", fused, "linear", scaled),
+    ("linear", gemv, "linear", scaled),
     ("route", route, "route", scaled),
 ]
 
@@ -164,7 +164,7 @@ def test_a_kernel_with_a_wrong_result_is_recorded_and_not_timed(
 
 
 def test_what_a_kernel_leaves_unwritten_is_seen(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(fused, "linear", lambda x, weight, bias: torch.empty(len(x), len(weight)))
+    monkeypatch.setattr(gemv, "linear", lambda x, weight, bias: torch.empty(len(x), len(weight)))
     record = measure(tmp_path, "kernel.kernels=[linear]", "kernel.tokens=[1]")
     (line,) = record.of("kernel")
     assert (line["passed"], line["error"], line["ms"]) == (False, None, None)
@@ -211,7 +211,7 @@ def test_the_names_that_the_configuration_takes_are_the_ones_that_are_known() ->
     timed = {case.kernel for case in kernel_cases.cases(config.kernel)}
     assert timed == set(KERNELS) == {*kernel_cases.MERGES, *kernel_steps.STEPS}
     few = [c.tokens for c in kernel_cases.cases(config.kernel) if c.kernel in ("fused", "linear")]
-    assert max(few) <= fused.MAX_TOKENS
+    assert max(few) <= gemv.MAX_TOKENS
 
 
 def test_without_a_gpu_it_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

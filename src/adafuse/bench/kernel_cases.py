@@ -16,7 +16,7 @@ from adafuse.bench.kernel_operands import SCALING, WEIGHT_STD, Case, Draw, Step,
 from adafuse.bench.kernel_steps import STEPS
 from adafuse.config import Kernel
 from adafuse.engine.projections import SHARED_INPUT
-from adafuse.kernels import fused, gather_config, naive, switch
+from adafuse.kernels import gather_config, gemv, naive, switch
 from adafuse.refusals import KERNEL_TARGETS
 
 MERGES = ("switch", "rebase")
@@ -24,8 +24,8 @@ WITH_EXPERTS = ("shrink_expand", "expand_all", "gather", "gather_routed", "dense
 # kernels that serve so many tokens and no more
 MOST_TOKENS = {
     "shrink_expand": gather_config.FEW_TOKENS,
-    "fused": fused.MAX_TOKENS,
-    "linear": fused.MAX_TOKENS,
+    "fused": gemv.MAX_TOKENS,
+    "linear": gemv.MAX_TOKENS,
 }
 
 Pair = tuple[Tensor, Tensor]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from adafuse.bench.cost import experts_read
 from adafuse.bench.kernel_operands import SCALING, Adapted, Case, Draw, Linear, Step, fp32_copy
 from adafuse.config import StrategyName
-from adafuse.kernels import fused, gather, gather_routed, naive, route
+from adafuse.kernels import fused, gather, gather_routed, gemv, naive, route
 
 
 def _shrink_expand(case: Case, draw: Draw, names: tuple[str, ...]) -> Step:
@@ -136,7 +136,7 @@ def _linear(case: Case, draw: Draw, names: tuple[str, ...]) -> Step:
     def launch() -> list[Tensor]:
         if case.kernel == "library_linear":
             return [F.linear(o.x_TI, weight_OI)]
-        return [fused.linear(o.x_TI, weight_OI, None)]
+        return [gemv.linear(o.x_TI, weight_OI, None)]
 
     return Step(launch, lambda: [naive.linear(o.x_TI.float(), weight_OI, None)], weight_OI.nbytes)
 

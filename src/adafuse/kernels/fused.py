@@ -3,26 +3,31 @@
 In: up to MAX_TOKENS rows of x, the joined weight of the linears that share this input, the stacked experts, and
 which experts each token takes (naive.py has the letters). Out: y, rounded once. The first programs of the grid
 multiply x by the chosen experts' A and raise a flag; the others multiply x by their rows of W, wait for the flag and
-add their rows of B. Programs start in the order of their numbers, so those that are waited for always run. `linear`
-is the same product without experts: the base that `fused` is compared with. gather.py takes over above MAX_TOKENS;
-ops.py chooses.
+add their rows of B. Programs start in the order of their numbers, so those that are waited for always run. gemv.py is
+the same product without experts; gather.py serves more tokens. Next: ops.py.
 """
 # ruff: noqa: ANN202 - a kernel's arguments are pointers and numbers that Triton types itself
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from adafuse.kernels.gemv import (
+    Config,
+    check_tokens,
+    config_of,
+    constants,
+    finish,
+    fit,
+    load_block,
+    rows_of,
+    times_x,
+)
 from adafuse.kernels.naive import Members
 
-MAX_TOKENS = 2
 MAX_MEMBERS = 3
 EDGES = [
     "column_0",
@@ -35,38 +40,6 @@ EDGES = [
     "turn",
     "next_turn",
 ]
-
-
-@dataclass(frozen=True)
-class Config:
-    """How a launch is cut: a program takes `tiles` tiles in sequence, each of `rows` of W by `block` of I."""
-
-    rows: int
-    tiles: int
-    block: int
-    warps: int
-    shrink_rows: int = 1
-
-
-def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, config: Config | None = None) -> Tensor:
-    """y[T, O] = W x + b for T of 1 to MAX_TOKENS (else ValueError); bf16, fp16 or fp32, summed in fp32."""
-    (tokens, in_features), out_features = x_TI.shape, weight_OI.shape[0]
-    _check_tokens(tokens)
-    x_TI, weight_OI = _rows_of(x_TI), weight_OI.contiguous()
-    cut = _fit(config or _config(tokens, experts=False), in_features, [out_features], 1)
-    y_TO = torch.empty(tokens, out_features, dtype=x_TI.dtype, device=x_TI.device)
-    linear_kernel[(out_features // (cut.rows * cut.tiles),)](
-        x_TI,
-        weight_OI,
-        bias_O,
-        y_TO,
-        x_TI.stride(0),
-        out_features,
-        in_features,
-        T=tokens,
-        **_constants(cut, in_features),
-    )
-    return y_TO
 
 
 def fused(
@@ -91,13 +64,13 @@ def fused(
     """
     (tokens, in_features), out_features = x_TI.shape, weight_OI.shape[0]
     top_k, columns, (width, rank) = index_TK.shape[1], lora_A_ECI.shape[1], lora_B_EOR.shape[1:]
-    _check_tokens(tokens)
+    check_tokens(tokens)
     _check_members(members, out_features, columns, width, rank)
     if len(flags) < 2 or flags.dtype != torch.int32:
         raise ValueError(f"flags must be at least two int32, not {len(flags)} of {flags.dtype}")
-    x_TI, weight_OI = _rows_of(x_TI), weight_OI.contiguous()
+    x_TI, weight_OI = rows_of(x_TI), weight_OI.contiguous()
     edges = [out_features, *(edge for member in members for edge in member)]
-    cut = _fit(config or _config(tokens, experts=True), in_features, edges, columns)
+    cut = fit(config or config_of(tokens, experts=True), in_features, edges, columns)
     num_shrink = tokens * top_k * (columns // cut.shrink_rows)
     h_TKC = torch.empty(tokens, top_k, columns, dtype=torch.float32, device=x_TI.device)
     y_TO = torch.empty(tokens, out_features, dtype=x_TI.dtype, device=x_TI.device)
@@ -126,45 +99,9 @@ def fused(
         K=top_k,
         R=rank,
         SHRINK_ROWS=cut.shrink_rows,
-        **_constants(cut, in_features),
+        **constants(cut, in_features),
     )
     return y_TO
-
-
-def _config(tokens: int, experts: bool) -> Config:
-    """Where to cut; a program with experts takes two tiles, because it waits for the flag once, in the first."""
-    if tokens > 1:
-        return Config(rows=2, tiles=1, block=1024, warps=4)
-    if experts:
-        return Config(rows=4, tiles=2, block=1024, warps=4)
-    return Config(rows=4, tiles=1, block=2048, warps=8)
-
-
-def _fit(config: Config, in_features: int, edges: list[int], columns: int) -> Config:
-    """`config` cut down to these sizes: a program's rows divide every edge of a member, so none belongs to two."""
-    step, rows, tiles, shrink_rows = math.gcd(*edges), config.rows, config.tiles, config.shrink_rows
-    while step % (rows * tiles):
-        rows, tiles = (rows, tiles // 2) if tiles > 1 else (rows // 2, 1)
-    while columns % shrink_rows:
-        shrink_rows //= 2
-    block = min(config.block, max(triton.next_power_of_2(in_features), 16))
-    # a block that divides I needs no mask; below 512 a tile has too few loads to be worth it
-    even = next((b for b in (block, block // 2, block // 4) if b >= 512 and in_features % b == 0), block)
-    return replace(config, rows=rows, tiles=tiles, shrink_rows=shrink_rows, block=even)
-
-
-def _constants(cut: Config, in_features: int) -> dict[str, Any]:
-    even = in_features % cut.block == 0
-    return {"ROWS": cut.rows, "TILES": cut.tiles, "BLOCK": cut.block, "EVEN": even, "num_warps": cut.warps}
-
-
-def _rows_of(x_TI: Tensor) -> Tensor:
-    return x_TI if x_TI.stride(1) == 1 else x_TI.contiguous()
-
-
-def _check_tokens(tokens: int) -> None:
-    if not 1 <= tokens <= MAX_TOKENS:
-        raise ValueError(f"{tokens} tokens: these kernels take 1 to {MAX_TOKENS}, gather.py takes more")
 
 
 def _check_members(members: Members, out_features: int, columns: int, width: int, rank: int) -> None:
@@ -176,30 +113,6 @@ def _check_members(members: Members, out_features: int, columns: int, width: int
         )
     if any(column + size > out_features for column, size in members):
         raise ValueError(f"{members} reach beyond the {out_features} columns of y")
-
-
-@triton.jit
-def linear_kernel(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    y_ptr,
-    x_stride,
-    out_features,
-    in_features,
-    T: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILES: tl.constexpr,
-    BLOCK: tl.constexpr,
-    EVEN: tl.constexpr,
-):
-    first = tl.program_id(0) * ROWS * TILES
-    for tile in tl.static_range(TILES):
-        o_n = first + tile * ROWS + tl.arange(0, ROWS)
-        p_rows = weight_ptr + o_n.to(tl.int64) * in_features
-        b_w, b_x = _load_block(p_rows, x_ptr, x_stride, 0, in_features, T, BLOCK, EVEN)
-        b_y = _times_x(b_w, b_x, p_rows, x_ptr, x_stride, in_features, T, BLOCK, EVEN)
-        _finish(b_y, bias_ptr, y_ptr, o_n, out_features, T)
 
 
 # numbers and slices that differ between projections would be compiled once more for each multiple of 16
@@ -246,8 +159,8 @@ def fused_kernel(
         expert = tl.load(index_ptr + pair).to(tl.int64)
         p_low = lora_A_ptr + (expert * columns + o_c) * in_features
         p_x = x_ptr + pair // K * x_stride
-        b_a, b_x_low = _load_block(p_low, p_x, x_stride, 0, in_features, 1, BLOCK, EVEN)
-        b_low = _times_x(b_a, b_x_low, p_low, p_x, x_stride, in_features, 1, BLOCK, EVEN)
+        b_a, b_x_low = load_block(p_low, p_x, x_stride, 0, in_features, 1, BLOCK, EVEN)
+        b_low = times_x(b_a, b_x_low, p_low, p_x, x_stride, in_features, 1, BLOCK, EVEN)
         tl.store(h_ptr + pair * columns + o_c[None, :], b_low)
         # every thread's h is stored before the one thread that holds the atomic releases it
         tl.debug_barrier()
@@ -265,10 +178,10 @@ def fused_kernel(
         for tile in tl.static_range(TILES):
             o_n = first + tile * ROWS + tl.arange(0, ROWS)
             p_rows = weight_ptr + o_n.to(tl.int64) * in_features
-            b_w, b_x = _load_block(p_rows, x_ptr, x_stride, 0, in_features, T, BLOCK, EVEN)
+            b_w, b_x = load_block(p_rows, x_ptr, x_stride, 0, in_features, T, BLOCK, EVEN)
             # B has to wait for the expert's number: asked for behind the first block of W, it holds no W up
             b_up = _load_up(lora_B_ptr, b_expert * width, m_pair, o_n + shift, R)
-            b_y = _times_x(b_w, b_x, p_rows, x_ptr, x_stride, in_features, T, BLOCK, EVEN)
+            b_y = times_x(b_w, b_x, p_rows, x_ptr, x_stride, in_features, T, BLOCK, EVEN)
             if tile == 0:
                 if member >= 0:
                     # programs that start late find the flag raised and go through once
@@ -276,39 +189,7 @@ def fused_kernel(
                         pass
                 b_h = _load_h(h_ptr, o_pair * columns + member * R, m_pair, R) * b_gate[:, None]
             b_y += _expand(b_up, b_h, T, K, ROWS)
-            _finish(b_y, bias_ptr, y_ptr, o_n, out_features, T)
-
-
-@triton.jit
-def _load_block(
-    p_rows, x_ptr, x_stride, start, in_features, T: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr
-):
-    """[1, ROWS, BLOCK] of the rows at `p_rows` and [T, 1, BLOCK] of x from `start` on, as they are in memory."""
-    PADDED: tl.constexpr = triton.next_power_of_2(T)
-    o_t, o_i = tl.arange(0, PADDED)[:, None, None], start + tl.arange(0, BLOCK)[None, None, :]
-    p_w, p_x, m_i = p_rows[None, :, None] + o_i, x_ptr + o_t * x_stride + o_i, o_i < in_features
-    if EVEN:
-        b_w = tl.load(p_w, eviction_policy="evict_first")
-    else:
-        b_w = tl.load(p_w, mask=m_i, other=0.0, eviction_policy="evict_first")
-    if EVEN and T == PADDED:
-        b_x = tl.load(p_x, eviction_policy="evict_last")
-    else:
-        b_x = tl.load(p_x, mask=(o_t < T) & m_i, other=0.0, eviction_policy="evict_last")
-    return b_w, b_x
-
-
-@triton.jit
-def _times_x(
-    b_w, b_x, p_rows, x_ptr, x_stride, in_features, T: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr
-):
-    """[T, ROWS] dot products of the rows at `p_rows` with each row of x; the first block is at hand."""
-    acc = b_w.to(tl.float32) * b_x.to(tl.float32)
-    for start in range(BLOCK, in_features, BLOCK):
-        b_w, b_x = _load_block(p_rows, x_ptr, x_stride, start, in_features, T, BLOCK, EVEN)
-        acc += b_w.to(tl.float32) * b_x.to(tl.float32)
-    # one sum over the threads at the end, not one a block
-    return tl.sum(acc, 2)
+            finish(b_y, bias_ptr, y_ptr, o_n, out_features, T)
 
 
 @triton.jit
@@ -353,12 +234,3 @@ def _expand(b_up, b_h, T: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr):
     """[T, ROWS] of B h, summed over each token's choices."""
     b_delta = tl.sum(b_up.to(tl.float32) * b_h[:, None, :], 2)
     return tl.sum(tl.reshape(b_delta, (triton.next_power_of_2(T), triton.next_power_of_2(K), ROWS)), 1)
-
-
-@triton.jit
-def _finish(b_y, bias_ptr, y_ptr, o_n, out_features, T: tl.constexpr):
-    """Adds the bias, rounds and stores the rows of y that exist."""
-    if bias_ptr is not None:
-        b_y += tl.load(bias_ptr + o_n).to(tl.float32)[None, :]
-    o_t = tl.arange(0, triton.next_power_of_2(T))[:, None]
-    tl.store(y_ptr + o_t * out_features + o_n[None, :], b_y.to(y_ptr.dtype.element_ty), mask=o_t < T)
