@@ -57,7 +57,7 @@ CHANGES = [
     ("drift.refresh_every=3", "drift"),
     ("tracker=wandb", ""),
     ("runs_dir=elsewhere", ""),
-    ("profile=gpu model=tiny experts=all_r4", "pretrain train evaluate latency layer drift"),
+    ("profile=gpu model=tiny experts=all_r4", "pretrain train evaluate latency layer kernel drift"),
     ("experiment=table5", ""),
 ]
 
