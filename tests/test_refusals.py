@@ -65,3 +65,12 @@ def test_captured_arms_need_a_gpu() -> None:
     with pytest.raises(ValueError, match="no CUDA device: use arms=paper or arms=controls"):
         refuse_device(config, "cpu")
     refuse_device(compose("task=latency", "arms=paper"), "cpu")
+
+
+def test_what_is_refused_is_what_the_kernels_take() -> None:
+    """Configuration is checked without Triton, so the bounds stand in two places."""
+    from adafuse.kernels import gather_config, gemv, ops
+    from adafuse.refusals import FUSED_MAX_BATCH
+
+    assert gemv.MAX_TOKENS == FUSED_MAX_BATCH
+    assert gather_config.FEW_TOKENS == ops.FEW_TOKENS
