@@ -1,5 +1,7 @@
 """Compiles the switch kernel for two GPUs where there is none, and demands 128-bit loads: run by test_switch.py."""
 
+import re
+
 import torch
 import triton
 import triton.language as tl
@@ -12,61 +14,64 @@ from adafuse.kernels import switch
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 
 
-def constexprs(rank: int, slots: int, config: switch.Config) -> dict[str, object]:
+def constexprs(rank: int, slots: int, config: switch.Config, shared_bytes: int) -> dict[str, object]:
     """What `_launch` passes for bfloat16 weights whose rows begin at multiples of 32 bytes."""
+    product = switch.contraction(rank, slots)
     return {
         "SOURCE": 0,
         "ELEMENT": tl.bfloat16,
         "DOT": tl.bfloat16,
-        **switch.contraction(rank, slots),
+        **product,
         "ROW_STEP": 16,
         "BLOCK_O": config.block_o,
         "BLOCK_I": config.block_i,
+        "STAGES": switch.stages(config, product["DEPTH"], 2, shared_bytes),
     }
 
 
-def case(rank: int, slots: int) -> tuple[object, dict[str, str], dict[str, object], dict[str, object]]:
+CASES = [(rank, slots) for rank in (8, 16, 64, 128) for slots in (2, 4)]
+# asynchronous reads, of W and B, and how many bytes each takes
+ASYNC = re.compile(r"cp\.async\.\w+\.shared\.global\S* .*?, 0x([0-9a-f]+)")
+
+
+def narrow_accesses(ptx: str, least_bytes: int) -> list[str]:
+    """Reads and writes of W, A and B (the ones with a cache policy) below 128 bits, or (asynchronous) the least."""
+    plain = [line for line in ptx.splitlines() if "cache_hint" in line and "cp.async" not in line]
+    narrow = [line for line in plain if ".global" in line and ".v4.b32" not in line]
+    return narrow + [found[0] for found in ASYNC.finditer(ptx) if int(found[1], 16) < least_bytes]
+
+
+def compiled(rank: int, slots: int, arch: int) -> object:
     config = switch._config(torch.bfloat16, rank)
-    constants = constexprs(rank, slots, config)
+    constants = constexprs(rank, slots, config, SHARED_BYTES[arch])
     signature = {
         "strips": "*i64",
         "index_S": "*i64",
         "gate_S": "*fp32",
         **dict.fromkeys(constants, "constexpr"),
     }
-    options = {
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-        "maxnreg": config.max_registers,
-    }
-    return switch.switch_kernel, signature, constants, options
-
-
-AOT = [case(rank, slots) for rank in (8, 16, 64, 128) for slots in (2, 4)]
-
-
-def narrow_loads(ptx: str) -> list[str]:
-    """Loads of W, A and B (the ones with a cache policy) that are not 128 bits wide, cp.async aside."""
-    loads = [line for line in ptx.splitlines() if "ld.global" in line and "cache_hint" in line]
-    return [line for line in loads if ".v4.b32" not in line]
+    source = ASTSource(fn=switch.switch_kernel, signature=signature, constexprs=constants)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": config.num_warps})
 
 
 def main() -> None:
-    for kernel, signature, constants, options in AOT:
-        for arch in (80, 90):
-            source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-            compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-            ptx, shared = compiled.asm["ptx"], compiled.metadata.shared
-            policy = "global.L1::evict_first.L2::cache_hint.v4.b32"
-            reads, writes = ptx.count(f"ld.{policy}"), ptx.count(f"st.{policy}")
-            name = f"sm_{arch} rank {constants['RANK']} slots {constants['SLOTS']}"
+    for rank, slots in CASES:
+        for arch, shared_bytes in SHARED_BYTES.items():
+            binary, config = compiled(rank, slots, arch), switch._config(torch.bfloat16, rank)
+            ptx, shared = binary.asm["ptx"], binary.metadata.shared
+            writes = ptx.count("st.global.L1::evict_first.L2::cache_hint.v4.b32")
+            reads = [int(width, 16) for width in ASYNC.findall(ptx)]
+            # of a small tile of B a thread has fewer than 16 bytes to read
+            tile_B = 2 * config.block_o * switch.contraction(rank, slots)["DEPTH"]
+            least = min(16, tile_B // (32 * config.num_warps))
+            name = f"sm_{arch} rank {rank} slots {slots}"
             print(
-                f"{name}: {reads} reads and {writes} writes of W, 128 bits each, {shared} bytes of shared memory"
+                f"{name}: {writes} writes of W, {len(reads)} asynchronous reads, {shared} bytes of shared memory"
             )
-            # a tile is read in two places, ahead of the loop and in it, and written in one
-            assert reads == 2 * writes > 0, name
-            assert not narrow_loads(ptx), (name, narrow_loads(ptx))
-            assert shared <= SHARED_BYTES[arch], name
+            # W goes to the chip and back in accesses of 16 bytes
+            assert reads.count(16) >= writes > 0, name
+            assert not narrow_accesses(ptx, least), (name, narrow_accesses(ptx, least))
+            assert shared <= shared_bytes, name
 
 
 if __name__ == "__main__":

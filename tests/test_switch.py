@@ -127,18 +127,20 @@ def test_switching_there_and_back_returns_to_the_weights_up_to_one_rounding_each
     before = [weight.clone() for weight in case.weights]
     plan = case.plan()
     switch.switch_(plan, case.index, case.gate)
-    # each of the two roundings is relative to the largest value on the way, and so (in fp32 alone) are the sums before
+    # Each rounding is half a unit of the largest value on the way. Below fp32 there is one a switch; in fp32
+    # the compiler lets the sum begin with the weight, so that every one of its terms rounds.
+    terms = case.lora_A[0].shape[1] * len(case.gate) if dtype == torch.float32 else 0
     largest = max(weight.float().abs().max().item() for weight in [*case.weights, *case.terms()])
     switch.switch_(plan, case.index, -case.gate)
     moved = max((a.float() - b.float()).abs().max().item() for a, b in zip(case.weights, before, strict=True))
-    assert moved <= 2 * torch.finfo(dtype).eps * largest
+    assert moved <= (1 + terms) * torch.finfo(dtype).eps * largest
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 5])
 def test_a_weight_may_end_anywhere_in_a_strip(tiles: int) -> None:
     case = Case([(150, 70)], 2, 8, 2, "cpu", torch.float32)
     wanted = case.expected(case.index, case.gate, case.weights)
-    config = switch.Config(32, 128, tiles, num_warps=4, num_stages=1, max_registers=None)
+    config = switch.Config(32, 128, tiles, num_warps=4)
     switch.switch_(case.plan(config), case.index, case.gate)
     assert worst_error(case.weights, wanted, case.terms()) <= 1
 

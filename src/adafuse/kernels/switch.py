@@ -2,9 +2,8 @@
 
 In: the weights W [O, I] of all adapted linears and the adapter's own lora_A [E, R, I] and lora_B [E, O, R] of each,
 which `plan` turns once into a table on the device; then, at each switch, S slots of (expert, gate). Out: W, in place.
-The work is cut into strips, BLOCK_I columns wide and many rows long. A strip is one program: it keeps the chosen
-experts' A of its columns on the chip and streams W and B past them, so that each weight is read once and written
-once. What the functions mean is said by naive.py; ops.py is who calls them.
+The work is cut into strips, BLOCK_I columns wide and many rows long, one program each. What the functions mean is said
+by naive.py; who calls them: engine/strategies/merge.py. Next: switch_kernel.py.
 """
 
 from __future__ import annotations
@@ -17,20 +16,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adafuse.kernels.switch_kernel import switch_kernel
+
 ELEMENTS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 ALIGNMENT_BYTES = 16
+# beyond four tiles in flight nothing was gained (README.md)
+MAX_STAGES = 4
+# of a program's shared memory, kept by the driver and by the compiler
+RESERVED_BYTES = 2048
 
 
 @dataclass(frozen=True)
 class Config:
-    """Tile of W, tiles of one strip, and how the compiler is to build the kernel."""
+    """Tile of W, tiles of one strip, and warps of a program."""
 
     block_o: int
     block_i: int
     tiles: int
     num_warps: int
-    num_stages: int
-    max_registers: int | None
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,16 @@ def _config(dtype: torch.dtype, rank: int) -> Config:
         )
     if row_bytes > 128 or dtype == torch.float32:
         block_i = 32 if row_bytes > 256 else 64
-        return Config(32, block_i, tiles=32, num_warps=4, num_stages=1, max_registers=None)
-    if rank > 32:
-        return Config(64, 64, tiles=32, num_warps=4, num_stages=2, max_registers=None)
-    # 80 registers a thread let three programs share a multiprocessor: one computes while others wait for bytes
-    return Config(64, 128, tiles=32 if rank <= 8 else 16, num_warps=8, num_stages=2, max_registers=80)
+        return Config(32, block_i, tiles=32, num_warps=4)
+    # a long strip loads its A seldom, which is much at high ranks; a short one leaves no multiprocessor without work
+    return Config(64, 128, tiles=16 if rank <= 32 else 32, num_warps=8)
+
+
+def stages(config: Config, depth: int, itemsize: int, shared_bytes: int) -> int:
+    """How many tiles of W and B may be on their way at once: as many as fit beside A, but no more than help."""
+    kept = depth * config.block_i * itemsize
+    each = config.block_o * (depth + config.block_i) * itemsize
+    return max(1, min(MAX_STAGES, (shared_bytes - kept - RESERVED_BYTES) // each))
 
 
 def _check(
@@ -152,6 +160,8 @@ def _launch(plan: SwitchPlan, index_S: Tensor, gate_S: Tensor, source: int) -> N
             f"a switch needs one fp32 gate per slot, got {[*index_S.shape]} and {[*gate_S.shape]}"
         )
     element, slots = ELEMENTS[plan.weights[0].dtype], index_S.shape[0]
+    product = contraction(plan.lora_A[0].shape[1], slots)
+    itemsize, limit = plan.weights[0].element_size(), shared_bytes(plan.strips.device)
     switch_kernel[(plan.strips.shape[0],)](
         plan.strips,
         index_S,
@@ -160,14 +170,20 @@ def _launch(plan: SwitchPlan, index_S: Tensor, gate_S: Tensor, source: int) -> N
         ELEMENT=element,
         # Triton's interpreter, which runs the tests on a CPU, computes bfloat16 wrongly
         DOT=element if plan.strips.is_cuda else tl.float32,
-        **contraction(plan.lora_A[0].shape[1], slots),
+        **product,
         ROW_STEP=plan.row_step,
         BLOCK_O=plan.config.block_o,
         BLOCK_I=plan.config.block_i,
+        STAGES=stages(plan.config, product["DEPTH"], itemsize, limit),
         num_warps=plan.config.num_warps,
-        num_stages=plan.config.num_stages,
-        maxnreg=plan.config.max_registers,
     )
+
+
+def shared_bytes(device: torch.device) -> int:
+    """What one program may have; off a GPU, where nothing is kept on a chip, an H100's."""
+    if device.type != "cuda":
+        return 227 * 1024
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def contraction(rank: int, slots: int) -> dict[str, int | bool]:
@@ -177,74 +193,3 @@ def contraction(rank: int, slots: int) -> dict[str, int | bool]:
     depth = padded_slots * block_r
     padded = padded_slots != slots or block_r != rank
     return {"SLOTS": slots, "RANK": rank, "BLOCK_R": block_r, "DEPTH": depth, "PADDED": padded}
-
-
-@triton.jit
-def switch_kernel(
-    strips,  # [strips, 8] int64, see _strips
-    index_S,  # [S] int64 or int32
-    gate_S,  # [S] fp32
-    SOURCE: tl.constexpr,
-    SLOTS: tl.constexpr,
-    ELEMENT: tl.constexpr,
-    DOT: tl.constexpr,
-    RANK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PADDED: tl.constexpr,
-    ROW_STEP: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-):
-    strip = strips + tl.program_id(0) * 8
-    p_target = _address(strip, ELEMENT)
-    p_source = _address(strip + SOURCE, ELEMENT)
-    p_A = _address(strip + 2, ELEMENT)
-    p_B = _address(strip + 3, ELEMENT)
-    out_size = tl.load(strip + 4)
-    in_size = tl.multiple_of(tl.load(strip + 5).to(tl.int32), ROW_STEP)
-    rows = tl.load(strip + 6).to(tl.int32)
-    columns = tl.multiple_of(tl.load(strip + 7).to(tl.int32), ROW_STEP)
-
-    o = tl.arange(0, BLOCK_O)[:, None]
-    i = tl.arange(0, BLOCK_I)[None, :]
-    o_tile = o * in_size + i
-    step = in_size.to(tl.int64) * BLOCK_O
-    # asked for first: everything below is work that hides the latency of these bytes
-    b_weight = tl.load(p_source + o_tile, mask=(o < rows) & (i < columns), eviction_policy="evict_first")
-
-    # all slots are one contraction: row d of A and column d of B belong to slot d // BLOCK_R
-    d_A = tl.arange(0, DEPTH)[:, None]
-    m_A = (d_A // BLOCK_R < SLOTS) & (d_A % BLOCK_R < RANK)
-    expert_A = tl.load(index_S + d_A // BLOCK_R, mask=m_A, other=0).to(tl.int64)
-    gate_A = tl.load(gate_S + d_A // BLOCK_R, mask=m_A, other=0.0)
-    p_down = p_A + (expert_A * RANK + d_A % BLOCK_R) * in_size + i
-    b_A = tl.load(p_down, mask=m_A & (i < columns), other=0.0, eviction_policy="evict_last")
-    b_A = (b_A.to(tl.float32) * gate_A).to(DOT)
-
-    d_B = tl.arange(0, DEPTH)[None, :]
-    m_B = (d_B // BLOCK_R < SLOTS) & (d_B % BLOCK_R < RANK)
-    expert_B = tl.load(index_S + d_B // BLOCK_R, mask=m_B, other=0).to(tl.int64)
-    p_up = p_B + expert_B * out_size * RANK + d_B % BLOCK_R + o * RANK
-
-    for start in range(0, rows, BLOCK_O):
-        left = rows - start
-        p_source += step
-        m_next = (o < left - BLOCK_O) & (i < columns)
-        b_next = tl.load(p_source + o_tile, mask=m_next, eviction_policy="evict_first")
-        m_up = o < left
-        if PADDED:
-            m_up = m_up & m_B
-        b_B = tl.load(p_up + start * RANK, mask=m_up, other=0.0, eviction_policy="evict_last").to(DOT)
-        b_delta = tl.dot(b_B, b_A, input_precision="ieee")
-        b_sum = (b_weight.to(tl.float32) + b_delta).to(ELEMENT)
-        m_tile = (o < left) & (i < columns)
-        tl.store(p_target + o_tile, b_sum, mask=m_tile, eviction_policy="evict_first")
-        p_target += step
-        b_weight = b_next
-
-
-@triton.jit
-def _address(entry, ELEMENT: tl.constexpr) -> tl.tensor:
-    """A pointer out of the table; told to be aligned, or the compiler would fall back to loads of one element."""
-    return tl.multiple_of(tl.load(entry).to(tl.pointer_type(ELEMENT)), 16)
