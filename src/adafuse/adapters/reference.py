@@ -1,7 +1,7 @@
 """The oracle: every method's forward in fp32, written from the equations and sharing no code with layers.py.
 
 In: a model without installed modules, an `Adapter` (its numbers only), ids [B, S]. Out: logits [B, S, V] in fp32. It
-hooks a float copy of the backbone and adds one expert after the other, weighted by `_Oracle._gates`. Slow on purpose;
+hooks a view of the backbone in fp32 and adds one expert after the other, weighted by `_Oracle._gates`. Slow on purpose;
 no strategy is timed before it agrees with this. Next: store.py.
 
 The choice of experts is discontinuous: rounding may turn a near-tie over, and then both answers are right. So an arm's
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +26,34 @@ from adafuse.adapters.router import Router
 from adafuse.config import Normalisation, RouterInput
 
 
-def float_copy(model: nn.Module) -> nn.Module:
-    """The backbone in fp32, for the references of all its adapters: 27 GB for one of 7 billion weights."""
-    return copy.deepcopy(model).float().eval()
+def float_view(model: nn.Module) -> nn.Module:
+    """The plain backbone computing in fp32 from the weights of `model` themselves, each widened when it is used.
+
+    A float copy of 7 billion weights takes 27 GB, for which a device of 80 GB has no room beside what is checked; so
+    the weights must be clean whenever this is called.
+    """
+    view = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).eval()
+    for module in view.modules():
+        if isinstance(module, nn.Linear):
+            module.forward = partial(_float_linear, module)
+        elif isinstance(module, nn.Embedding):
+            module.forward = partial(_float_embedding, module)
+    return view
+
+
+def _float_linear(linear: nn.Linear, x: Tensor) -> Tensor:
+    bias = None if linear.bias is None else linear.bias.float()
+    return F.linear(x, linear.weight.float(), bias)
+
+
+def _float_embedding(embedding: nn.Embedding, ids: Tensor) -> Tensor:
+    return F.embedding(ids, embedding.weight, embedding.padding_idx).float()
 
 
 class Reference:
-    """Logits of `oracle`, a float copy of the backbone, with `adapter`; the backbone itself is never changed.
+    """Logits of `oracle`, the backbone in fp32 (`float_view`), with `adapter`; the backbone itself is never changed.
 
-    Its hooks stay on the copy until `close`.
+    Its hooks stay on the view until `close`.
     """
 
     def __init__(self, oracle: nn.Module, adapter: Adapter | None) -> None:
@@ -60,7 +80,7 @@ class Reference:
 
 
 class _Oracle:
-    """The hooks of one adapter on one float copy, and the shared gates between them."""
+    """The hooks of one adapter on one float view, and the shared gates between them."""
 
     def __init__(self, oracle: nn.Module, adapter: Adapter) -> None:
         self.oracle, self.adapter = oracle, adapter

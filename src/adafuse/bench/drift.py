@@ -9,6 +9,7 @@ launches of kernels/switch.py, on a CPU a product per linear that rounds the gat
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +22,8 @@ from adafuse import identity
 from adafuse.adapters import store
 from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.adapters.layers import AdaptedLinear
-from adafuse.adapters.reference import float_copy
 from adafuse.adapters.router import Gates
-from adafuse.bench.latency import prompts
+from adafuse.bench.workload import prompts
 from adafuse.config import Config, StrategyName
 from adafuse.engine import strategies
 from adafuse.engine.decode import forward_logits
@@ -127,7 +127,7 @@ def _selections(config: Config, where: str) -> Iterator[Gates]:
 
 def _exact(model: nn.Module, adapter: Adapter, probe: Gates, ids: Tensor) -> Exact:
     """The clean weights with the probe merged once, all in fp32, and a fp32 forward through them."""
-    oracle, watched = float_copy(model), _watched(adapter)
+    oracle, watched = copy.deepcopy(model).float(), _watched(adapter)
     kept, clean_norm, delta_norm = {}, 0.0, 0.0
     for path, site in _adapted(adapter).items():
         weight, delta = oracle.get_submodule(path).weight, _delta(site, probe)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from adafuse.adapters.experts import Experts, LoraExperts
 from adafuse.adapters.router import Gates
+from adafuse.engine.clean import clean_copy
 
 if TYPE_CHECKING:
     from adafuse.adapters.adapter import Adapter
@@ -86,7 +87,7 @@ class SimpleMerge:
     def prepare(self, adapter: Adapter) -> None:
         """Keep clean copies: adding and subtracting in bf16 does not come back by itself."""
         self._sites = [site for site in adapter.linears() if site.experts is not None]
-        self._clean = {id(site): site.base.weight.detach().clone() for site in self._sites}
+        self._clean = {id(site): clean_copy(site.base.weight) for site in self._sites}
         self._prepare(adapter)
 
     def _prepare(self, adapter: Adapter) -> None:
