@@ -2,7 +2,7 @@
 
 In: overrides (experiment=table2 profile=cpu seed=0,1 -m). Out: records under runs_dir. Exit status: 0 all is done,
 1 a cell failed (its record says why; in a sweep the other cells went on), 2 the command or a file is wrong (one line).
-See an experiment without running it: python scripts/run.py experiment=table2 --cfg job. Next: src/adafuse/config.py.
+See an experiment without running it: python scripts/run.py experiment=table2 --cfg job. Next: src/adafuse/compose.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from adafuse import stages
-from adafuse.config import Config, Task, Weights, build, register
+from adafuse.compose import build, register
+from adafuse.config import Config, Task, Weights
 from adafuse.evaluation.suites import check_suite
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -18,7 +18,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from adafuse import config as schema
+from adafuse import compose as schema
 from adafuse.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adafuse import identity
+from adafuse import cell_names, identity
 from adafuse.config import Config, Task
 from conftest import ROOT, compose
 
@@ -27,29 +27,31 @@ def _base() -> None:
 
 # what must be made again after a change, and nothing else
 CHANGES = [
-    ("seed=1", "train evaluate latency layer kernel drift"),
-    ("model.seed=1", "pretrain train evaluate latency drift"),
-    ("model.shape.hidden_size=64", "pretrain train evaluate latency layer kernel drift"),
-    ("model.dtype=bfloat16", "pretrain train evaluate latency layer kernel drift"),
-    ("model.weights=random", "train evaluate latency drift"),
-    ("pretrain.steps=3", "pretrain train evaluate latency drift"),
+    ("seed=1", "train evaluate latency memory trace layer kernel drift"),
+    ("model.seed=1", "pretrain train evaluate latency memory trace drift"),
+    ("model.shape.hidden_size=64", "pretrain train evaluate latency memory trace layer kernel drift"),
+    ("model.dtype=bfloat16", "pretrain train evaluate latency memory trace layer kernel drift"),
+    ("model.weights=random", "train evaluate latency memory trace drift"),
+    ("pretrain.steps=3", "pretrain train evaluate latency memory trace drift"),
     ("pretrain.save_every_steps=3", ""),
-    ("train.steps=3", "train evaluate latency drift"),
+    ("train.steps=3", "train evaluate latency memory trace drift"),
     ("train.save_every_steps=3", ""),
-    ("experts.rank=2", "train evaluate latency drift"),
-    ("experts.count=4", "train evaluate latency layer kernel drift"),
+    ("experts.rank=2", "train evaluate latency memory trace drift"),
+    ("experts.count=4", "train evaluate latency memory trace layer kernel drift"),
     ("method=mola", "train evaluate drift"),
-    ("method.dropout=0.2", "train evaluate latency drift"),
-    ("data=domain", "train evaluate latency drift"),
-    ("data.train_items=50", "train evaluate latency drift"),
+    ("method.dropout=0.2", "train evaluate latency memory trace drift"),
+    ("data=domain", "train evaluate latency memory trace drift"),
+    ("data.train_items=50", "train evaluate latency memory trace drift"),
     ("suite.limit=3", "evaluate"),
     ("evaluate_strategy=gather", "evaluate"),
-    ("arms=smoke", "latency"),
+    ("arms=smoke", "latency memory trace"),
     ("latency.rounds=3", "latency"),
-    ("batch=2", "latency"),
-    ("context=32", "latency drift"),
-    ("replicate=1", "latency layer kernel drift"),
-    ("device=cuda", "latency layer kernel drift"),
+    ("latency.block_tokens=128", "latency memory"),
+    ("latency.settle_tokens=5", "latency trace"),
+    ("batch=2", "latency memory trace"),
+    ("context=32", "latency memory trace drift"),
+    ("replicate=1", "latency memory trace layer kernel drift"),
+    ("device=cuda", "latency memory trace layer kernel drift"),
     ("layer.runs=10", "layer"),
     ("kernel.replays=3", "kernel"),
     ("kernel.tokens=[1]", "kernel"),
@@ -57,8 +59,11 @@ CHANGES = [
     ("drift.refresh_every=3", "drift"),
     ("tracker=wandb", ""),
     ("runs_dir=elsewhere", ""),
-    ("profile=gpu model=tiny experts=all_r4", "pretrain train evaluate latency layer kernel drift"),
-    ("experiment=table5", ""),
+    (
+        "profile=gpu model=tiny experts=all_r4",
+        "pretrain train evaluate latency memory trace layer kernel drift",
+    ),
+    ("experiment=table6", ""),
 ]
 
 
@@ -68,8 +73,8 @@ def test_what_a_setting_changes(overrides: str, changed: str) -> None:
     assert {task for task, value in now.items() if value != BASE[task]} == set(changed.split())
 
 
-def test_tables_1_5_and_6_share_one_record_per_replicate() -> None:
-    paths = {identity.record_path(compose(f"experiment={name}")) for name in ("table1", "table5", "table6")}
+def test_tables_1_and_6_share_one_record_per_replicate() -> None:
+    paths = {identity.record_path(compose(f"experiment={name}")) for name in ("table1", "table6")}
     assert len(paths) == 1
 
 
@@ -124,7 +129,7 @@ def test_hash_is_canonical() -> None:
 def test_names_are_short_and_safe(task: Task) -> None:
     config = compose()
     config.model.path = "/somewhere/a model with spaces & more " + "x" * 200
-    name = identity.cell_id(config, task)
+    name = cell_names.cell_id(config, task)
     assert len(name) <= 80
     assert not set(name) & set(" /&")
     path = identity.record_path(config, task)
@@ -164,6 +169,8 @@ def test_a_changed_checkpoint_in_the_same_folder_is_another_backbone(tmp_path: P
         "train",
         "evaluate",
         "latency",
+        "memory",
+        "trace",
         "drift",
     }
     (tmp_path / "m" / "tokenizer.json").write_text("{ }")

@@ -16,7 +16,8 @@ import pytest
 
 import synthetic
 from adafuse import records
-from adafuse.records import frame, is_done, load, open_record, partial_path, read
+from adafuse.frames import frame
+from adafuse.records import is_done, load, open_record, partial_path, read
 
 HEADER = synthetic.run_fields("latency", "cell", synthetic.config())
 ROOT = Path(__file__).resolve().parents[1]

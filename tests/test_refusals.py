@@ -6,6 +6,7 @@ from adafuse.refusals import refuse_device
 from conftest import compose
 
 ARM = "arms.table.adafuse_gather"
+PEFT, PEFT_MERGE = "arms.table.lora_peft", "arms.table.adafuse_peft_merge"
 REFUSED = [
     (
         ["arms.run=[adafuse_loop]", "arms.table.adafuse_loop.runtime=graph"],
@@ -33,6 +34,25 @@ REFUSED = [
     ),
     (["arms.run=[adafuse_fused_graph]", "batch=3"], "batch=3 exceeds the 2 rows.*use gather"),
     (["evaluate_strategy=fused", "suite.batch=16"], "suite.batch=16 exceeds the 2 rows.*use gather"),
+    (
+        ["arms.run=[lora_peft]", f"{PEFT}.method=adafuse"],
+        "PEFT has no router; use method lora, or peft_merge",
+    ),
+    (["arms.run=[lora_peft]", f"{PEFT}.method=mola"], "PEFT has no router; use method lora, or peft_merge"),
+    (["arms.run=[lora_peft]", f"{PEFT}.runtime=graph"], "PEFT's own Python.*use runtime=eager"),
+    (["arms.run=[adafuse_peft_merge]", f"{PEFT_MERGE}.method=moral"], "that they share; use method adafuse"),
+    (["arms.run=[adafuse_peft_merge]", f"{PEFT_MERGE}.method=pesc"], "that they share; use method adafuse"),
+    (
+        ["arms.run=[adafuse_peft_merge]", f"{PEFT_MERGE}.method=mixlora"],
+        "that they share; use method adafuse",
+    ),
+    (
+        ["arms.run=[adafuse_peft_merge]", f"{PEFT_MERGE}.runtime=compiled"],
+        "PEFT's own Python.*use runtime=eager",
+    ),
+    (["arms.run=[adafuse_peft_merge]", "batch=2"], "one selection for the whole batch: use batch=1"),
+    (["method=lora", "evaluate_strategy=peft"], "is no way to evaluate: use dense"),
+    (["method=adafuse", "evaluate_strategy=peft_merge"], "is no way to evaluate: use dense"),
 ]
 
 
@@ -50,6 +70,8 @@ def test_what_cannot_work_is_refused(overrides: list[str], message: str) -> None
         ["arms.run=[adafuse_switch_graph]"],
         ["arms.run=[lora_rebase]", "arms.table.lora_rebase.runtime=graph", "batch=8"],
         ["arms.run=[base_gemv_compiled]", "batch=2"],
+        ["arms=peft"],
+        ["arms.run=[lora_peft]", "batch=8"],
         ["evaluate_strategy=fused", "suite.batch=2"],
     ],
     ids=str,
@@ -70,7 +92,7 @@ def test_captured_arms_need_a_gpu() -> None:
 def test_what_is_refused_is_what_the_kernels_take() -> None:
     """Configuration is checked without Triton, so the bounds stand in two places."""
     from adafuse.kernels import gather_config, gemv, ops
-    from adafuse.refusals import FUSED_MAX_BATCH
+    from adafuse.refused_arms import FUSED_MAX_BATCH
 
     assert gemv.MAX_TOKENS == FUSED_MAX_BATCH
     assert gather_config.FEW_TOKENS == ops.FEW_TOKENS

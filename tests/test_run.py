@@ -65,7 +65,7 @@ MISTAKES = [
     (["train.steps=many"], "could not be converted to Integer"),
     (["method.routing=tokens"], "expected one of [none, layerwise, blockwise, token]"),
     (["model=nonesuch"], "choose from ['llama2_7b', "),
-    (["experiment=nonesuch"], "'table6']"),
+    (["experiment=nonesuch"], "'trace_graph']"),
     (["train.steps"], "missing EQUAL"),
     (["model.path=/a & b"], "quote"),
     (["seed=0,1"], "--multirun"),

@@ -1,7 +1,6 @@
-"""The typed configuration: one dataclass per Hydra group, and the combinations that are refused.
+"""The typed configuration: one dataclass per Hydra group.
 
-In: what Hydra composed from conf/ and the command line. Out: a `Config`, checked before anything heavy is imported.
-A misspelt key is refused by the schema, an impossible combination by refusals.py. Next: identity.py.
+In: nothing. Out: the dataclasses whose fields are all the keys that there are. Next: compose.py, which fills them.
 """
 
 from __future__ import annotations
@@ -10,18 +9,22 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 # Enum's functional form keeps each on a line; YAML and the command line use the member names.
-Task = Enum("Task", "pretrain train evaluate latency layer kernel drift")
+Task = Enum("Task", "pretrain train evaluate latency memory trace layer kernel drift")
 Weights = Enum("Weights", "scratch random hub")
 Routing = Enum("Routing", "none layerwise blockwise token")
 RouterInput = Enum("RouterInput", "first_linear embedding block0_output")
 Normalisation = Enum("Normalisation", "softmax_topk_renorm topk_softmax softmax_topk_raw")
 ExpertKind = Enum("ExpertKind", "lora mlp_lora bottleneck")
-StrategyName = Enum("StrategyName", "loop masked_loop dense gather fused simple_merge switch rebase")
+StrategyName = Enum(
+    "StrategyName", "loop masked_loop dense gather fused simple_merge switch rebase peft peft_merge"
+)
+# where the gates of a timed arm come from: its router, or a seeded table that the device reads on its way
+GateSource = Enum("GateSource", "router uniform zipf same distinct")
 Runtime = Enum("Runtime", "eager graph compiled")
 Dtype = Enum("Dtype", "float32 bfloat16 float16")
 
@@ -140,7 +143,7 @@ class Suite:
 
 @dataclass
 class Latency:
-    """Knobs of the timed pass."""
+    """Knobs of the timed pass, and of the memory and trace passes beside it."""
 
     rounds: int = MISSING
     block_tokens: int = 64
@@ -148,6 +151,9 @@ class Latency:
     check_tokens: int = 64
     # trained: the adapters of the accuracy study; random: seeded factors of the same shapes
     trained_adapters: bool = False
+    gates: GateSource = GateSource.router
+    # every block a query of its own, as the paper decodes: another prompt each round, its prefill timed too
+    queries: bool = False
 
 
 @dataclass
@@ -209,36 +215,3 @@ class Config:
     replicate: int = 0
     runs_dir: str = "results/runs"
     device: str = "auto"
-
-
-def register() -> None:
-    """Make the schema and the `mul` resolver known to Hydra; called once by the entry script."""
-    from hydra.core.config_store import ConfigStore
-
-    ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("mul", lambda *xs: _product(xs), replace=True)
-
-
-def _product(factors: tuple[float, ...]) -> float | int:
-    result: float = 1
-    for value in factors:
-        result *= value
-    return int(result) if float(result).is_integer() else result
-
-
-def build(composed: Any, overrides: list[str] | None = None) -> Config:
-    """Turn Hydra's composition into a checked `Config`.
-
-    The selected `method` stands in for its namesake among `methods`, so that one override holds in every task.
-    Raises ValueError with what to do.
-    """
-    for override in overrides or []:
-        if override.lstrip("+~").startswith("methods."):
-            name = override.lstrip("+~").split(".")[1]
-            raise ValueError(f"'{override}' is not a choice: use method={name} method.FIELD=VALUE")
-    config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
-    config.methods[config.method.name] = config.method
-    from adafuse.refusals import validate
-
-    validate(config)
-    return config

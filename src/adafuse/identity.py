@@ -9,15 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from adafuse.cell_names import cell_id
 from adafuse.config import Config, Fit, Method, Task, Weights
 
-SLUG_CHARACTERS = 80
 # A checkpoint is known by its sizes and evenly spaced samples: to read 13 GB whole takes longer than many a cell.
 SAMPLES, SAMPLE_BYTES = 64, 65536
 WEIGHT_FILES = ("*.safetensors", "tokenizer*")
@@ -36,13 +35,6 @@ def content_hash(obj: Any) -> str:
     """12 hex digits over canonical JSON: key order does not matter, enums count by name."""
     text = json.dumps(as_plain(obj), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def cell_id(config: Config, task: Task | None = None, method: Method | None = None) -> str:
-    """A readable name of at most 80 characters, safe as a file name; the hash beside it makes it unique."""
-    parts = _NAMES[task or config.task](config, method or config.method)
-    slug = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", str(part)) for part in parts)
-    return slug[:SLUG_CHARACTERS]
 
 
 def record_path(config: Config, task: Task | None = None, method: Method | None = None) -> Path:
@@ -117,6 +109,20 @@ def _evaluate(config: Config, method: Method) -> dict[str, Any]:
 
 
 def _latency(config: Config, method: Method) -> dict[str, Any]:
+    return {**_cell(config), "knobs": as_plain(config.latency)}
+
+
+def _memory(config: Config, method: Method) -> dict[str, Any]:
+    return {**_cell(config), "knobs": {"block_tokens": config.latency.block_tokens}}
+
+
+def _trace(config: Config, method: Method) -> dict[str, Any]:
+    knobs = {"settle_tokens": config.latency.settle_tokens, "gates": config.latency.gates}
+    return {**_cell(config), "knobs": as_plain(knobs)}
+
+
+def _cell(config: Config) -> dict[str, Any]:
+    """Arms, adapters and workload, whatever of them is measured."""
     arms = {name: config.arms.table[name] for name in config.arms.run}
     methods = {name: config.methods[name] for name in sorted({arm.method for arm in arms.values()})}
     adapters: dict[str, Any] = {"experts": config.experts, "methods": methods}
@@ -128,7 +134,6 @@ def _latency(config: Config, method: Method) -> dict[str, Any]:
             # a label is prose: it may change without the cell being measured again
             "arms": {name: [arm.method, arm.strategy, arm.runtime] for name, arm in arms.items()},
             "adapters": adapters,
-            "knobs": config.latency,
             "batch": config.batch,
             "context": config.context,
             **_repeat(config),
@@ -165,37 +170,12 @@ _PARTS: dict[Task, Callable[[Config, Method], dict[str, Any]]] = {
     Task.train: _train,
     Task.evaluate: _evaluate,
     Task.latency: _latency,
+    Task.memory: _memory,
+    Task.trace: _trace,
     Task.layer: _layer,
     Task.kernel: _kernel,
     Task.drift: _drift,
 }
-
-_NAMES: dict[Task, Callable[[Config, Method], list[Any]]] = {
-    Task.pretrain: lambda c, m: [c.model.name, f"s{c.model.seed}"],
-    Task.train: lambda c, m: [_model(c), _geometry(c), m.name, c.data.name, f"s{c.seed}"],
-    Task.evaluate: lambda c, m: [
-        *([_model(c), _geometry(c)] if m.has_experts else [_model(c)]),
-        *(m.name, c.data.name, c.suite.name, f"s{c.seed}"),
-    ],
-    Task.latency: lambda c, m: [
-        *(_model(c), _geometry(c), c.arms.name),
-        *(f"b{c.batch}", f"c{c.context}", f"s{c.seed}", f"r{c.replicate}"),
-    ],
-    Task.layer: lambda c, m: [c.model.name, f"{c.experts.count}x", f"s{c.seed}", f"r{c.replicate}"],
-    Task.kernel: lambda c, m: [c.model.name, f"{c.experts.count}x", f"s{c.seed}", f"r{c.replicate}"],
-    Task.drift: lambda c, m: [
-        *(_model(c), _geometry(c), m.name, c.drift.dtype.name),
-        *(f"c{c.context}", f"s{c.seed}", f"r{c.replicate}"),
-    ],
-}
-
-
-def _model(config: Config) -> str:
-    return config.model.name if config.model.path is None else Path(config.model.path).resolve().name
-
-
-def _geometry(config: Config) -> str:
-    return f"{config.experts.count}x{config.experts.rank}"
 
 
 def _repeat(config: Config) -> dict[str, Any]:

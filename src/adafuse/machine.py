@@ -14,8 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from adafuse.cell_names import cell_id
 from adafuse.config import Config, Task
-from adafuse.identity import as_plain, cell_id, content_hash, identity
+from adafuse.identity import as_plain, content_hash, identity
 from adafuse.provenance import git_state
 
 PACKAGES = (

@@ -19,12 +19,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from adafuse.locking import disk_error, lock, unlock
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCHEMA = 1
 # The fields that a line of each kind must have; a writer may add more.
@@ -32,9 +29,15 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "run": ("schema", "task", "cell_id", "config_hash", "config", "machine"),
     "calibration": ("read_gbps", "copy_gbps"),
     "check": ("arm", "check", "value", "bound", "passed", "detail"),
+    # a block that must not count, known only when all were measured
+    "flag": ("arm", "round", "reason"),
     "block": ("arm", "round", "position", "tokens", "block_ms", "excluded", "state"),
     "cost": ("arm", "params", "macs", "bytes_per_token", "floor_ms"),
     "memory": ("arm", "weights_gib", "peak_gib", "note"),
+    # of one token: launches, graph nodes, and milliseconds by what they are for
+    "trace": ("arm", "tokens", "launches", "graph_nodes", "parts_ms", "gap_ms"),
+    # [start us, length us, part] of every launch of that token, in order
+    "spans": ("arm", "spans"),
     "loss": ("step", "loss", "balance_loss", "learning_rate"),
     "metric": ("suite_task", "metric", "value", "stderr", "n"),
     "items": ("suite_task", "metric", "correct"),
@@ -48,8 +51,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 # The last field of a file; every byte before it is under the checksum.
 SEAL = b', "sha256": "'
-# What `frame` joins to every line, from the header.
-HEADER = ("task", "cell_id", "config_hash", "experiment", "profile", "seed", "replicate")
 
 
 @dataclass
@@ -200,20 +201,6 @@ def load(folders: Iterable[Path | str]) -> list[Record]:
             record = read(path)
             found.setdefault(record.lines[-1].get("sha256", str(path)) if record.lines else str(path), record)
     return list(found.values())
-
-
-def frame(records: Iterable[Record], kind: str) -> pd.DataFrame:
-    """All lines of one kind as a data frame, joined with HEADER, machine, status and file of their record."""
-    import pandas as pd
-
-    rows = []
-    for record in records:
-        header = {name: record.run.get(name) for name in HEADER}
-        header["machine"] = record.run.get("machine", {}).get("name")
-        header |= {"status": record.status, "path": str(record.path)}
-        rows += [header | {k: v for k, v in line.items() if k != "kind"} for line in record.of(kind)]
-    columns = [*HEADER, "machine", "status", "path", *FIELDS[kind]]
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
 
 
 def _damaged(path: Path, what: str) -> ValueError:

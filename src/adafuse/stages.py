@@ -1,4 +1,4 @@
-"""The stages of a run, and what each stands on: pretrain <- train <- evaluate, latency, drift; layer, kernel.
+"""The stages of a run, and what each stands on: pretrain <- train <- evaluate, drift and what measures arms.
 
 In: a checked `Config`. Out: a record per cell (and a backbone or an adapter), or nothing if a finished record is
 there already. A stage first brings up to date what it needs, so any stage can be asked for by itself. Heavy imports
@@ -8,6 +8,7 @@ happen only when a cell has to run. Next: backbone.py, adapters/, training/, eva
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 # less than this and a failed write is for want of room
 FULL_BYTES = 2**20
+
+# the tasks that measure arms
+OF_ARMS = (Task.latency, Task.memory, Task.trace)
 
 Outcome = Literal["done", "skipped", "failed"]
 
@@ -69,7 +73,7 @@ def needs(config: Config) -> Iterator[Config]:
         yield dataclasses.replace(config, task=Task.pretrain)
     if config.task is Task.evaluate and config.method.has_experts:
         yield dataclasses.replace(config, task=Task.train)
-    if config.task is Task.latency and config.latency.trained_adapters:
+    if config.task in OF_ARMS and config.latency.trained_adapters:
         for name in dict.fromkeys(config.arms.table[arm].method for arm in config.arms.run):
             if config.methods[name].has_experts:
                 yield dataclasses.replace(config, task=Task.train, method=config.methods[name])
@@ -178,10 +182,8 @@ def _evaluate(config: Config, record: Recorder) -> None:
 
 
 def _on_backbone(config: Config, record: Recorder) -> None:
-    from adafuse.bench import drift, latency
-
     model, _ = backbone.load(config)
-    bench = latency if config.task is Task.latency else drift
+    bench = importlib.import_module(f"adafuse.bench.{config.task.name}")
     bench.run(config, model, backbone.device(config), record)
 
 
@@ -202,6 +204,8 @@ _STAGES: dict[Task, Callable[[Config, Any], None]] = {
     Task.train: _train,
     Task.evaluate: _evaluate,
     Task.latency: _on_backbone,
+    Task.memory: _on_backbone,
+    Task.trace: _on_backbone,
     Task.layer: _layer,
     Task.kernel: _kernel,
     Task.drift: _on_backbone,

@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adafuse.records import Record, frame, read
+from adafuse.frames import counted_blocks, frame
+from adafuse.records import Record, read
 
 if TYPE_CHECKING:
     import wandb
@@ -88,9 +89,8 @@ def summary(record: Record) -> dict[str, Any]:
     found: dict[str, Any] = {"status": record.status, "errors": len(record.of("error"))}
     found |= {f"{m['suite_task']}/{m['metric']}": m["value"] for m in record.of("metric")}
     found["failed_checks"] = sum(not check["passed"] for check in record.of("check"))
-    blocks = frame([record], "block")
-    if len(blocks):
-        valid = blocks[blocks["excluded"].isna()]
+    valid = counted_blocks(record)
+    if len(valid):
         for arm, times in (valid["block_ms"] / valid["tokens"]).groupby(valid["arm"]):
             found[f"ms_per_token/{arm}"] = float(times.median())
     return found
