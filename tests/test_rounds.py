@@ -1,8 +1,16 @@
-"""Rounds: every arm once per round, order random but seeded, an arm that breaks is reported once and left out."""
+"""Rounds: every arm once per round, order random but seeded, an arm that breaks is reported once and left out, a block
+that must not count is kept and marked.
+"""
 
 import time
+from dataclasses import asdict
+from pathlib import Path
 
-from adafuse.bench.device import exclusion
+import pytest
+
+from adafuse import records
+from adafuse.bench import device, rounds
+from adafuse.bench.exclusions import Flag
 from adafuse.bench.rounds import Block, run_rounds
 
 
@@ -22,7 +30,9 @@ class Arm:
         self.log.append(f"leave {self.name}")
 
 
-def measure(arms: dict[str, Arm], rounds: int = 6, seed: int = 0) -> tuple[list[Block], list[str]]:
+def measure(
+    arms: dict[str, Arm], rounds: int = 6, seed: int = 0, flags: list[Flag] | None = None
+) -> tuple[list[Block], list[str]]:
     blocks: list[Block] = []
     errors: list[str] = []
     run_rounds(
@@ -33,6 +43,7 @@ def measure(arms: dict[str, Arm], rounds: int = 6, seed: int = 0) -> tuple[list[
         device="cpu",
         on_block=blocks.append,
         on_error=lambda name, error: errors.append(f"{name}: {error}"),
+        on_flag=[].append if flags is None else flags.append,
     )
     return blocks, errors
 
@@ -70,4 +81,67 @@ def test_a_preempted_block_is_flagged_not_dropped() -> None:
     assert all("preempted" in b.excluded for b in blocks if b.arm == "b"), (
         "a sleeping block did not have the CPU"
     )
-    assert exclusion("cpu", 0.99) is None
+    assert len(blocks) == 6 and all(b.state["cpu_share"] < 0.5 for b in blocks if b.arm == "b")
+
+
+def test_another_seed_gives_another_order() -> None:
+    orders = {tuple(b.arm for b in measure(arms(), seed=seed)[0]) for seed in range(4)}
+    assert len(orders) > 1
+
+
+@pytest.fixture
+def gpu_states(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """The samples that a made-up GPU gives, one after the other, the last one for ever."""
+    samples: list[dict] = [{"sm_mhz": 1980.0, "foreign_processes": 0}]
+    monkeypatch.setattr(
+        device, "state", lambda where: dict(samples.pop(0) if len(samples) > 1 else samples[0])
+    )
+    monkeypatch.setattr(rounds.exclusions, "preempted", lambda where, seen: None)
+    return samples
+
+
+def test_a_low_clock_is_flagged_after_the_last_round_and_kept(gpu_states: list[dict]) -> None:
+    usual = gpu_states[0]
+    # before the run, then before and after each block
+    gpu_states[:] = [usual, usual, usual, usual, usual | {"sm_mhz": 1900.0}, usual]
+    flags: list[Flag] = []
+    alone = {"a": arms()["a"]}
+    blocks, _ = measure(alone, flags=flags)
+    assert len(blocks) == 6 and all(b.excluded is None for b in blocks)
+    assert [(flag.arm, flag.round) for flag in flags] == [("a", 1)] and flags[0].reason.startswith("SM clock")
+    assert blocks[1].state["sm_mhz"] == 1900
+
+
+def test_a_neighbour_who_comes_excludes_from_then_on(gpu_states: list[dict]) -> None:
+    usual = gpu_states[0]
+    gpu_states[:] = [usual, usual, usual, usual | {"foreign_processes": 1}]
+    flags: list[Flag] = []
+    blocks, _ = measure({"a": arms()["a"]}, rounds=3, flags=flags)
+    assert [b.excluded is None for b in blocks] == [True, False, False] and not flags
+    assert blocks[1].excluded.startswith("foreign process")
+
+
+def test_the_machine_is_asked_outside_the_clock(gpu_states: list[dict], monkeypatch) -> None:
+    def slow(where: str) -> dict:
+        time.sleep(0.03)
+        return {}
+
+    monkeypatch.setattr(device, "state", slow)
+    blocks, _ = measure(arms(), rounds=1)
+    assert all(b.block_ms < 15 for b in blocks)
+
+
+def test_blocks_and_flags_are_record_lines(gpu_states: list[dict], tmp_path: Path) -> None:
+    usual = gpu_states[0]
+    gpu_states[:] = [usual, usual | {"sm_mhz": 1000.0}, usual]
+    run = {"task": "latency", "cell_id": "c", "config_hash": "0", "config": {}, "machine": {}}
+    flags: list[Flag] = []
+    blocks, _ = measure({"a": arms()["a"]}, flags=flags)
+    with records.open_record(tmp_path / "cell.jsonl", run) as record:
+        for block in blocks:
+            record.write("block", **asdict(block))
+        for flag in flags:
+            record.write("flag", **asdict(flag))
+    read = records.read(tmp_path / "cell.jsonl")
+    assert len(read.of("block")) == 6
+    assert [(line["arm"], line["round"]) for line in read.of("flag")] == [("a", 0)]

@@ -1,4 +1,4 @@
-"""The copy and the read that calibrate: every element once, the last ones too."""
+"""The copy, the read and the rewrite that calibrate: every element once, the last ones too; and launches of nothing."""
 
 import pytest
 import torch
@@ -29,3 +29,43 @@ def test_read_sums_every_element_once(count: int, device: str) -> None:
     sums = stream.read(source[:count], stream.BLOCKS[0])
     wanted = [float(part.sum()) for part in source[:count].split(stream.BLOCKS[0])]
     assert sums.tolist() == wanted
+
+
+@pytest.mark.parametrize("device", WHERE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("count", [1, stream.BLOCKS[0], 2 * stream.BLOCKS[0] + 5])
+def test_scale_rewrites_every_element_once_and_no_more(count: int, dtype: torch.dtype, device: str) -> None:
+    whole = torch.randn(count + 8, device=device).to(dtype)
+    wanted = torch.cat([-1.5 * whole[:count].float(), whole[count:].float()]).to(dtype)
+    stream.scale_(whole[:count], -1.5, stream.BLOCKS[0])
+    assert torch.equal(whole, wanted)
+
+
+def test_a_wrong_factor_shows() -> None:
+    values = torch.ones(stream.BLOCKS[0] + 5)
+    stream.scale_(values, -1.5, stream.BLOCKS[0])
+    assert not torch.equal(values, torch.full_like(values, 1.5))
+    stream.scale_(values, -2.0, stream.BLOCKS[0])
+    assert torch.equal(values, torch.full_like(values, 3.0)), "the factor of each call, compiled once"
+
+
+@pytest.mark.parametrize("device", WHERE)
+def test_tiny_adds_one_and_empty_adds_nothing(device: str) -> None:
+    value = torch.tensor([2.0, 7.0], device=device)
+    stream.empty(value)
+    assert value.tolist() == [2.0, 7.0]
+    stream.tiny_(value[:1])
+    stream.tiny_(value[:1])
+    assert value.tolist() == [4.0, 7.0]
+
+
+@pytest.mark.gpu
+def test_nodes_of_a_graph_depend_on_each_other() -> None:
+    from adafuse.bench.device import captured
+
+    value = torch.zeros(1, device="cuda")
+    replay = captured(lambda: [stream.tiny_(value) for _ in range(50)])
+    value.zero_()
+    replay()
+    replay()
+    assert value.item() == 100

@@ -1,28 +1,35 @@
-"""The machine under test: its measured bandwidth, its state during a block, and a clock.
+"""The machine under test: its clocks to time by, and what it tells about itself around a block.
 
-In: `cpu` or `cuda`. Out: GB/s (1e9 bytes), milliseconds, and a small dict of state per block. Floors use the bandwidth
-measured here, never a data sheet. Next: checks.py.
+In: `cpu` or `cuda`. Out: milliseconds, and a dict of JSON values whose names end in their units; what the driver does
+not tell is absent, and no refusal of the driver fails a run. Next: calibration.py, exclusions.py.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from functools import partial
-from statistics import median
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import Tensor
 
 # large against any cache; the GPU's 60 MB of L2 would otherwise answer
 BUFFER_MIB = {"cpu": 256, "cuda": 4096}
-REPEATS = 5
-# an idle GPU takes this long to raise its clocks
-WARMUP_MS = 500.0
-# A block whose process had a CPU for less than half of the time was preempted. Not stricter: on a busy machine every
-# block loses some time, alike for all arms of a round, and pairing takes that out.
-MIN_CPU_SHARE = 0.5
+# What nvmlDeviceGetCurrentClocksEventReasons says by bits, of the reasons that hold a GPU back.
+THROTTLE_NAMES = {
+    0x4: "sw_power_cap",
+    0x8: "hw_slowdown",
+    0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown",
+    0x80: "hw_power_brake_slowdown",
+    0x100: "display_clock_setting",
+    0x200: "board_limit",
+    0x400: "reliability",
+}
+# Idle, clocks that somebody set, and clocks in step with another GPU's: no throttling.
+SETTING_BITS = 0x1 | 0x2 | 0x10
 
 
 def timed_ms(device: str, work: Callable[[], object]) -> float:
@@ -40,67 +47,137 @@ def timed_ms(device: str, work: Callable[[], object]) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
-def calibrate(device: str) -> dict[str, float]:
-    """Read and copy bandwidth in GB/s, and the cost in microseconds of launching one tiny operation.
-
-    On a GPU by kernels of our own: torch's copy belongs to the copy engines (kernels/stream.py).
-    """
-    count = BUFFER_MIB[device] * 2**20 // 4
-    source, target = (torch.ones(count, device=device) for _ in range(2))
-    tiny = torch.ones(1, device=device)
-    size_gb = count * 4 / 1e9
-    reads, copies = _streams(device, source, target)
-    read_ms, copy_ms = (min(_median_ms(device, work) for work in works) for works in (reads, copies))
-    launch_ms = _median_ms(device, lambda: [tiny.add_(1.0) for _ in range(1000)])
-    return {
-        "read_gbps": size_gb / read_ms * 1e3,
-        "copy_gbps": 2 * size_gb / copy_ms * 1e3,
-        "launch_us": launch_ms,
-        "threads": float(torch.get_num_threads()),
-    }
+def queued_ms(replay: Callable[[], None], times: int) -> list[float]:
+    """Milliseconds of each of `times` replays that queue behind each other, so that the host's launch is in none."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]
+    events[0].record()
+    for event in events[1:]:
+        replay()
+        event.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in pairwise(events)]
 
 
-def _streams(
-    device: str, source: Tensor, target: Tensor
-) -> tuple[list[Callable[[], object]], list[Callable[[], object]]]:
-    """Ways to read `source` once, and ways to copy it; a GPU is busy for a while first, on numbers of all kinds."""
-    if device != "cuda":
-        return [source.sum], [lambda: target.copy_(source)]
-    from adafuse.kernels import stream
-
-    source.normal_()
-    begin = time.perf_counter()
-    while (time.perf_counter() - begin) * 1e3 < WARMUP_MS:
-        timed_ms(device, lambda: stream.copy_(target, source, stream.BLOCKS[0]))
-    reads = [partial(stream.read, source, block) for block in stream.BLOCKS]
-    return [*reads], [partial(stream.copy_, target, source, block) for block in stream.BLOCKS]
+def captured(work: Callable[[], object]) -> Callable[[], None]:
+    """`work` as one CUDA graph; run once before, because first launches load modules, which capture forbids."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
 
 
-def _median_ms(device: str, work: Callable[[], object]) -> float:
-    work()
-    return median(timed_ms(device, work) for _ in range(REPEATS))
-
-
-def state(device: str) -> dict[str, float]:
-    """What may explain an odd block: load, and on a GPU clocks (MHz), power (W), temperature (C), throttle bits."""
-    seen = {"load_1min": os.getloadavg()[0]}
+def state(device: str) -> dict[str, Any]:
+    """One sample: load, and on a GPU clocks, power, temperature, what throttles it, and who else is on it."""
+    seen: dict[str, Any] = {"load_1min": os.getloadavg()[0]}
     if device == "cuda":
-        import pynvml
-
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
-        seen |= {
-            "sm_mhz": float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
-            "memory_mhz": float(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM)),
-            "power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
-            "temperature_c": float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
-            "throttle_bits": float(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
-        }
+        uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+        seen |= _gpu_state(uuid)
     return seen
 
 
-def exclusion(device: str, cpu_share: float) -> str | None:
-    """Why a block must not count, decided before looking at its time; None if it counts."""
-    if device == "cpu" and cpu_share < MIN_CPU_SHARE:
-        return f"preempted: the process had the CPU for {cpu_share:.0%} of the block"
-    return None
+def over_block(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The state of a block between two samples.
+
+    A clock is the lower of the two, a reason to throttle counts if either sample has it, neighbours are the most of
+    the two. Power and temperature are the later ones: both follow with a delay, and the earlier belong to the arm
+    before. `throttled_ms` is by how much the driver's own counts grew, for power and for heat.
+    """
+    seen = {name: value for name, value in after.items() if name != "violation_ms"}
+    for name, worse in (
+        ("sm_mhz", min),
+        ("memory_mhz", min),
+        ("foreign_processes", max),
+        ("outside_gib", max),
+    ):
+        told = [sample[name] for sample in (before, after) if name in sample]
+        if told:
+            seen[name] = worse(told)
+    if "throttle" in before or "throttle" in after:
+        seen["throttle"] = sorted({*before.get("throttle", []), *after.get("throttle", [])})
+    earlier, later = before.get("violation_ms", {}), after.get("violation_ms", {})
+    grown = {name: round(later[name] - earlier[name], 3) for name in later if name in earlier}
+    return seen | ({"throttled_ms": grown} if grown else {})
+
+
+def throttle_names(bits: int) -> list[str]:
+    """The reasons that hold the GPU back, by name; a bit that this code does not know is named by its value."""
+    single = (1 << place for place in range(bits.bit_length()))
+    held = [bit for bit in single if bits & bit and not bit & SETTING_BITS]
+    return [THROTTLE_NAMES.get(bit, f"bit_{bit:#x}") for bit in held]
+
+
+@cache
+def _nvml(uuid: str) -> tuple[Any, Any] | None:
+    """The library, initialised, and the GPU's handle. By UUID: CUDA's numbers are not the driver's where
+    CUDA_VISIBLE_DEVICES hides or reorders GPUs.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError:
+        return None
+
+
+def _gpu_state(uuid: str) -> dict[str, Any]:
+    found = _nvml(uuid)
+    if found is None:
+        return {}
+    nvml, gpu = found
+    calls: dict[str, Callable[[], Any]] = {
+        # clocks first: they fall soon after the queue is empty
+        "sm_mhz": lambda: float(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM)),
+        "memory_mhz": lambda: float(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM)),
+        "throttle": lambda: throttle_names(nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu)),
+        "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
+        "temperature_c": lambda: float(nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)),
+        "foreign_processes": lambda: _foreign_processes(nvml.nvmlDeviceGetComputeRunningProcesses(gpu)),
+        "outside_gib": lambda: _outside_gib(nvml.nvmlDeviceGetMemoryInfo(gpu).used),
+    }
+    policies = {"power": nvml.NVML_PERF_POLICY_POWER, "thermal": nvml.NVML_PERF_POLICY_THERMAL}
+    counts = {name: partial(_violation_ms, nvml, gpu, policy) for name, policy in policies.items()}
+    seen, violation_ms = (_told(asked, nvml.NVMLError) for asked in (calls, counts))
+    return seen | ({"violation_ms": violation_ms} if violation_ms else {})
+
+
+def _violation_ms(nvml: Any, gpu: Any, policy: int) -> float:
+    """How long the driver has held the GPU back for this reason, ever; it counts nanoseconds."""
+    return nvml.nvmlDeviceGetViolationStatus(gpu, policy).violationTime / 1e6
+
+
+def _told(calls: Mapping[str, Callable[[], Any]], refusal: type[Exception]) -> dict[str, Any]:
+    """The answers; a call that the driver refuses, or answers with nothing, has no key."""
+    answers = {}
+    for name, call in calls.items():
+        try:
+            answer = call()
+        except refusal:
+            continue
+        if answer is not None:
+            answers[name] = answer
+    return answers
+
+
+def _foreign_processes(listed: list[Any]) -> int | None:
+    """How many processes other than ours compute on the GPU; None if the driver shows none at all, since we do.
+
+    Inside a container the numbers listed may be those of the host, where ours is another. Nobody there can be told
+    to be us, so one of them is taken to be; the count and the memory used (`outside_gib`) are then compared with
+    those at the start of the run (exclusions.py), which needs no names.
+    """
+    if not listed:
+        return None
+    others = [process for process in listed if process.pid != os.getpid()]
+    return min(len(others), len(listed) - 1)
+
+
+def _outside_gib(used_bytes: int) -> float:
+    """Memory in use on the GPU that is not torch's in this process: the driver, our code and graphs, and neighbours."""
+    return round((used_bytes - torch.cuda.memory_reserved()) / 2**30, 3)

@@ -14,14 +14,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from adafuse.bench import device
+from adafuse.bench import calibration, device
 from adafuse.bench.kernel_cases import Work, build, cases
 from adafuse.bench.kernel_operands import Case, Draw, Sizes, sizes_of
 from adafuse.config import Config
@@ -35,7 +34,7 @@ SAFETY = 8.0
 @torch.no_grad()
 def run(config: Config, where: str, record: Recorder) -> None:
     """Check and time all cases; `where` is the device. On a CPU the times mean nothing (Triton's interpreter)."""
-    bandwidth = device.calibrate(where)
+    bandwidth = calibration.calibrate(where)
     record.write("calibration", **bandwidth)
     sizes = sizes_of(config)
     for case in tqdm(cases(config.kernel), desc="kernel cases", unit="case"):
@@ -115,28 +114,10 @@ def _pass_ms(where: str, work: Callable[[], object], replays: int) -> float:
     """Median milliseconds of a pass. Replays queue behind each other, so that the host's launch is not in the time."""
     if where != "cuda":
         return median(device.timed_ms(where, work) for _ in range(replays))
-    replay = _captured(work)
+    replay = device.captured(work)
     for _ in range(WARMUP_REPLAYS):
         replay()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
-    events[0].record()
-    for event in events[1:]:
-        replay()
-        event.record()
-    torch.cuda.synchronize()
-    return median(start.elapsed_time(end) for start, end in pairwise(events))
-
-
-def _captured(work: Callable[[], object]) -> Callable[[], None]:
-    """`work` as one CUDA graph; run once before, because first launches load modules, which capture forbids."""
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+    return median(device.queued_ms(replay, replays))
 
 
 def _naive_ms(where: str, work: Work, blocks: int) -> float | None:

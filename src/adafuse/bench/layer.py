@@ -16,7 +16,7 @@ from tqdm import tqdm
 from adafuse import backbone
 from adafuse.adapters.experts import LoraExperts
 from adafuse.adapters.router import Router
-from adafuse.bench import device
+from adafuse.bench import calibration, device
 from adafuse.config import Config, StrategyName
 from adafuse.engine import strategies
 from adafuse.records import Recorder
@@ -27,7 +27,7 @@ BLOCK_RUNS = 10
 @torch.no_grad()
 def run(config: Config, where: str, record: Recorder) -> None:
     """Time the up projection of one block for every rank and sequence length."""
-    record.write("calibration", **device.calibrate(where))
+    record.write("calibration", **calibration.calibrate(where))
     cases = [(length, rank) for length in config.layer.sequence_lengths for rank in config.layer.ranks]
     for length, rank in tqdm(cases, desc="layer cases", unit="case"):
         _time_case(config, where, length, rank, record)

@@ -1,7 +1,8 @@
 """Interleaved timing: every round times each arm once, in random order, so that drift hits all arms alike.
 
 In: arms that can be entered, run and left. Out: one block line per arm and round, in the order measured. Entering,
-settling and leaving are outside the clock. Nothing is dropped: a block that must not count carries its reason.
+settling, leaving and asking the machine for its state are outside the clock. Nothing is dropped: a block that must not
+count (exclusions.py) carries its reason, or gets a flag after the last round. Next: latency.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from adafuse.bench import device as machine
+from adafuse.bench import exclusions
+from adafuse.bench.exclusions import Flag
 
 
 class TimedArm(Protocol):
@@ -27,7 +30,7 @@ class TimedArm(Protocol):
 
 @dataclass
 class Block:
-    """One timed run of one arm; `position` is its place in the round."""
+    """One timed run of one arm; `position` is its place in the round, `state` the machine's around it."""
 
     arm: str
     round: int
@@ -35,7 +38,7 @@ class Block:
     tokens: int
     block_ms: float
     excluded: str | None
-    state: dict[str, float]
+    state: dict[str, Any]
 
 
 def run_rounds(
@@ -46,30 +49,36 @@ def run_rounds(
     device: str,
     on_block: Callable[[Block], None],
     on_error: Callable[[str, Exception], None],
+    on_flag: Callable[[Flag], None],
 ) -> None:
-    """Time every arm `rounds` times; an arm that raises is reported once and left out from then on."""
+    """Time every arm `rounds` times; an arm that raises is reported once and left out from then on. Flags come last."""
     order, rng = list(arms), Random(seed)
+    start, blocks = machine.state(device), []
     with tqdm(total=rounds * len(order), desc="timed blocks", unit="block") as bar:
         for number in range(rounds):
             rng.shuffle(order)
             for position, name in enumerate(list(order)):
                 try:
-                    measured = _measure(arms[name], device)
+                    measured = _measure(arms[name], device, start)
                 except Exception as error:  # an arm's failure is a record; the other arms go on
                     on_error(name, error)
                     order.remove(name)
                     continue
-                on_block(Block(name, number, position, tokens, *measured))
+                blocks.append(Block(name, number, position, tokens, *measured))
+                on_block(blocks[-1])
                 bar.update()
+    for flag in exclusions.clock_flags(blocks):
+        on_flag(flag)
 
 
-def _measure(arm: TimedArm, device: str) -> tuple[float, str | None, dict[str, float]]:
+def _measure(arm: TimedArm, device: str, start: dict[str, Any]) -> tuple[float, str | None, dict[str, Any]]:
     try:
         arm.enter()
+        before = machine.state(device)
         wall, cpu = time.perf_counter(), time.process_time()
         block_ms = machine.timed_ms(device, arm.block)
         share = (time.process_time() - cpu) / (time.perf_counter() - wall)
-        seen: dict[str, Any] = machine.state(device) | {"cpu_share": round(share, 3)}
+        seen = machine.over_block(before, machine.state(device)) | {"cpu_share": round(share, 3)}
     finally:
         arm.leave()
-    return block_ms, machine.exclusion(device, share), seen
+    return block_ms, exclusions.exclusion(device, seen, start, block_ms), seen

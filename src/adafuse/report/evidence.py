@@ -1,16 +1,19 @@
-"""What stands behind the numbers: checks passed and failed, the noise of the timing, and every record with
-its fate.
+"""What stands behind the numbers: checks passed and failed, the noise of the timing and what was left out of it,
+and every record with its fate.
 
-In: cells and records. Out: the sheets `checks`, `timing` and `records`. Next: layers.py.
+In: cells and records. Out: the sheets `checks`, `timing` and `records`. Next: calibration.py.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from statistics import median
 from typing import Any
 
 from adafuse.records import Record
 from adafuse.report.cells import Cell, caption, short_name, title
+from adafuse.report.memory import is_timed
 from adafuse.report.sheet import Columns, Row, Section, Sheet
 from adafuse.report.text import GAP, digits, ratio_text, short
 from adafuse.report.timing import again, runtime_of, runtimes
@@ -39,21 +42,34 @@ def timing(latency: list[Cell]) -> Sheet:
         "runtime": lambda row: row["runtime"],
         "processes": lambda row: str(row["processes"]),
         "rounds": lambda row: str(row["rounds"]),
-        "blocks left out": lambda row: f"{row['excluded']} of {row['blocks']}",
+        "blocks left out": _left_out_text,
         "A/A ratio [95 %]": lambda row: ratio_text(row["again"], reason="no A/A pair was timed"),
         "resolution": lambda row: GAP if row["resolution"] is None else f"± {100 * row['resolution']:.2g} %",
         "interval": lambda row: row["again"].method if row["again"] else GAP,
-        "read GB/s": lambda row: digits(row["read_gbps"]),
-        "copy GB/s": lambda row: digits(row["copy_gbps"]),
+    }
+    # what a CPU does not tell
+    gpu: Columns = {
+        "SM MHz": _clock_text,
+        "power W": lambda row: digits(row["power_w"]),
+        "neighbours": lambda row: (
+            GAP if row["foreign_processes"] is None else short(row["foreign_processes"])
+        ),
     }
     sections = [
-        Section(title(cell), caption(cell), [_timing(cell, runtime) for runtime in runtimes(cell)], columns)
+        Section(
+            title(cell),
+            caption(cell),
+            [_timing(cell, runtime) for runtime in runtimes(cell)],
+            columns if cell.is_cpu else columns | gpu,
+        )
         for cell in latency
-        if cell.finished
+        if cell.finished and is_timed(cell)
     ]
     about = (
         "The backbone is timed twice in every round (A/A). A ratio that is no further from 1 than this pair may "
-        "be is printed as not resolved."
+        "be is printed as not resolved. Blocks are left out by rules that do not look at their time "
+        "(`src/adafuse/bench/exclusions.py`). Clocks and power are medians over the blocks, with the lowest median of "
+        "an arm where it differs; neighbours are other processes on the GPU, at most, during any block."
     )
     return Sheet("timing", "Timing resolution", about, sections)
 
@@ -98,21 +114,54 @@ def _timing(cell: Cell, runtime: str) -> Row:
     noise = again(cell, runtime)
     arms = [arm for arm in cell.config["arms"]["run"] if runtime_of(cell, arm) == runtime]
     blocks = [line for _, line in cell.of("block") if line["arm"] in arms]
+    flagged = [line for _, line in cell.of("flag") if line["arm"] in arms]
     counts = [len(rounds.filter(items=arms).dropna(how="all")) for rounds in cell.rounds.values()]
-    calibrations = [line for _, line in cell.of("calibration")]
-    row: Row = {
+    reasons = [line["excluded"] for line in blocks if line["excluded"] is not None]
+    return {
         "runtime": runtime,
         "processes": sum(count > 0 for count in counts),
         "rounds": sum(counts),
         "blocks": len(blocks),
-        "excluded": sum(line["excluded"] is not None for line in blocks),
+        "excluded": len(reasons),
+        "flagged": len(flagged),
+        "left_out": _causes(reasons + [line["reason"] for line in flagged]),
         "again": noise,
         "resolution": math.expm1(resolution(noise)) if noise else None,
+        "sm_mhz": _median(blocks, "sm_mhz"),
+        "sm_mhz_lowest_arm": min(
+            (mhz for arm in arms if (mhz := _median(blocks, "sm_mhz", arm)) is not None), default=None
+        ),
+        "power_w": _median(blocks, "power_w"),
+        "foreign_processes": max(_told(blocks, "foreign_processes"), default=None),
+        "records": [short_name(record) for record in cell.finished],
     }
-    for name in ("read_gbps", "copy_gbps"):
-        known = [line[name] for line in calibrations if line.get(name) is not None]
-        row[name] = sum(known) / len(known) if known else None
-    return row | {"records": [short_name(record) for record in cell.finished]}
+
+
+def _causes(reasons: list[str]) -> str:
+    """How many blocks each cause took, the commonest first; details come after a colon and stay in the record."""
+    counts = Counter(reason.partition(":")[0] for reason in reasons)
+    return ", ".join(f"{count} {cause}" for cause, count in counts.most_common())
+
+
+def _told(blocks: list[dict[str, Any]], name: str, arm: str | None = None) -> list[float]:
+    """A value of the state of every block that has it; older records lack the newer ones."""
+    chosen = [line["state"] for line in blocks if arm in (None, line["arm"])]
+    return [state[name] for state in chosen if state.get(name) is not None]
+
+
+def _median(blocks: list[dict[str, Any]], name: str, arm: str | None = None) -> float | None:
+    known = _told(blocks, name, arm)
+    return median(known) if known else None
+
+
+def _left_out_text(row: Row) -> str:
+    count = f"{row['excluded'] + row['flagged']} of {row['blocks']}"
+    return f"{count} ({row['left_out']})" if row["left_out"] else count
+
+
+def _clock_text(row: Row) -> str:
+    usual, lowest = row["sm_mhz"], row["sm_mhz_lowest_arm"]
+    return digits(usual) if usual == lowest else f"{digits(usual)} (lowest arm {digits(lowest)})"
 
 
 def _record(record: Record) -> Row:
