@@ -7,9 +7,10 @@ import torch
 
 from adafuse import records
 from adafuse.adapters.adapter import Adapter
-from adafuse.bench import cost, latency, layer
+from adafuse.bench import cost, device, latency, layer
 from adafuse.config import StrategyName
 from adafuse.kernels import naive
+from adafuse.refused_arms import PEFT
 from conftest import GEOMETRY, compose
 
 QUICK = ["latency.rounds=2", "latency.check_tokens=8", "latency.trained_adapters=false", "context=8"]
@@ -32,7 +33,7 @@ def measure(model, tmp_path: Path, *overrides: str) -> records.Record:
 
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(latency.device.BUFFER_MIB, "cpu", 4)
+    monkeypatch.setitem(device.BUFFER_MIB, "cpu", 4)
 
 
 def test_arms_are_checked_then_timed(tiny_llama, tmp_path: Path) -> None:
@@ -74,7 +75,9 @@ def test_macs_are_counted(tiny_llama) -> None:
     downs = sum(s.experts.lora_A.numel() for s in adapter.linears())
     up = sum(s.experts.lora_B[0].numel() for s in adapter.linears())
     router = adapter.token_router.weight.numel()
-    macs = {s: cost.count_macs(model, adapter, s, prompt) - plain - router for s in StrategyName}
+    macs = {
+        s: cost.count_macs(model, adapter, s, prompt) - plain - router for s in StrategyName if s not in PEFT
+    }
     assert macs[StrategyName.gather] == downs + 2 * up, "the base product shrinks for all experts"
     assert (
         macs[StrategyName.fused] == macs[StrategyName.loop] == (2 * downs) // adapter.geometry.count + 2 * up
@@ -85,7 +88,7 @@ def test_macs_are_counted(tiny_llama) -> None:
 def test_bytes_tell_the_strategies_apart(tiny_llama) -> None:
     model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
     adapter = Adapter(model, config.method, config.experts, 0)
-    extra = {s: cost.adapter_bytes(adapter, s, batch=1) for s in StrategyName}
+    extra = {s: cost.adapter_bytes(adapter, s, batch=1) for s in StrategyName if s not in PEFT}
     weights = 4 * sum(s.base.weight.numel() for s in adapter.linears())
     assert extra[StrategyName.gather] < extra[StrategyName.dense] < extra[StrategyName.rebase]
     assert extra[StrategyName.rebase] > 2 * weights, "a merge reads and writes every adapted weight once more"
@@ -110,3 +113,17 @@ def test_layer_lines(tmp_path: Path) -> None:
         for part in ("backbone", "adapters", "both")
     }
     assert all(line["phase"] == ("decode" if line["sequence_length"] == 1 else "prefill") for line in lines)
+
+
+def test_flags_of_the_rounds_are_written_and_their_blocks_kept(
+    tiny_llama, tmp_path: Path, monkeypatch
+) -> None:
+    clocks = iter([1980.0] * 7 + [1000.0] + [1980.0] * 100)
+    monkeypatch.setattr(device, "state", lambda where: {"sm_mhz": next(clocks)})
+    overrides = ("arms=smoke", "arms.run=[base]", "latency.rounds=5")
+    record = measure(tiny_llama(), tmp_path, *overrides)
+    (flag,) = record.of("flag")
+    # one sample before the run, two for each block
+    assert (flag["arm"], flag["round"]) == ("base", 3) and "SM clock" in flag["reason"]
+    assert len(record.of("block")) == 5
+    assert record.of("calibration")[0]["rmw_gbps"] > 0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
+from adafuse.adapters.gate_table import GateTable
 from adafuse.adapters.router import Gates, Router, ungated
 from adafuse.config import Normalisation
 from adafuse.kernels import ops
@@ -31,6 +32,8 @@ class Context:
     gates: Gates | None = None
     # collected only while training or when asked: what each router said
     collect: bool = False
+    # what decode steps use in place of the router's choice, where a cell asks for it
+    gate_table: GateTable | None = None
     said: list[tuple[Router, Gates]] = field(default_factory=list)
 
     @property
@@ -38,12 +41,14 @@ class Context:
         return self.decode if self.decoding else self.whole
 
     def route(self, router: Router, x_TI: Tensor) -> Gates:
+        raw = router.normalisation is Normalisation.softmax_topk_raw
         if self.decoding and self.decode.routes_at_once:
-            raw = router.normalisation is Normalisation.softmax_topk_raw
             routed = ops.route(x_TI, router.weight.detach()[None], router.top_k, raw)
             gates = Gates(*(of_all_routers[:, 0] for of_all_routers in routed))
         else:
             gates = router(x_TI)
+        if self.decoding and self.gate_table is not None:
+            gates = self.gate_table.replace(gates, raw)
         if self.collect:
             self.said.append((router, gates))
         return gates

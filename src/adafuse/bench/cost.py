@@ -11,19 +11,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache
 
 from adafuse.adapters.adapter import Adapter
-from adafuse.config import Routing, StrategyName
-from adafuse.engine.decode import decode_one_token, decoding, prefill
-from adafuse.refusals import MERGING
+from adafuse.config import Routing, Runtime, StrategyName
+from adafuse.engine import decoders
+from adafuse.kernels.ops import Shape
+from adafuse.refused_arms import MERGING
+
+# How often a merged token reads and writes each adapted weight at least, beside the product that reads it: PEFT puts
+# its experts in and takes them out again (and passes more often: once per expert, and over each product by itself).
+WEIGHT_PASSES = dict.fromkeys(MERGING, 1) | {StrategyName.peft_merge: 2}
 
 
 def cost(
-    model: nn.Module, adapter: Adapter | None, strategy: StrategyName, prompt: Tensor, read_gbps: float
+    model: nn.Module,
+    adapter: Adapter | None,
+    strategy: StrategyName,
+    prompt: Tensor,
+    read_gbps: float,
+    touched_share: float | None = None,
 ) -> dict[str, Any]:
-    """Fields of the `cost` line; bytes are per decode step of the whole batch, at least once each."""
-    step_bytes = backbone_bytes(model, prompt) + adapter_bytes(adapter, strategy, prompt.shape[0])
+    """Fields of the `cost` line; bytes are per decode step of the whole batch, at least once each. `touched_share` is
+    what routing.py saw of the experts in use.
+    """
+    step_bytes = backbone_bytes(model, prompt) + adapter_bytes(
+        adapter, strategy, prompt.shape[0], touched_share
+    )
     own = sum(p.numel() for p in adapter.parameters()) if adapter else 0
     return {
         "params": sum(p.numel() for p in model.parameters()) + own,
@@ -35,20 +48,26 @@ def cost(
 
 
 def count_macs(model: nn.Module, adapter: Adapter | None, strategy: StrategyName, prompt: Tensor) -> int:
-    """Multiply-accumulates of one decode step at batch 1, after a step that has settled the merged state."""
-    if adapter is not None:
-        adapter.install(strategy)
-    try:
-        cache = DynamicCache()
-        token = prefill(model, prompt, None, cache).argmax(-1, keepdim=True)
-        with decoding(adapter):
-            token = decode_one_token(model, token, None, cache).argmax(-1, keepdim=True)
-            with FlopCounterMode(display=False) as counter:
-                decode_one_token(model, token, None, cache)
-    finally:
-        if adapter is not None:
-            adapter.remove()
+    """Multiply-accumulates of one decode step at batch 1, after a step that has settled the merged state.
+
+    Of PEFT's merge and unmerge the products count, as they do in every merge; its sums are no multiplications.
+    """
+    decoder = decoders.make(model, adapter, strategy, Runtime.eager, prompt.shape[1] + 2)
+    with decoder.installed():
+        token = decoder.start(prompt).argmax(-1, keepdim=True)
+        with decoder.decoding():
+            token = decoder.step(token).argmax(-1, keepdim=True)
+            with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+                decoder.step(token)
     return int(counter.get_total_flops()) // 2 + _switch_macs(adapter, strategy)
+
+
+def _addmm_flops(total: Shape, left: Shape, right: Shape, *_: Any, **__: Any) -> int:
+    return 2 * left[0] * left[1] * right[1]
+
+
+# torch counts `addmm`, but not its form in place, which is how merges and `dense` add
+IN_PLACE = {torch.ops.aten.addmm_: _addmm_flops}
 
 
 def _switch_macs(adapter: Adapter | None, strategy: StrategyName) -> int:
@@ -76,33 +95,39 @@ def backbone_bytes(model: nn.Module, prompt: Tensor) -> int:
     return weights - unread + prompt.numel() * kv_row
 
 
-def adapter_bytes(adapter: Adapter | None, strategy: StrategyName, batch: int) -> int:
+def adapter_bytes(
+    adapter: Adapter | None, strategy: StrategyName, batch: int, touched_share: float | None = None
+) -> int:
     """Bytes a step adds at least: routers, the experts it reads, and the weight passes of a merge."""
     if adapter is None:
         return 0
     total = sum(r.weight.numel() * r.weight.element_size() for r in adapter.routers().values())
-    merging = strategy in MERGING
-    if merging and adapter.method.routing is Routing.none:
+    passes = WEIGHT_PASSES.get(strategy, 0)
+    if passes and adapter.method.routing is Routing.none:
         return total  # merged once, before the first token
     for site in adapter.sites.values():
         experts = getattr(site, "experts", None)
         if experts is None:
             continue
         each = _bytes(experts) // experts.count
-        total += round(experts_read(experts.count, adapter.geometry.top_k, strategy, batch) * each)
-        if merging:
-            # read and written once more before the base product reads it
-            total += 2 * _bytes(site.base)
+        read = experts_read(experts.count, adapter.geometry.top_k, strategy, batch, touched_share)
+        total += round(read * each)
+        if passes:
+            total += passes * 2 * _bytes(site.base)
     return total
 
 
-def experts_read(count: int, top_k: int, strategy: StrategyName, batch: int) -> float:
-    """Of one site; a batch that chooses evenly is expected to touch count * (1 - (1 - k/count)^batch) of them."""
+def experts_read(
+    count: int, top_k: int, strategy: StrategyName, batch: int, touched_share: float | None = None
+) -> float:
+    """Of one site: the share that was seen, or that a batch touches which chooses evenly, 1 - (1 - k/count)^batch."""
     if strategy in (StrategyName.dense, StrategyName.masked_loop):
         return count
-    if strategy in (StrategyName.simple_merge, StrategyName.switch):
-        return 2 * top_k  # the old selection too
-    return count * (1 - (1 - min(1.0, top_k / count)) ** batch)
+    if strategy in (StrategyName.simple_merge, StrategyName.switch, StrategyName.peft_merge):
+        return 2 * top_k  # once to go in, once to come out
+    if touched_share is None:
+        touched_share = 1 - (1 - min(1.0, top_k / count)) ** batch
+    return count * touched_share
 
 
 def _bytes(module: nn.Module) -> int:
@@ -110,8 +135,8 @@ def _bytes(module: nn.Module) -> int:
 
 
 def weights_gib(model: nn.Module, adapter: Adapter | None, strategy: StrategyName) -> float:
-    """GiB that this arm alone would hold: backbone, adapter, the factors that its strategy lays out anew, and the
-    clean copy that a merge needs to come back."""
+    """GiB that this arm alone would hold: backbone, adapter (PEFT's modules share its factors), the factors that its
+    strategy lays out anew, and the clean copy that a merge needs to come back."""
     total = _bytes(model)
     if adapter is not None:
         total += sum(p.numel() * p.element_size() for p in adapter.parameters())
@@ -119,28 +144,6 @@ def weights_gib(model: nn.Module, adapter: Adapter | None, strategy: StrategyNam
         if strategy in (StrategyName.dense, StrategyName.gather, StrategyName.fused):
             total += sum(_bytes(site.lora) for site in sites)
             total += sum(p.numel() * p.element_size() for p in adapter.unjoined_up_factors())
-        if strategy in MERGING:
+        if strategy in WEIGHT_PASSES:
             total += sum(_bytes(site.base) for site in sites)
     return total / 2**30
-
-
-def routing_changes(adapter: Adapter, model: nn.Module, prompt: Tensor, tokens: int) -> dict[str, float]:
-    """Share of decode steps whose chosen experts differ from the step before, over all routers."""
-    adapter.install(StrategyName.dense)
-    try:
-        cache = DynamicCache()
-        token = prefill(model, prompt, None, cache).argmax(-1, keepdim=True)
-        chosen = []
-        with decoding(adapter):
-            for _ in range(tokens):
-                with adapter.collecting() as said:
-                    token = decode_one_token(model, token, None, cache).argmax(-1, keepdim=True)
-                chosen.append([gates.index_TK.sort(-1).values for _, gates in said])
-    finally:
-        adapter.remove()
-    pairs = [
-        not torch.equal(a, b)
-        for now, before in zip(chosen[1:], chosen, strict=False)
-        for a, b in zip(now, before, strict=True)
-    ]
-    return {"changed_share": sum(pairs) / max(1, len(pairs)), "routers": float(len(chosen[0]))}

@@ -6,19 +6,17 @@ fails a check is recorded and not timed. Next: report/.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import asdict
 
-import torch
 from torch import Tensor, nn
 
-from adafuse import identity
-from adafuse.adapters import store
-from adafuse.adapters.adapter import Adapter, randomise
-from adafuse.adapters.reference import float_copy
-from adafuse.bench import cost, device
+from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.reference import float_view
+from adafuse.bench import calibration, cost, routing
 from adafuse.bench.checks import PADDING, run_checks
-from adafuse.bench.rounds import Block, run_rounds
+from adafuse.bench.rounds import Block, TimedArm, run_rounds
+from adafuse.bench.timed_arms import DecodeArm, QueryArm
+from adafuse.bench.workload import adapters, prompts
 from adafuse.config import Arm, Config
 from adafuse.engine import decoders
 from adafuse.engine.decoders import Decoder
@@ -28,32 +26,30 @@ from adafuse.records import Recorder
 
 def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
     """Measure the cell and write its lines to `record`; `where` is the device."""
-    bandwidth = device.calibrate(where)
+    bandwidth = calibration.calibrate(where)
     record.write("calibration", **bandwidth)
     prompt = prompts(config, model, where)
-    adapters = _adapters(config, model)
-    arms: dict[str, DecodeArm] = {}
+    own_adapters = adapters(config, model)
+    arms: dict[str, TimedArm] = {}
     length = (
         config.context
         + PADDING
         + config.latency.settle_tokens
         + max(config.latency.block_tokens, config.latency.check_tokens)
     )
-    for own in adapters.values():
+    for own in own_adapters.values():
         make_room(own)
-    float_model = float_copy(model)
+    float_model = float_view(model)
     for name in config.arms.run:
         arm = config.arms.table[name]
-        adapter = adapters.get(arm.method)
+        adapter = own_adapters.get(arm.method)
         try:
             decoder = decoders.make(model, adapter, arm.strategy, arm.runtime, length)
             if _check(name, decoder, float_model, prompt, config, record):
                 _account(name, arm, model, adapter, prompt, bandwidth["read_gbps"], record)
-                arms[name] = DecodeArm(decoder, prompt, config)
+                arms[name] = _timed(decoder, config, model, where)
         except Exception as error:  # an arm's failure is a record; the other arms go on
             record.fail(f"arm {name}", error)
-    # checks are done; 27 GB that the timed passes need not share the device with
-    del float_model
     run_rounds(
         arms,
         rounds=config.latency.rounds,
@@ -62,55 +58,14 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
         device=where,
         on_block=lambda block: _write_block(record, block),
         on_error=lambda name, error: record.fail(f"arm {name}", error),
+        on_flag=lambda flag: record.write("flag", **asdict(flag)),
     )
 
 
-class DecodeArm:
-    """A timed arm: greedy decode of one block from the end of the prompt."""
-
-    def __init__(self, decoder: Decoder, prompt: Tensor, config: Config) -> None:
-        self.decoder, self.prompt = decoder, prompt
-        self.tokens, self.settle = config.latency.block_tokens, config.latency.settle_tokens
-        self._stack, self._started = ExitStack(), False
-
-    def enter(self) -> None:
-        """Install, go to the end of the prompt, and decode a few untimed tokens: caches and allocator settle."""
-        self._stack = ExitStack()
-        self._stack.enter_context(self.decoder.installed())
-        (self.decoder.again if self._started else self.decoder.start)(self.prompt)
-        self._started = True
-        self._stack.enter_context(self.decoder.decoding())
-        self.decoder.run(self.settle)
-
-    def block(self) -> None:
-        self.decoder.run(self.tokens)
-
-    def leave(self) -> None:
-        self._stack.close()
-
-
-def prompts(config: Config, model: nn.Module, where: str) -> Tensor:
-    """Seeded ids [batch, context], a different row for each sequence; the first four ids are often special."""
-    generator = torch.Generator().manual_seed(config.seed)
-    vocabulary = model.config.vocab_size
-    return torch.randint(4, vocabulary, (config.batch, config.context), generator=generator).to(where)
-
-
-def _adapters(config: Config, model: nn.Module) -> dict[str, Adapter]:
-    """One adapter per method in use, trained or with seeded random factors; `base` has none."""
-    dtype = next(model.parameters()).dtype
-    adapters = {}
-    for name in dict.fromkeys(config.arms.table[arm].method for arm in config.arms.run):
-        method = config.methods[name]
-        if not method.has_experts:
-            continue
-        adapter = Adapter(model, method, config.experts, config.seed)
-        if config.latency.trained_adapters:
-            store.load(adapter, identity.adapter_dir(config, method))
-        else:
-            randomise(adapter, config.seed)
-        adapters[name] = adapter.to_dtype(dtype)
-    return adapters
+def _timed(decoder: Decoder, config: Config, model: nn.Module, where: str) -> TimedArm:
+    if config.latency.queries:
+        return QueryArm(decoder, lambda query: prompts(config, model, where, query), config)
+    return DecodeArm(decoder, prompts(config, model, where), config)
 
 
 def _check(
@@ -136,16 +91,18 @@ def _account(
     read_gbps: float,
     record: Recorder,
 ) -> None:
-    record.write("cost", arm=name, **cost.cost(model, adapter, arm.strategy, prompt, read_gbps))
+    seen = routing.watch(adapter, model, prompt) if adapter is not None and adapter.routers() else {}
+    if seen:
+        record.write("routing", arm=name, **seen)
+    counted = cost.cost(model, adapter, arm.strategy, prompt, read_gbps, seen.get("touched_share"))
+    record.write("cost", arm=name, **counted)
     record.write(
         "memory",
         arm=name,
         weights_gib=cost.weights_gib(model, adapter, arm.strategy),
         peak_gib=None,
-        note="weights counted; a peak needs a CUDA device and one arm per process",
+        note="weights counted; peaks are measured one arm a process: experiment=table5",
     )
-    if adapter is not None and adapter.routers():
-        record.write("routing", arm=name, **cost.routing_changes(adapter, model, prompt[:1], 32))
 
 
 def _write_block(record: Recorder, block: Block) -> None:

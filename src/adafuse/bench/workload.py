@@ -1,0 +1,46 @@
+"""What the arms of a cell work on: its prompts, and an adapter for each of their methods.
+
+In: a `Config` and the backbone. Out: ids [B, S], and adapters by the method's name, ready to be installed. Next:
+latency.py, memory.py and trace.py, which measure the same thing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from adafuse import identity
+from adafuse.adapters import gate_table, store
+from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.config import Config
+
+# far apart, so that queries of neighbouring seeds are others
+QUERY_SEEDS = 7919
+
+
+def prompts(config: Config, model: nn.Module, where: str, query: int = 0) -> Tensor:
+    """Seeded ids [batch, context], a different row for each sequence; the first four ids are often special."""
+    generator = torch.Generator().manual_seed(config.seed + QUERY_SEEDS * query)
+    vocabulary = model.config.vocab_size
+    return torch.randint(4, vocabulary, (config.batch, config.context), generator=generator).to(where)
+
+
+def adapters(config: Config, model: nn.Module) -> dict[str, Adapter]:
+    """One adapter per method in use, trained or with seeded random factors; `base` has none."""
+    dtype = next(model.parameters()).dtype
+    found = {}
+    for name in dict.fromkeys(config.arms.table[arm].method for arm in config.arms.run):
+        method = config.methods[name]
+        if not method.has_experts:
+            continue
+        adapter = Adapter(model, method, config.experts, config.seed)
+        if config.latency.trained_adapters:
+            store.load(adapter, identity.adapter_dir(config, method))
+        else:
+            randomise(adapter, config.seed)
+        if adapter.token_router is not None:
+            adapter.context.gate_table = gate_table.make(
+                config.latency.gates, config.experts, config.batch, config.seed, str(adapter.model.device)
+            )
+        found[name] = adapter.to_dtype(dtype)
+    return found

@@ -1,0 +1,57 @@
+"""A block begins where it says, decodes as many tokens as it says, and leaves the model plain."""
+
+import pytest
+import torch
+
+from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.bench.timed_arms import DecodeArm, QueryArm
+from adafuse.config import Config, Runtime, StrategyName
+from adafuse.engine import decoders
+from adafuse.engine.decode import generate
+from conftest import GEOMETRY, compose
+
+LATENCY = ["latency.block_tokens=64", "latency.settle_tokens=3"]
+
+
+def prompts(query: int) -> torch.Tensor:
+    return torch.randint(4, 260, (1, 10), generator=torch.Generator().manual_seed(query))
+
+
+def made(config: Config, model, strategy: StrategyName, runtime: Runtime) -> decoders.Decoder:
+    adapter = Adapter(model, config.method, config.experts, seed=0)
+    randomise(adapter, seed=1, scale=0.3)
+    return decoders.make(model, adapter, strategy, runtime, 10 + 64 + 8)
+
+
+@pytest.mark.parametrize("runtime", [Runtime.eager, Runtime.graph], ids=lambda r: r.name)
+@pytest.mark.parametrize("strategy", [StrategyName.dense, StrategyName.switch], ids=lambda s: s.name)
+def test_every_query_is_another_and_is_answered_whole(strategy, runtime, tiny_llama, monkeypatch) -> None:
+    model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse", *LATENCY)
+    decoder = made(config, model, strategy, runtime)
+    clean = [p.clone() for p in model.parameters()]
+    counts, run = [], decoder.run
+    monkeypatch.setattr(decoder, "run", lambda count: counts.append(count) or run(count), raising=False)
+    arm = QueryArm(decoder, prompts, config)
+    for query in (1, 2, 3):
+        arm.enter()
+        assert torch.equal(arm._ids, prompts(query))
+        arm.block()
+        arm.leave()
+    # the first of 64 new tokens is prefill's
+    assert counts == [2, 63] * 3
+    assert all(torch.equal(a, b) for a, b in zip(clean, model.parameters(), strict=True))
+
+
+def test_a_block_of_tokens_goes_on_from_the_same_prompt(tiny_llama) -> None:
+    model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse", *LATENCY)
+    decoder = made(config, model, StrategyName.gather, Runtime.graph)
+    arm, seen = DecodeArm(decoder, prompts(0), config), []
+    for _ in range(2):
+        arm.enter()
+        seen.append(decoder.run(16))
+        arm.leave()
+    assert torch.equal(*seen)
+    decoder.adapter.install(StrategyName.dense)
+    whole = generate(model, decoder.adapter, prompts(0), None, 20)[:, 10:]
+    decoder.adapter.remove()
+    assert torch.equal(whole[:, 4:], seen[0]), "prefill's token and three that settle, then the block"
