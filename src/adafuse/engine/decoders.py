@@ -1,8 +1,8 @@
 """A decode loop with its state, one class per way of launching: what is checked and what is timed is the same object.
 
 In: a model, its adapter (or None), a strategy, a length. Out: logits step by step, or a whole block of tokens at once.
-`Eager` is transformers' own loop; graph.py holds the static ones. Use: within `installed()` call `start` (prefill),
-then within `decoding()` `step` or `run`. Next: graph.py.
+`Eager` is transformers' own loop; graph.py holds the static ones, peft.py runs PEFT's modules. Use: within
+`installed()` call `start` (prefill), then within `decoding()` `step` or `run`. Next: graph.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from adafuse.adapters.adapter import Adapter
 from adafuse.config import Runtime, StrategyName
 from adafuse.engine.decode import decode_n_tokens, decode_one_token, decoding, prefill
+from adafuse.refused_arms import PEFT
 
 
 class Decoder(Protocol):
@@ -43,6 +44,10 @@ def make(
     model: nn.Module, adapter: Adapter | None, strategy: StrategyName, runtime: Runtime, length: int
 ) -> Decoder:
     """A decoder for at most `length` tokens, prompt included."""
+    if strategy in PEFT:
+        from adafuse.engine import peft
+
+        return peft.make(model, adapter, strategy, runtime)
     if runtime is Runtime.eager:
         return Eager(model, adapter, strategy)
     from adafuse.engine.graph import Static
