@@ -74,10 +74,15 @@ def write_latency(
     rounds: int = 8,
     factors: dict[str, float] | None = None,
     name: str = "",
+    counted: int = 1_500_000,
+    state: dict[str, Any] | None = None,
+    flags: tuple[tuple[str, int, str], ...] = (),
+    calibration: dict[str, float] | None = None,
     **changes: Any,
 ) -> Path:
     """One latency record; `failed` arms miss a check, `broken` arms raise, `factors` scale an arm's time; `name`
-    tells files of equal arms apart.
+    tells files of equal arms apart. `state` is that of every block; a flag is arm, round and reason; `calibration`
+    adds to what older records have.
     """
     plain = config(arms, **changes.pop("plain", {}))
     name = f"{name or arms}-{plain['model']['name']}-b{plain['batch']}-r{replicate}"
@@ -85,7 +90,7 @@ def write_latency(
     rng = np.random.default_rng(replicate + 10 * plain["batch"])
     offset = rng.normal(1, 0.02)
     with open_record(path, run_fields("latency", name, plain, replicate=replicate, **changes)) as record:
-        record.write("calibration", read_gbps=20.0, copy_gbps=18.0)
+        record.write("calibration", **({"read_gbps": 20.0, "copy_gbps": 18.0} | (calibration or {})))
         for arm in plain["arms"]["run"]:
             bad = arm in failed
             record.write(
@@ -107,7 +112,7 @@ def write_latency(
             record.write(
                 "cost",
                 arm=arm,
-                params=1_500_000 + extra,
+                params=counted + extra,
                 macs=1_400_000 + extra // 4,
                 bytes_per_token=6e6,
                 floor_ms=0.3,
@@ -127,8 +132,10 @@ def write_latency(
                         tokens=64,
                         block_ms=ms,
                         excluded=odd,
-                        state={},
+                        state=state or {},
                     )
+        for arm, number, reason in flags:
+            record.write("flag", arm=arm, round=number, reason=reason)
     return path
 
 

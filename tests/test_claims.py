@@ -9,6 +9,7 @@ import synthetic
 from adafuse.records import load
 from adafuse.report import find, verdicts
 from adafuse.report.claims import sheet
+from adafuse.report.paper import load_paper
 from adafuse.report.sheet import markdown
 from adafuse.report.verdicts import (
     IN_PART,
@@ -19,6 +20,7 @@ from adafuse.report.verdicts import (
     judge_ratio,
 )
 from adafuse.stats import Difference, Interval
+from synthetic_memory import GPU, write_both
 
 
 def interval(low: float, high: float, processes: int = 3) -> Interval:
@@ -88,6 +90,13 @@ def test_costs_need_a_real_backbone():
     assert verdicts.judge_cost(1.05, interval(1.05, 1.05), 1e6, None)[0] == NOT_TESTABLE
     assert verdicts.judge_cost(1.05, interval(1.05, 1.05), 7e9, None)[0] == REPLICATED
     assert verdicts.judge_cost(1.05, interval(1.10, 1.10), 7e9, None)[0] == NOT_REPLICATED
+
+
+def test_a_value_without_an_interval_is_called_a_value():
+    single = Interval(1.05, 1.05, 1.05, 1, 0, "one process each")
+    assert judge_ratio(1.07, single, "at_most", close=1.02)[1].startswith("our value lies below 1.09")
+    assert judge_ratio(1.05, single, "about")[1].startswith("our value meets")
+    assert "our interval ends below" in judge_ratio(1.29, interval(1.1, 1.2), "at_most")[1]
 
 
 def by_text(folder) -> dict[str, object]:
@@ -162,6 +171,42 @@ def test_captured_arms_leave_the_verdicts_as_they_are(tmp_path):
         synthetic.write_latency(tmp_path, replicate, "graph")
         synthetic.write_latency(tmp_path, replicate, "mixed")
     assert find(load([tmp_path])).claims == before
+
+
+def test_every_printed_cost_has_a_claim(tmp_path):
+    """Each number of the latency tables but the backbone's own, by the table it stands in."""
+    write_both(tmp_path)
+    claims, paper = find(load([tmp_path])).claims, load_paper()
+    words = {
+        "ms_per_token": "a token costs",
+        "params_b": "parameters",
+        "macs_g": "MACs",
+        "peak_gib": "peak memory",
+    }
+    for number in (1, 5, 6):
+        table = paper[f"table{number}"]
+        for printed in table["rows"][1:]:
+            label = synthetic.ARMS[printed["arm"]][0]
+            for column in table["columns"]:
+                own = [c for c in claims if c.text.startswith(f"{label}:") and words[column] in c.text]
+                assert any(str(number) in c.where for c in own), (number, label, column)
+    for name, value in (("Abstract", "2.40"), ("Table 5", "2.74")):
+        assert any(claim.where == name and value in claim.printed for claim in claims), name
+
+
+def test_the_tables_own_gain_is_over_pesc(tmp_path):
+    for replicate in range(2):
+        synthetic.write_latency(tmp_path, replicate, machine=GPU, factors={"mola_loop": 0.1})
+    claim = find_claim(by_text(tmp_path), "PESC over AdaFuse")
+    assert claim.ours.ratio == pytest.approx(5.0 / 2.7, rel=0.02) and claim.verdict == IN_PART
+    assert claim.printed == "≥ 2.74 (+174 %)"
+
+
+def test_a_count_needs_no_gpu(tmp_path):
+    """Whoever counts a real backbone on a CPU has counted it."""
+    synthetic.write_latency(tmp_path, counted=7_000_000_000)
+    claim = find_claim(by_text(tmp_path), "PESC", "parameters")
+    assert claim.verdict == NOT_REPLICATED and claim.why.startswith("on CPU, tiny backbone: the added share")
 
 
 def test_the_sheet_states_the_rules(tmp_path):

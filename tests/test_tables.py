@@ -1,11 +1,14 @@
 """Tables: right numbers next to the paper's, a reason in every gap, any mixture of records."""
 
+import types
+
 import pandas as pd
 import pytest
 
 import synthetic
 from adafuse.records import load
-from adafuse.report import all_sheets, draw, find, sheet
+from adafuse.report import all_sheets, draw, find, sheet, timing
+from adafuse.report.text import bound_text
 
 
 def sheets(folder) -> dict[str, sheet.Sheet]:
@@ -34,9 +37,19 @@ def whole(folder) -> dict[str, sheet.Sheet]:
 def test_every_table_is_there_and_names_its_records(whole):
     found = whole
     names = {"claims", "goals", "table1", "table2", "table3", "table4", "table5", "table6"}
-    others = {"attribution", "layers", "kernels", "drift", "checks", "timing", "records"}
+    others = {
+        "attribution",
+        "layers",
+        "kernels",
+        "drift",
+        "checks",
+        "timing",
+        "calibration",
+        "traces",
+        "records",
+    }
     assert names | others == set(found)
-    for name in ("table1", "table5", "table6", "attribution", "checks", "timing", "layers"):
+    for name in ("table1", "table5", "table6", "attribution", "checks", "timing", "calibration", "layers"):
         assert all(row["records"] for section in found[name].sections for row in section.rows), name
 
 
@@ -54,7 +67,32 @@ def test_table1_numbers_and_paper(whole):
 
 
 def test_memory_says_what_it_needs(whole):
-    assert shown(whole["table5"]).count("needs a CUDA device") == 5
+    assert shown(whole["table5"]).count("not measured: experiment=table5") == 5
+
+
+@pytest.mark.parametrize("name", ["table1", "table6", "attribution"])
+def test_each_row_shows_check_floor_and_record(whole, name):
+    """Of the synthetic checks `logits` comes nearest to its bound; the floor is 0.3 ms everywhere."""
+    (section,) = whole[name].sections
+    assert {"check", "time / floor"} <= set(section.columns)
+    for one in section.rows:
+        assert section.columns["check"](one) == "logits 1e-06 of 0.001"
+        assert one["over_floor"] == pytest.approx(one["ms_per_token"] / 0.3) and one["records"]
+    assert f"{section.rows[0]['over_floor']:.2f}" in section.columns["time / floor"](section.rows[0])
+
+
+def test_table5_shows_the_distance_to_the_floor(whole):
+    base = row(whole["table5"], "arm", "base")
+    shown_floor = whole["table5"].sections[0].columns["time / floor"](base)
+    assert shown_floor == f"{base['ms_per_token'] / 0.3:.2f} × 0.300 ms"
+
+
+def test_bandwidth_used_is_of_the_calibrated(whole):
+    """6 MB in some 2 ms are 3 GB/s, of 20 that the machine reads."""
+    section = whole["attribution"].sections[0]
+    base = row(whole["attribution"], "arm", "base")
+    assert base["bandwidth_share"] == pytest.approx(6e6 / (base["ms_per_token"] * 1e-3) / 20e9)
+    assert section.columns["bandwidth used"](base) == f"{100 * base['bandwidth_share']:.0f} %"
 
 
 def test_ratio_inside_the_noise_is_not_resolved(whole):
@@ -95,6 +133,11 @@ def test_failed_checks_errors_and_absent_arms_give_their_reasons(tmp_path):
     text = shown(sheets(tmp_path)["table1"])
     assert "check failed: logits 0.5, bound 0.001" in text
     assert "error: RuntimeError: out of memory" in text
+    mola, pesc = (row(sheets(tmp_path)["table1"], "arm", arm) for arm in ("mola_loop", "pesc_loop"))
+    check, floor = (
+        sheets(tmp_path)["table1"].sections[0].columns[name] for name in ("check", "time / floor")
+    )
+    assert check(mola) == "failed: logits 0.5 of 0.001" and floor(mola) == floor(pesc) == "–"
     checks = row(sheets(tmp_path)["checks"], "arm", "mola_loop")
     assert checks["passed"] is False
     (record,) = sheets(tmp_path)["records"].sections[0].rows
@@ -186,3 +229,14 @@ def test_csv_holds_plain_numbers(folder, tmp_path):
     moral = table[table["arm"] == "moral_loop"].iloc[0]
     assert moral["ratio_low"] < moral["ratio"] < moral["ratio_high"]
     assert "latency/paper-tiny-b1-r0.jsonl" in moral["records"]
+
+
+def test_a_failed_check_is_shown_before_any_that_passed():
+    """Where nothing may differ the bound is 0, and no ratio to it tells."""
+    passed = {"arm": "base", "check": "logits", "value": 0.9, "bound": 1.0, "passed": True}
+    failed = {"arm": "base", "check": "greedy", "value": 3.0, "bound": 0.0, "passed": False}
+    cell = types.SimpleNamespace(of=lambda kind: [(None, passed), (None, failed)])
+    assert bound_text(timing.decisive_check(cell, "base")) == "failed: greedy 3 of 0"
+    cell.of = lambda kind: [(None, failed | {"passed": True, "value": 0.0}), (None, passed)]
+    assert bound_text(timing.decisive_check(cell, "base")) == "logits 0.9 of 1"
+    assert timing.decisive_check(cell, "mola_loop") is None and bound_text(None) == "–"

@@ -17,7 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from adafuse.records import Record, frame
+from adafuse.frames import counted_blocks
+from adafuse.records import Record
 
 # What may differ between records of one cell: how often and how long, never what.
 REPEATS = ("rounds", "settle_tokens", "check_tokens", "warmup", "runs", "replays", "save_every_steps")
@@ -29,6 +30,8 @@ class Cell:
     """Records that differ only in seed and replicate; every number in one row comes from one cell."""
 
     records: tuple[Record, ...]
+    # of the same workload, measured apart: report/memory.py
+    memory: tuple[Record, ...] = ()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -49,11 +52,10 @@ class Cell:
 
     @cached_property
     def rounds(self) -> dict[str, pd.DataFrame]:
-        """For each record: ms per token, one row a round, one column an arm, without excluded blocks."""
+        """For each record: ms per token, one row a round, one column an arm, without excluded and flagged blocks."""
         found = {}
         for record in self.finished:
-            blocks = frame([record], "block")
-            blocks = blocks[blocks["excluded"].isna()]
+            blocks = counted_blocks(record)
             if len(blocks):
                 times = blocks.assign(ms_per_token=blocks["block_ms"] / blocks["tokens"])
                 found[short_name(record)] = times.pivot_table(
@@ -88,6 +90,11 @@ def base_key(cell: Cell) -> str:
     return _key(cell.records[0], with_arms=False)
 
 
+def workload_key(record: Record) -> str:
+    """What a memory record and a latency cell must agree in to be of one workload; arms are looked at one by one."""
+    return json.dumps(_same(record, "model", "experts", "batch", "context"), sort_keys=True)
+
+
 def title(cell: Cell) -> str:
     """The heading of a section: machine, backbone, expert geometry, and the workload of a latency cell."""
     config, experts = cell.config, cell.config.get("experts", {})
@@ -103,10 +110,18 @@ def title(cell: Cell) -> str:
     if task == "layer":
         knobs = config.get("layer", {})
         parts.append("rank " + ", ".join(map(str, knobs.get("ranks", []))))
-    if task == "latency":
-        parts += [f"batch {config.get('batch')}", f"context {config.get('context')}"]
-        parts.append(f"arms={config.get('arms', {}).get('name')}")
+    if task in ("latency", "memory"):
+        parts += [f"batch {config.get('batch')}", f"context {config.get('context')}", *_workload(config)]
+        parts.append("memory only" if task == "memory" else f"arms={config.get('arms', {}).get('name')}")
     return " · ".join(parts)
+
+
+def _workload(config: dict[str, Any]) -> list[str]:
+    """What is not as usual: a table of gates, or whole queries."""
+    knobs = config.get("latency", {})
+    gates = knobs.get("gates", "router")
+    queries = f"whole queries of {knobs.get('block_tokens')} new tokens"
+    return ([f"gates {gates}"] if gates != "router" else []) + ([queries] if knobs.get("queries") else [])
 
 
 def caption(cell: Cell) -> str:
@@ -167,7 +182,7 @@ def _key(record: Record, with_arms: bool = True) -> str:
     """What must agree for two records to be pooled, as text."""
     config, task = record.run["config"], record.run["task"]
     same = _same(record, "model", "experts")
-    if task == "latency":
+    if task in ("latency", "trace"):
         trained = config.get("latency", {}).get("trained_adapters")
         same |= _same(
             record, "batch", "context", "latency", *(("pretrain", "train", "data") if trained else ())
@@ -177,6 +192,7 @@ def _key(record: Record, with_arms: bool = True) -> str:
         names = {
             "layer": ("layer",),
             "kernel": ("kernel",),
+            "memory": ("methods", "batch", "context"),
             "drift": ("method", "drift", "latency"),
             "pretrain": ("pretrain",),
             "train": ("pretrain", "train", "data"),

@@ -14,8 +14,9 @@ from typing import Any
 from adafuse.report.accuracy import Study
 from adafuse.report.cells import Cell
 from adafuse.report.claims_accuracy import accuracy_claims, figure1_claim, figure2_claim, not_run
-from adafuse.report.claims_latency import latency_claims
+from adafuse.report.claims_latency import latency_claims, memory_claims
 from adafuse.report.layers import figure1_cells, figure2_cells, points
+from adafuse.report.memory import is_timed
 from adafuse.report.sheet import Columns, Row, Section, Sheet
 from adafuse.report.text import GAP, points_text, ratio_text
 from adafuse.report.timing import cells_for
@@ -30,6 +31,8 @@ def all_claims(
     claims: list[Claim] = []
     for cell in cells_for(latency, [row["arm"] for row in paper["table6"]["rows"]]):
         claims += latency_claims(cell, paper)
+    for cell in latency:
+        claims += [] if is_timed(cell) else memory_claims(cell, paper)
     for study in found:
         claims += accuracy_claims(study, paper)
     answered = {study.table for study in found}

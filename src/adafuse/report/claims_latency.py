@@ -13,7 +13,7 @@ from adafuse.report.cells import Cell, title
 from adafuse.report.paper import by_arm
 from adafuse.report.text import percent_text
 from adafuse.report.timing import BASE, ArmResult, again, missing, ratio, results
-from adafuse.report.verdicts import CLOSE_MEMORY, NOT_TESTABLE, Claim, Sense, timed_on
+from adafuse.report.verdicts import CLOSE_MEMORY, NOT_TESTABLE, Claim, Sense, on_cell, timed_on
 from adafuse.stats import Interval, is_resolved
 
 ADAFUSE = "adafuse_switch"
@@ -29,11 +29,11 @@ def latency_claims(cell: Cell, paper: dict[str, Any]) -> list[Claim]:
         claims.append(_against_base(cell, found[arm], "Tables 1, 5", five, "about"))
     claims.append(_against_base(cell, found[ADAFUSE], "Tables 5, 6", five, "at_most"))
     claims.append(_speedup(cell, paper))
+    claims.append(_over_adafuse(cell, "pesc_loop", five))
     for arm in ORDER[:3]:
         claims.append(_against_base(cell, found[arm], "Table 6", six, "about"))
     claims.append(_ordering(cell, found))
-    for arm in (ADAFUSE, *OTHERS):
-        claims.append(_memory(cell, found[arm], found[BASE], five))
+    claims += memory_claims(cell, paper)
     claims += _costs(cell, found, by_arm(paper["table1"]))
     printed = ", ".join(f"{row['label']} {row['ms_per_token']}" for row in paper["table5"]["rows"])
     why = f"shown, never compared: {paper['absolute_ms']['why']}"
@@ -52,6 +52,14 @@ def latency_claims(cell: Cell, paper: dict[str, Any]) -> list[Claim]:
         )
     )
     return claims
+
+
+def memory_claims(cell: Cell, paper: dict[str, Any]) -> list[Claim]:
+    """Peak memory of Table 5's rows over the backbone's; like time, a cost of AdaFuse's and a number of the others."""
+    five = by_arm(paper["table5"])
+    found = results(cell, list(five))
+    claims = [_memory(cell, found[ADAFUSE], found[BASE], five, "at_most")]
+    return claims + [_memory(cell, found[arm], found[BASE], five, "about") for arm in OTHERS]
 
 
 def _against_base(cell: Cell, result: ArmResult, where: str, printed: dict[str, Any], sense: Sense) -> Claim:
@@ -89,6 +97,16 @@ def _speedup(cell: Cell, paper: dict[str, Any]) -> Claim:
     return claim
 
 
+def _over_adafuse(cell: Cell, arm: str, printed: dict[str, Any]) -> Claim:
+    """The same gain by the table's own numbers, against the adapter that is fastest there."""
+    value = printed[arm]["ms_per_token"] / printed[ADAFUSE]["ms_per_token"]
+    found = results(cell, [arm, ADAFUSE])
+    reason = found[arm].reason or found[ADAFUSE].reason
+    text = f"{found[arm].label} over {found[ADAFUSE].label}: a token costs at least {value:.2f} times as much"
+    files = list(dict.fromkeys([*found[arm].files, *found[ADAFUSE].files]))
+    return _ratio_claim(cell, "Table 5", text, value, ratio(cell, arm, ADAFUSE), "at_least", reason, files)
+
+
 def _ratio_claim(
     cell: Cell,
     where: str,
@@ -102,9 +120,12 @@ def _ratio_claim(
     verdict, why = verdicts.judge_ratio(
         value, ours, sense, ours is None or is_resolved(ours, again(cell)), reason
     )
+    return Claim(title(cell), where, text, _printed(value, sense), ours, *timed_on(cell, verdict, why), files)
+
+
+def _printed(value: float, sense: Sense) -> str:
     sign = {"about": "", "at_most": "≤ ", "at_least": "≥ "}[sense]
-    printed = f"{sign}{value:.2f} ({percent_text(value)})"
-    return Claim(title(cell), where, text, printed, ours, *timed_on(cell, verdict, why), files)
+    return f"{sign}{value:.2f} ({percent_text(value)})"
 
 
 def _ordering(cell: Cell, found: dict[str, ArmResult]) -> Claim:
@@ -128,22 +149,28 @@ def _ordering(cell: Cell, found: dict[str, ArmResult]) -> Claim:
     )
 
 
-def _memory(cell: Cell, result: ArmResult, base: ArmResult, printed: dict[str, Any]) -> Claim:
+def _memory(cell: Cell, result: ArmResult, base: ArmResult, printed: dict[str, Any], sense: Sense) -> Claim:
     value = printed[result.arm]["peak_gib"] / printed[BASE]["peak_gib"]
     ours, low = result.memory.get("peak_gib"), base.memory.get("peak_gib")
-    text = f"{result.label}: peak memory over the backbone's"
-    found = _exact(ours / low) if ours and low else None
-    reason = result.memory.get("note") or result.reason or "no memory line in the record"
-    verdict, why = verdicts.judge_ratio(value, found, "at_most", True, reason, CLOSE_MEMORY)
+    found = _exact(ours / low, "one process each") if ours and low else None
+    reason = _no_peak(result) or (f"of the backbone, {_no_peak(base)}" if _no_peak(base) else None)
+    verdict, why = verdicts.judge_ratio(value, found, sense, True, reason, CLOSE_MEMORY)
     return Claim(
         title(cell),
         "Table 5",
-        text,
-        f"≤ {value:.2f} ({percent_text(value)})",
+        f"{result.label}: peak memory over the backbone's",
+        _printed(value, sense),
         found,
         *timed_on(cell, verdict, why),
-        result.files,
+        list(dict.fromkeys([*result.files, *base.files])),
     )
+
+
+def _no_peak(result: ArmResult) -> str | None:
+    """Why there is no peak; a line with a process but no peak was measured where there is none."""
+    if result.memory.get("peak_gib") is not None:
+        return None
+    return "a peak needs a GPU" if "process_gib" in result.memory else str(result.memory.get("note"))
 
 
 def _costs(cell: Cell, found: dict[str, ArmResult], printed: dict[str, Any]) -> list[Claim]:
@@ -168,13 +195,15 @@ def _costs(cell: Cell, found: dict[str, ArmResult], printed: dict[str, Any]) -> 
                     text,
                     shown,
                     interval,
-                    *timed_on(cell, verdict, why),
+                    verdict,
+                    # a count, which no device changes
+                    on_cell(cell, why),
                     found[arm].files,
                 )
             )
     return claims
 
 
-def _exact(value: float) -> Interval:
-    """A ratio that is counted, not measured."""
-    return Interval(value, value, value, 1, 0, "counted")
+def _exact(value: float, method: str = "counted") -> Interval:
+    """A ratio without an interval: what it is made of is counted, or does not vary."""
+    return Interval(value, value, value, 1, 0, method)

@@ -9,18 +9,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from adafuse.report import memory
 from adafuse.report.cells import Cell, caption, title
 from adafuse.report.paper import by_arm, notes
 from adafuse.report.sheet import Columns, Row, Section, Sheet, nothing
-from adafuse.report.text import GAP, count_text, digits, percent_text, ratio_text
-from adafuse.report.timing import AGAIN, BASE, EAGER, GEMV, ArmResult, Comparison, cells_for, results
+from adafuse.report.text import (
+    CAPTURED,
+    CHECK_NOTE,
+    FLOOR_NOTE,
+    GAP,
+    MEMORY_NOTE,
+    bound_text,
+    count_text,
+    digits,
+    more_text,
+    percent_text,
+    printed_text,
+    ratio_text,
+    share_text,
+    times_text,
+)
+from adafuse.report.timing import AGAIN, BASE, EAGER, GEMV, ArmResult, Comparison, base_of, cells_for, results
 
 RATIO = "ratio to backbone [95 %]"
 GEMV_RATIO = "ratio to backbone (our GEMV) [95 %]"
-CAPTURED = (
-    "Each ratio is to the plain backbone in the same runtime. Strategy fused is built on a matrix-vector product of "
-    "our own, which may beat the library's: its second ratio is to the backbone through that product."
-)
+FLOOR = "time / floor"
 
 
 def table1(latency: list[Cell], paper: dict[str, Any]) -> Sheet:
@@ -29,12 +42,14 @@ def table1(latency: list[Cell], paper: dict[str, Any]) -> Sheet:
         "method": _label,
         "ms/token": _ms,
         RATIO: _ratio,
-        "paper's ratio": lambda row: _times(row["paper_ratio"]),
+        "paper's ratio": lambda row: times_text(row["paper_ratio"]),
+        FLOOR: _over_floor,
+        "check": lambda row: bound_text(row["_check"]),
         "parameters": lambda row: count_text(row["params"], row["base_params"]),
-        "paper's parameters": lambda row: _billions(row["paper_params_b"], row["paper_base_params_b"]),
+        "paper's parameters": lambda row: more_text(row["paper_params_b"], row["paper_base_params_b"], " G"),
         "MACs/token": lambda row: count_text(row["macs"], row["base_macs"]),
-        "paper's MACs": lambda row: _billions(row["paper_macs_g"], row["paper_base_macs_g"]),
-        "paper's ms": lambda row: _printed(row["paper_ms_per_token"]),
+        "paper's MACs": lambda row: more_text(row["paper_macs_g"], row["paper_base_macs_g"], " G"),
+        "paper's ms": lambda row: printed_text(row["paper_ms_per_token"]),
     }
     about = "Backbone and dynamic adapters: what one decoded token costs. Ratios are paired by round."
     return _against_paper("table1", "Table 1: inference cost", about, columns, latency, paper)
@@ -46,14 +61,18 @@ def table5(latency: list[Cell], paper: dict[str, Any]) -> Sheet:
         "method": _label,
         "ms/token": _ms,
         RATIO: _ratio,
-        "paper's ratio": lambda row: _times(row["paper_ratio"]),
+        "paper's ratio": lambda row: times_text(row["paper_ratio"]),
+        FLOOR: _over_floor,
         "weights GiB": lambda row: digits(row["weights_gib"]),
         "peak GiB": _peak,
-        "paper's GiB": lambda row: _gib(row["paper_peak_gib"], row["paper_base_peak_gib"]),
-        "paper's ms": lambda row: _printed(row["paper_ms_per_token"]),
+        "paper's GiB": lambda row: more_text(row["paper_peak_gib"], row["paper_base_peak_gib"]),
+        "with load GiB": lambda row: digits(row["peak_load_gib"]),
+        "process GiB": lambda row: digits(row["process_gib"]),
+        "paper's ms": lambda row: printed_text(row["paper_ms_per_token"]),
     }
     about = "Time per decoded token and peak device memory of each method."
-    return _against_paper("table5", "Table 5: latency and peak memory", about, columns, latency, paper)
+    heading = "Table 5: latency and peak memory"
+    return _against_paper("table5", heading, about, columns, latency, paper, with_memory=True)
 
 
 def table6(latency: list[Cell], paper: dict[str, Any]) -> Sheet:
@@ -62,8 +81,10 @@ def table6(latency: list[Cell], paper: dict[str, Any]) -> Sheet:
         "method": _label,
         "ms/token": _ms,
         RATIO: _ratio,
-        "paper's ratio": lambda row: _times(row["paper_ratio"]),
-        "paper's ms": lambda row: _printed(row["paper_ms_per_token"]),
+        "paper's ratio": lambda row: times_text(row["paper_ratio"]),
+        FLOOR: _over_floor,
+        "check": lambda row: bound_text(row["_check"]),
+        "paper's ms": lambda row: printed_text(row["paper_ms_per_token"]),
     }
     about = "From adapters called one by one to one merging step per token."
     return _against_paper("table6", "Table 6: latency ablation", about, columns, latency, paper)
@@ -72,7 +93,8 @@ def table6(latency: list[Cell], paper: dict[str, Any]) -> Sheet:
 def attribution(latency: list[Cell], paper: dict[str, Any]) -> Sheet:
     """Where the gain comes from: every routing under every strategy that was run."""
     rows = {row["arm"] for name in ("table1", "table5", "table6") for row in paper[name]["rows"]} | {AGAIN}
-    others = [cell for cell in latency if set(cell.config["arms"]["run"]) - rows]
+    timed = filter(memory.is_timed, latency)
+    others = [cell for cell in timed if set(cell.config["arms"]["run"]) - rows]
     sections = [_attribution(cell) for cell in others]
     about = (
         "The controls that the paper lacks: shared gate or gate per layer, merged or not, one launch or many. "
@@ -96,11 +118,16 @@ def _attribution(cell: Cell) -> Section:
         columns[GEMV_RATIO] = _gemv_ratio
     columns |= {
         "floor ms": lambda row: digits(row["floor_ms"]),
-        "time / floor": lambda row: digits(row["over_floor"]),
+        FLOOR: lambda row: digits(row["over_floor"]),
+        "bandwidth used": lambda row: share_text(row["bandwidth_share"]),
+        "check": lambda row: bound_text(row["_check"]),
     }
     rows = [_row(cell, result) | _runtime_part(result) for result in found]
+    if any(row["peak_gib"] is not None for row in rows):
+        columns["peak GiB"] = _peak_or_gap
     captured = any(result.runtime != EAGER for result in found)
-    return Section(title(cell), caption(cell), rows, columns, [CAPTURED] if captured else [])
+    remarks = [CHECK_NOTE, *([CAPTURED] if captured else [])]
+    return Section(title(cell), caption(cell), rows, columns, remarks)
 
 
 def _runtime_part(result: ArmResult) -> Row:
@@ -109,16 +136,32 @@ def _runtime_part(result: ArmResult) -> Row:
 
 
 def _against_paper(
-    name: str, heading: str, about: str, columns: Columns, latency: list[Cell], paper: dict[str, Any]
+    name: str,
+    heading: str,
+    about: str,
+    columns: Columns,
+    latency: list[Cell],
+    paper: dict[str, Any],
+    with_memory: bool = False,
 ) -> Sheet:
+    """The paper's rows of every cell that times them; other arms only for the memory that was measured of them."""
     table = paper[name]
     arms = [row["arm"] for row in table["rows"]]
-    sections = []
-    for cell in cells_for(latency, arms):
-        found = results(cell, arms)
-        rows = [_row(cell, found[arm], found[BASE]) | _paper_row(table, arm) for arm in arms]
-        sections.append(Section(title(cell), caption(cell), rows, columns, notes(table, paper)))
+    shown = [(cell, arms) for cell in cells_for(latency, arms)]
+    if with_memory:
+        shown = [(cell, [*dict.fromkeys(arms + memory.measured_arms(cell))]) for cell, _ in shown]
+        shown += [(cell, memory.measured_arms(cell)) for cell in latency if not memory.is_timed(cell)]
+    own_notes = [FLOOR_NOTE, MEMORY_NOTE if with_memory else CHECK_NOTE, *notes(table, paper)]
+    sections = [
+        Section(title(cell), caption(cell), _paper_rows(cell, own, table), columns, own_notes)
+        for cell, own in shown
+    ]
     return Sheet(name, heading, about, sections or [_not_run(table["experiment"])])
+
+
+def _paper_rows(cell: Cell, arms: list[str], table: dict[str, Any]) -> list[Row]:
+    found = results(cell, [*dict.fromkeys([*arms, BASE])])
+    return [_row(cell, found[arm], found[BASE]) | _paper_row(table, arm) for arm in arms]
 
 
 def _row(cell: Cell, result: ArmResult, base: ArmResult | None = None) -> Row:
@@ -135,10 +178,14 @@ def _row(cell: Cell, result: ArmResult, base: ArmResult | None = None) -> Row:
         "resolved": result.resolved,
         "reason": result.reason or result.to_base.reason,
         "_to_base": result.to_base,
+        "_check": result.check,
+        "bandwidth_share": result.bandwidth_share,
     }
+    row |= {f"check_{name}": (result.check or {}).get(name) for name in ("check", "value", "bound")}
     row |= {name: result.cost.get(name) for name in ("params", "macs", "floor_ms")}
-    row |= {name: result.memory.get(name) for name in ("weights_gib", "peak_gib")}
-    row["memory_note"] = result.memory.get("note") or result.reason or "not in the record"
+    row |= {name: result.memory.get(name) for name in memory.SIZES}
+    row["base_peak_gib"] = memory.of_arm(cell, base_of(result.runtime))[0].get("peak_gib")
+    row["memory_note"] = result.memory.get("note")
     row["over_floor"] = result.ms_per_token / floor_ms if result.ms_per_token and floor_ms else None
     row |= {f"base_{name}": base.cost.get(name) for name in ("params", "macs")} if base else {}
     return row | {"records": result.files}
@@ -146,10 +193,11 @@ def _row(cell: Cell, result: ArmResult, base: ArmResult | None = None) -> Row:
 
 def _paper_row(table: dict[str, Any], arm: str) -> Row:
     """The printed numbers of this row and of the backbone's row; nothing where the paper has none."""
-    rows = by_arm(table)
-    found: Row = {"paper_ratio": rows[arm]["ms_per_token"] / rows[BASE]["ms_per_token"]}
+    own, base = by_arm(table).get(arm, {}), by_arm(table)[BASE]
+    ms = own.get("ms_per_token")
+    found: Row = {"paper_ratio": ms / base["ms_per_token"] if ms else None}
     for name in table["columns"]:
-        found |= {f"paper_{name}": rows[arm].get(name), f"paper_base_{name}": rows[BASE].get(name)}
+        found |= {f"paper_{name}": own.get(name), f"paper_base_{name}": base.get(name)}
     return found
 
 
@@ -185,21 +233,18 @@ def _against(row: Row, found: Comparison) -> str:
     return "1" if row["arm"] == found.base else ratio_text(found.ratio, found.resolved, found.reason)
 
 
+def _over_floor(row: Row) -> str:
+    """9.10 × 0.188 ms: the distance, and from what."""
+    return GAP if row["over_floor"] is None else f"{digits(row['over_floor'])} × {digits(row['floor_ms'])} ms"
+
+
 def _peak(row: Row) -> str:
-    return digits(row["peak_gib"]) if row["peak_gib"] is not None else str(row["memory_note"])
+    """A note says first why there is no peak."""
+    return _peak_or_gap(row) if row["peak_gib"] is not None else str(row["memory_note"]).partition(";")[0]
 
 
-def _times(value: float) -> str:
-    return "1" if value == 1 else f"{digits(value)} ({percent_text(value)})"
-
-
-def _printed(value: float | None) -> str:
-    return GAP if value is None else str(value)
-
-
-def _billions(value: float, base: float) -> str:
-    return f"{value} G" if value == base else f"{value} G ({percent_text(value / base)})"
-
-
-def _gib(value: float, base: float) -> str:
-    return str(value) if value == base else f"{value} ({percent_text(value / base)})"
+def _peak_or_gap(row: Row) -> str:
+    """With what it adds to the backbone in the same runtime, if that was measured."""
+    peak, base = row["peak_gib"], row["base_peak_gib"]
+    more = f" ({percent_text(peak / base)})" if peak and base and peak != base else ""
+    return digits(peak) + more

@@ -1,5 +1,5 @@
 """How numbers are printed, everywhere in the report: three digits, an interval, a unit, or the reason for a
-gap.
+gap; and what is said under several tables.
 
 In: numbers, intervals, sizes. Out: short strings. Next: tables.py.
 """
@@ -7,10 +7,30 @@ In: numbers, intervals, sizes. Out: short strings. Next: tables.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from adafuse.stats import Difference, Interval
 
 GAP = "–"
+FLOOR_NOTE = (
+    "time / floor: the floor is the time to read (and where a strategy merges, write) each byte that a token needs "
+    "once, at the read bandwidth measured in the same process."
+)
+CHECK_NOTE = (
+    "check: of all that an arm had to meet before it was timed, the value that came nearest to its bound; each of them "
+    "stands in table checks."
+)
+MEMORY_NOTE = (
+    "Memory is measured apart, one arm a process (experiment=table5). weights: counted from the tensors that the arm "
+    "needs. peak: the most that torch's allocator held while the installed adapter ran, prefill and decode; with load: "
+    "in the whole process. process: what the driver counts, CUDA's context included; on a CPU the peak resident set. "
+    "What each arm had to meet before it was timed stands in table checks."
+)
+CAPTURED = (
+    "Each ratio is to the plain backbone in the same runtime. Strategy fused is built on a matrix-vector product of "
+    "our own, which may beat the library's: its second ratio is to the backbone through that product."
+)
 
 
 def ratio_text(found: Interval | None, resolved: bool = True, reason: str | None = None) -> str:
@@ -21,7 +41,7 @@ def ratio_text(found: Interval | None, resolved: bool = True, reason: str | None
         return (
             f"{digits(found.ratio)} (no interval)"
             if math.isnan(found.low)
-            else f"{found.ratio:.4f} (counted)"
+            else f"{found.ratio:.4f} ({found.method})"
         )
     # As many decimals as the interval's width deserves.
     places = min(4, max(2, math.ceil(-math.log10(found.high - found.low))))
@@ -55,6 +75,19 @@ def short(value: object) -> str:
     return f"{value:.3g}"
 
 
+def share_text(value: float | None) -> str:
+    """A share of a whole: 0.531 is 53 %."""
+    return GAP if value is None else f"{100 * value:.0f} %"
+
+
+def bound_text(check: Mapping[str, Any] | None) -> str:
+    """A check and how near its bound it came: logits 0.0041 of 0.0885; where none may differ: greedy 0 of 0."""
+    if check is None:
+        return GAP
+    said = f"{check['check']} {short(check['value'])} of {short(check['bound'])}"
+    return said if check["passed"] else f"failed: {said}"
+
+
 def count_text(value: float | None, base: float | None = None) -> str:
     """A count with its unit and, against a base, what it adds: 7.07 G (+4.9 %)."""
     if value is None:
@@ -70,3 +103,21 @@ def percent_text(ratio: float) -> str:
     """A ratio as the paper prints it: 1.29 is +29 %."""
     extra = 100 * (ratio - 1)
     return f"{extra:+.0f} %" if abs(extra) >= 10 else f"{extra:+.2g} %"
+
+
+def times_text(ratio: float | None) -> str:
+    """A ratio that the paper prints as a percentage: 1.29 (+29 %)."""
+    if ratio is None:
+        return GAP
+    return "1" if ratio == 1 else f"{digits(ratio)} ({percent_text(ratio)})"
+
+
+def printed_text(value: float | None, unit: str = "") -> str:
+    """A number as the paper prints it."""
+    return GAP if value is None else f"{value}{unit}"
+
+
+def more_text(value: float | None, base: float, unit: str = "") -> str:
+    """A printed number and what it adds to the printed base: 13.8 (+7.0 %)."""
+    shown = printed_text(value, unit)
+    return shown if value is None or value == base else f"{shown} ({percent_text(value / base)})"

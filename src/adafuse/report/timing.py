@@ -1,5 +1,5 @@
-"""What a latency cell says about each arm: its time, its ratio to the backbone, its cost, or why there is no
-time.
+"""What a latency cell says about each arm: its time, its ratio to the backbone, the check it passed, its cost and
+memory, or why there is no time.
 
 In: a `Cell` of latency records. Out: `ArmResult` by arm, and ratios between any two arms. An arm is compared with
 the plain backbone in its own runtime, so that no adapter gets the credit for a CUDA graph. Next: tables.py,
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from adafuse.records import Record
+from adafuse.report import memory
 from adafuse.report.cells import Cell, base_key, cells, first_error, short_name, why_empty
 from adafuse.report.text import short
 from adafuse.stats import Interval, is_resolved, paired_ratio
@@ -49,7 +50,12 @@ class ArmResult:
     to_gemv: Comparison | None
     reason: str | None
     cost: dict[str, Any]
+    # measured apart if it was, else what the latency record counts
     memory: dict[str, Any]
+    # the one that decides: a failed one, else the passed one that came nearest to its bound
+    check: dict[str, Any] | None
+    # of the bandwidth that was measured in the same processes
+    bandwidth_share: float | None
     files: list[str]
 
     @property
@@ -84,8 +90,8 @@ def again_of(runtime: str) -> str:
 
 
 def latency_cells(records: list[Record]) -> list[Cell]:
-    """The latency cells among `records`, one for each set of arms."""
-    return cells(records, "latency")
+    """The latency cells among `records`, one for each set of arms, with their memory; last, memory of no such cell."""
+    return memory.with_memory(cells(records, "latency"), records)
 
 
 def cells_for(latency: list[Cell], arms: list[str]) -> list[Cell]:
@@ -95,7 +101,7 @@ def cells_for(latency: list[Cell], arms: list[str]) -> list[Cell]:
     other.
     """
     best: dict[str, Cell] = {}
-    for cell in latency:
+    for cell in filter(memory.is_timed, latency):
         key = base_key(cell)
         if key not in best or _held(cell, arms) > _held(best[key], arms):
             best[key] = cell
@@ -131,13 +137,15 @@ def results(cell: Cell, arms: list[str] | None = None) -> dict[str, ArmResult]:
 
 def missing(cell: Cell, arm: str) -> str:
     """Why an arm has no time."""
+    if not memory.is_timed(cell):
+        return "no latency record of this cell"
     if not cell.finished:
         return why_empty(cell, "block")
     if arm not in cell.config["arms"]["run"]:
         return f"not run: arm is not in arms={cell.config['arms'].get('name')}"
-    for _, check in cell.of("check"):
-        if check["arm"] == arm and not check["passed"]:
-            return f"check failed: {check['check']} {short(check['value'])}, bound {short(check['bound'])}"
+    check = decisive_check(cell, arm)
+    if check and not check["passed"]:
+        return f"check failed: {check['check']} {short(check['value'])}, bound {short(check['bound'])}"
     named = first_error(cell.finished, arm)
     if named:
         return named
@@ -147,23 +155,47 @@ def missing(cell: Cell, arm: str) -> str:
     return first_error(cell.finished) or "not in the record"
 
 
+def decisive_check(cell: Cell, arm: str) -> dict[str, Any] | None:
+    """Of all processes: the first check that failed, else the one that came nearest to its bound."""
+    checks = [line for _, line in cell.of("check") if line["arm"] == arm]
+    failed = next((line for line in checks if not line["passed"]), None)
+    # where nothing at all may differ the bound is 0, and a check that passed came no nearer than any other
+    return failed or max(
+        checks, key=lambda line: line["value"] / line["bound"] if line["bound"] else 0, default=None
+    )
+
+
+def bandwidth_share(cell: Cell, cost: dict[str, Any], ms_per_token: float | None) -> float | None:
+    """Bytes that a token needs, over its time, over the measured read bandwidth."""
+    read_gbps = [line["read_gbps"] for _, line in cell.of("calibration") if line["read_gbps"]]
+    if not (read_gbps and ms_per_token and cost.get("bytes_per_token")):
+        return None
+    return float(cost["bytes_per_token"] / (ms_per_token * 1e-3) / (np.median(read_gbps) * 1e9))
+
+
 def _result(cell: Cell, arm: str, noise: dict[str, Interval | None]) -> ArmResult:
     per_process = _medians(cell, arm)
     known, runtime = _arm(cell, arm), runtime_of(cell, arm)
     own = noise.get(runtime)
     fused = known.get("strategy") == "fused"
+    ms_per_token = float(np.median(per_process)) if per_process else None
+    cost = _cost(cell, arm)
+    sizes, memory_files = memory.of_arm(cell, arm)
+    files = [short_name(r) for r in cell.finished if _mentions(r, arm)]
     return ArmResult(
         arm=arm,
         label=known.get("label", arm),
         runtime=runtime,
         strategy=known.get("strategy"),
-        ms_per_token=float(np.median(per_process)) if per_process else None,
+        ms_per_token=ms_per_token,
         to_base=_compare(cell, arm, base_of(runtime), own),
         to_gemv=_compare(cell, arm, base_of(runtime, GEMV), own) if fused else None,
         reason=None if per_process else missing(cell, arm),
-        cost=_first(cell, "cost", arm),
-        memory=_first(cell, "memory", arm),
-        files=[short_name(r) for r in cell.finished if _mentions(r, arm)],
+        cost=cost,
+        memory=sizes,
+        check=decisive_check(cell, arm),
+        bandwidth_share=bandwidth_share(cell, cost, ms_per_token),
+        files=list(dict.fromkeys([*files, *memory_files])),
     )
 
 
@@ -187,8 +219,12 @@ def _arm(cell: Cell, arm: str) -> dict[str, Any]:
     return dict(cell.config["arms"].get("table", {}).get(arm, {}))
 
 
-def _first(cell: Cell, kind: str, arm: str) -> dict[str, Any]:
-    return next((line for _, line in cell.of(kind) if line["arm"] == arm), {})
+def _cost(cell: Cell, arm: str) -> dict[str, Any]:
+    """Counts are alike in all processes; the floor follows each one's own bandwidth, so its median is taken."""
+    lines = [line for _, line in cell.of("cost") if line["arm"] == arm]
+    if not lines:
+        return {}
+    return lines[0] | {"floor_ms": float(np.median([line["floor_ms"] for line in lines]))}
 
 
 def _mentions(record: Record, arm: str) -> bool:

@@ -4,23 +4,25 @@ In: the paper's number and ours with its interval. Out: a verdict and the reason
 
 Ratios (latency, layers, memory). The paper gives no interval, prints two digits (a ratio is known to 4 %) and
 disagrees with itself by up to 14 % (2.4 times in the abstract, 8.5 / 3.1 = 2.7 in Table 6): its number stands
-for a band of CLOSE to either side; for memory, printed to three digits, of CLOSE_MEMORY.
+for a band of CLOSE to either side; for memory, printed to three digits, of CLOSE_MEMORY. Memory is a ratio of two
+processes' peaks and has no interval: what is allocated does not vary.
 - `about`: replicated if our interval meets the band; in part if it does not but lies on the same side
   of 1; else not.
-- `at_most` (AdaFuse's cost): replicated if our interval ends below the band's top; in part if it straddles
-  the top; not replicated if it starts above it.
+- `at_most` (AdaFuse's cost in time and memory): replicated if our interval ends below the band's top; in part
+  if it straddles the top; not replicated if it starts above it.
 - `at_least` (AdaFuse's gain): the mirror image, except that a gain too small but above 1 is replicated in
   part.
 - A ratio that the A/A arm does not resolve from 1 is not replicated where the paper's band excludes 1.
 - An interval that holds both 1 and the paper's number cannot tell: not testable here.
 
 Order of rows: replicated if every step is slower beyond its interval and the A/A arm; in part if some are.
-Parameters and MACs: judged only on a backbone of at least COST_PARAMS parameters, because the share of an
-adapter falls with the width of the model. Accuracy: needs MIN_SEEDS seeds. "On par" is replicated if the
-interval of the paired difference stays above -MARGIN points; not replicated if it lies wholly below 0 and
-reaches past -MARGIN; not testable if it holds 0 and reaches past -MARGIN. Absolute milliseconds are never
-compared. The paper's claims are about a GPU: a time measured on a CPU leaves them not testable, and the
-reason says what the rule would give.
+Parameters and MACs: counts, judged on any device, but only on a backbone of at least COST_PARAMS parameters,
+because the share of an adapter falls with the width of the model.
+Accuracy: needs MIN_SEEDS seeds. "On par" is replicated if the interval of the paired difference stays above
+-MARGIN points; not replicated if it lies wholly below 0 and reaches past -MARGIN; not testable if it holds 0 and
+reaches past -MARGIN.
+Absolute milliseconds are never compared. The paper's claims are about a GPU: a time or a memory measured on a CPU
+leaves them not testable, and the reason says what the rule would give.
 """
 
 from __future__ import annotations
@@ -47,9 +49,9 @@ def _percent(factor: float) -> str:
 
 RULES = (
     "Rules, fixed in advance (`src/adafuse/report/verdicts.py`): a ratio is replicated if our 95 % interval meets the "
-    f"paper's number ± {_percent(CLOSE)} (for a bound: stays on its side), in part if only the direction "
-    f"holds. Accuracy needs {MIN_SEEDS} seeds and a paired interval above -{MARGIN:g} points. The paper's "
-    "absolute milliseconds are never compared."
+    f"paper's number ± {_percent(CLOSE)} (memory ± {_percent(CLOSE_MEMORY)}; a bound: stays on its side), in part if "
+    f"only the direction holds. Accuracy needs {MIN_SEEDS} seeds and a paired interval above -{MARGIN:g} points. The "
+    "paper's absolute milliseconds are never compared."
 )
 
 
@@ -130,7 +132,7 @@ def judge_cost(paper: float, ours: Interval | None, base_params: float | None, r
     if base_params < COST_PARAMS:
         return (
             NOT_TESTABLE,
-            f"an adapter's share depends on the width; needs {COST_PARAMS / 1e9:g} billion parameters",
+            f"an adapter's share falls with the width, so it takes {COST_PARAMS / 1e9:g} billion parameters",
         )
     excess = (ours.ratio - 1) / (paper - 1)
     if 1 / CLOSE <= excess <= CLOSE:
@@ -146,7 +148,7 @@ def judge_difference(ours: Difference | None, reason: str) -> Verdict:
     if ours is None:
         return NOT_TESTABLE, reason
     if ours.n_seeds < MIN_SEEDS:
-        return NOT_TESTABLE, f"{ours.n_seeds} of {MIN_SEEDS} seeds; the interval is {ours.method}"
+        return NOT_TESTABLE, f"only {ours.n_seeds} of {MIN_SEEDS} seeds were run ({ours.method})"
     low, high = 100 * ours.low, 100 * ours.high
     if low > -MARGIN:
         return REPLICATED, f"the interval stays above -{MARGIN:g} points"
@@ -169,7 +171,7 @@ def timed_on(cell: Cell, verdict: str, why: str) -> Verdict:
 
 def _about(paper: float, low: float, high: float, close: float) -> Verdict:
     if _meets(paper, low, high, close):
-        return REPLICATED, f"our interval meets the paper's number ± {_percent(close)}"
+        return REPLICATED, f"{_said(low, high, 'meets')} the paper's number ± {_percent(close)}"
     if (low > 1) == (paper > 1) and (high > 1) == (paper > 1):
         return IN_PART, "same direction, " + ("larger" if low > paper else "smaller") + " than printed"
     return NOT_REPLICATED, "another direction than printed"
@@ -178,10 +180,16 @@ def _about(paper: float, low: float, high: float, close: float) -> Verdict:
 def _at_most(paper: float, low: float, high: float, close: float) -> Verdict:
     top = paper * close
     if high <= top:
-        return REPLICATED, f"our interval ends below {top:.2f}, the printed bound + {_percent(close)}"
+        return (
+            REPLICATED,
+            f"{_said(low, high, 'ends')} below {top:.2f}, the printed bound + {_percent(close)}",
+        )
     if low <= top:
         return IN_PART, f"our interval straddles {top:.2f}, the printed bound + {_percent(close)}"
-    return NOT_REPLICATED, f"our interval starts above {top:.2f}, the printed bound + {_percent(close)}"
+    return (
+        NOT_REPLICATED,
+        f"{_said(low, high, 'starts')} above {top:.2f}, the printed bound + {_percent(close)}",
+    )
 
 
 def _at_least(paper: float, low: float, high: float, close: float) -> Verdict:
@@ -196,6 +204,13 @@ def _at_least(paper: float, low: float, high: float, close: float) -> Verdict:
     if high >= bottom:
         return NOT_TESTABLE, "the interval holds both 1 and the paper's number"
     return NOT_REPLICATED, "no gain beyond the interval"
+
+
+def _said(low: float, high: float, verb: str) -> str:
+    """What the reason is about: an interval, or a value that has none."""
+    if low < high:
+        return f"our interval {verb}"
+    return "our value meets" if verb == "meets" else "our value lies"
 
 
 def _meets(paper: float, low: float, high: float, close: float) -> bool:
