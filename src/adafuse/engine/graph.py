@@ -135,6 +135,14 @@ class Static:
         self._launch(count)
         return self.ids_BM[:, begin + 1 : begin + count + 1]
 
+    def run_uncaptured(self, count: int) -> None:
+        """`run` without the graph: the same launches one by one, for who wants to see which module each belongs to."""
+        replay, self._replay = self._replay, self._step
+        try:
+            self._launch(count)
+        finally:
+            self._replay = replay
+
     def watching(self) -> AbstractContextManager[None]:
         """The graph holds the choices anyway."""
         return nullcontext()
