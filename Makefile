@@ -1,7 +1,7 @@
 # Every command that this project needs; `make` alone lists them. Nothing has to be installed by hand.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce report test lint notebooks check-results stamp clean
+.PHONY: help install reproduce latency report test lint notebooks check-results stamp clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,8 +10,11 @@ STAMP := $(VENV)/.installed
 RUNS ?= results/runs
 # With a CUDA device real shapes, without one the tiny backbone; PROFILE=cpu, gpu or paper chooses by hand.
 PROFILE ?= $(shell nvidia-smi -L > /dev/null 2>&1 && echo gpu || echo cpu)
-# table2 comes first: it trains the adapters that the others time. Tables 5 and 6 show the cell that table1 measures.
-EXPERIMENTS ?= table2 table1 attribution figure1 figure2 $(if $(filter gpu,$(PROFILE)),graph graph_batch kernels drift)
+# table2 comes first: in profile cpu it trains the adapters that the others time. Table 6 shows table1's cell.
+EXPERIMENTS ?= table2 $(LATENCY)
+CAPTURED := graph trace_graph memory_graph graph_batch batch_scan model_scan module_scan context_scan routing_scan \
+  compiled kernels drift
+LATENCY := table1 table5 attribution peft figure1 figure2 trace $(if $(filter gpu,$(PROFILE)),$(CAPTURED))
 # More overrides for every experiment, for example OVERRIDES="seed=0,1,2"
 OVERRIDES ?=
 
@@ -29,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # A failing experiment does not keep the others, or the report, from running; the exit status tells.
-reproduce: $(STAMP) ## Run the main experiments and draw the report; call it again to go on (cpu: 12 minutes)
+reproduce: $(STAMP) ## Run the main experiments and draw the report; call it again to go on (cpu: 15 minutes)
 	@echo "reproduce: profile $(PROFILE), records in $(RUNS); interrupt it at any time, the same command goes on"
 	@status=0; for experiment in $(EXPERIMENTS); do \
 	  echo; echo "== $$experiment: $$(grep -oE 'profile=$(PROFILE): [^.]*|Any profile: [^.]*' conf/experiment/$$experiment.yaml | head -n 1)"; \
@@ -38,6 +41,9 @@ reproduce: $(STAMP) ## Run the main experiments and draw the report; call it aga
 	done; \
 	$(MAKE) --no-print-directory report RUNS=$(RUNS) || status=1; \
 	exit $$status
+
+latency: ## The experiments on latency and memory alone, and the report (one GPU: see README, "Time")
+	@$(MAKE) --no-print-directory reproduce EXPERIMENTS="$(LATENCY)"
 
 report: $(STAMP) ## Draw tables, figures and verdicts from the records (under 30 seconds)
 	@echo; echo "== report: under 30 seconds"

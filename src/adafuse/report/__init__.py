@@ -15,6 +15,7 @@ import pandas as pd
 from adafuse.records import Record
 from adafuse.report import (
     accuracy,
+    calibration,
     claims,
     drift,
     evidence,
@@ -27,6 +28,7 @@ from adafuse.report import (
     style,
     tables,
     timing,
+    traces,
 )
 from adafuse.report.cells import Cell
 from adafuse.report.paper import load_paper
@@ -43,6 +45,7 @@ class Findings:
     layers: list[Cell]
     kernels: list[Cell]
     drift: list[Cell]
+    traces: list[Cell]
     curves: list[losses.Curve]
     paper: dict[str, Any]
 
@@ -65,6 +68,7 @@ def find(records: list[Record]) -> Findings:
         layers=layers.layer_cells(headed),
         kernels=kernels.kernel_cells(headed),
         drift=drift.drift_cells(headed),
+        traces=traces.trace_cells(headed),
         curves=losses.loss_curves(headed),
         paper=load_paper(),
     )
@@ -84,8 +88,10 @@ def all_sheets(found: Findings) -> list[sheet.Sheet]:
         layers.layer_table(found.layers, paper),
         kernels.kernel_table(found.kernels),
         drift.drift_table(found.drift),
+        traces.trace_table(found.traces),
         evidence.checks(latency),
         evidence.timing(latency),
+        calibration.sheet([*latency, *found.kernels, *found.layers]),
         evidence.all_records(found.records),
     ]
 
@@ -94,7 +100,9 @@ def draw(found: Findings, out: Path) -> list[Path]:
     """Write every table and figure below `out`; what an earlier report left there goes first."""
     _clear(out)
     written = [path for table in all_sheets(found) for path in sheet.write(table, out / "tables")]
-    drawn = figures.all_figures(found.latency, found.layers, found.curves, found.paper, found.drift)
+    drawn = figures.all_figures(
+        found.latency, found.layers, found.curves, found.paper, found.drift, found.traces
+    )
     for name, figure in drawn.items():
         written += style.save(figure, out / "figures" / name)
     if found.curves:
@@ -106,7 +114,7 @@ def draw(found: Findings, out: Path) -> list[Path]:
 
 def _clear(out: Path) -> None:
     """A figure that is drawn no longer must not stay; other people's files do."""
-    for pattern in ("figure[12]*", "latency_*", "drift*", "loss*"):
+    for pattern in ("figure[12]*", "latency_*", "scan_*", "timeline_*", "drift*", "loss*"):
         for path in (out / "figures").glob(pattern):
             if path.suffix in (".svg", ".png", ".csv"):
                 path.unlink()

@@ -21,8 +21,11 @@ from adafuse.report.drift import drift_figure, traces
 from adafuse.report.latency_figure import latency_figure
 from adafuse.report.layers import Point, figure1_cells, figure1_point, figure2_cells, points, tokens
 from adafuse.report.losses import Curve
+from adafuse.report.scans import scan_figure, scans
 from adafuse.report.style import ADAPTERS, BACKBONE, FAINT, INK, METHODS, PALE, PAPER, RC, canvas, source_line
 from adafuse.report.text import digits
+from adafuse.report.traces import timelines
+from adafuse.report.traces_figure import timeline_figure
 
 
 def all_figures(
@@ -31,16 +34,23 @@ def all_figures(
     curves: list[Curve],
     paper: dict[str, Any],
     drift: Sequence[Cell] = (),
+    traced: Sequence[Cell] = (),
 ) -> dict[str, Figure]:
     """Every figure that the records allow, by file name; a second cell of the same kind gets a number."""
     drawn: list[tuple[str, Figure]] = []
     with mpl.rc_context(RC):
         drawn += [("figure1", figure1(cell, paper)) for cell in figure1_cells(layers)]
         drawn += [("figure2", figure2(cell)) for cell in figure2_cells(layers)]
+        varied = scans(latency)
+        drawn += [(f"scan_{scan.what}", scan_figure(scan)) for scan in varied]
+        in_scans = [cell for scan in varied for cell in scan.cells]
         for cell in latency:
-            if cell.rounds:
+            if cell.rounds and cell not in in_scans:
                 drawn.append((f"latency_{cell.config['arms'].get('name')}", latency_figure(cell, paper)))
         drawn += [("drift", drift_figure(cell)) for cell in drift if traces(cell)]
+        for cell in traced:
+            if timelines(cell):
+                drawn.append((f"timeline_{cell.config['arms'].get('name')}", timeline_figure(cell)))
         if curves:
             drawn.append(("loss", loss_figure(curves)))
     named: dict[str, Figure] = {}
