@@ -390,7 +390,7 @@ def test_bytes(dtype: torch.dtype, tiny_llama) -> None:
 
 
 def test_what_the_arms_hold(tiny_llama) -> None:
-    """PEFT's modules share our factors; a merge keeps clean weights to come back to."""
+    """PEFT's modules share our factors; merging in place holds nothing more."""
     model = tiny_llama()
     lora, adafuse = adapted(model, LORA), adapted(model, ADAFUSE)
     backbone = cost.weights_gib(model, None, StrategyName.dense)

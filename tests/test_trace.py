@@ -201,6 +201,15 @@ def test_one_arm_fails_and_the_others_go_on(tiny_llama, tmp_path: Path, monkeypa
     assert list(by_arm(record, "trace")) == ["base", "base_again", "adafuse_gather"]
 
 
+def test_a_captured_merge_leaves_the_products_to_the_backbone(tiny_llama, tmp_path: Path) -> None:
+    """Off a GPU the same step runs uncaptured: its joined projections are the backbone's, whatever was merged."""
+    record = measure(tiny_llama(), tmp_path, "arms.run=[base_graph,adafuse_rebase_graph,adafuse_gather_graph]")
+    parts = {arm: line["parts_ms"] for arm, line in by_arm(record, "trace").items()}
+    assert parts["adafuse_rebase_graph"]["adapters"] == parts["base_graph"]["adapters"] == 0
+    assert parts["adafuse_gather_graph"]["adapters"] > 0
+    assert parts["adafuse_rebase_graph"]["switch"] > 0 and parts["adafuse_rebase_graph"]["base_gemm"] > 0
+
+
 def test_peft_is_told_apart_too(tiny_llama, tmp_path: Path) -> None:
     record = measure(tiny_llama(num_hidden_layers=2), tmp_path, "arms.run=[lora_peft,adafuse_peft_merge]")
     parts = {arm: line["parts_ms"] for arm, line in by_arm(record, "trace").items()}
@@ -404,6 +413,7 @@ def test_a_captured_token_is_one_launch_of_the_host(tiny_llama, tmp_path: Path) 
         assert line["graph_nodes"] == line["launches"] > 1 and line["unlinked"] == 0
     assert lines["adafuse_gather_graph"]["parts_ms"]["adapters"] > 0
     assert lines["adafuse_switch_graph"]["parts_ms"]["switch"] > 0
+    assert lines["adafuse_switch_graph"]["parts_ms"]["adapters"] == 0
     assert not lines["base_graph"]["parts_ms"]["adapters"]
     for arm in ("base", "adafuse_gather"):
         line = lines[arm]

@@ -26,6 +26,7 @@ from adafuse.config import (
     StrategyName,
 )
 from adafuse.engine import strategies
+from adafuse.engine.clean import clean_copy
 from adafuse.engine.projections import Projection, join, placed
 
 
@@ -172,7 +173,7 @@ class Adapter:
         for site in self.linears():
             if site.static is not None:
                 weight = site.base.weight.data
-                self._clean_static.append((site, weight.clone()))
+                self._clean_static.append((site, clean_copy(site.base.weight)))
                 weight.addmm_(
                     site.static.lora_B[0].detach() * site.static.scaling, site.static.lora_A[0].detach()
                 )

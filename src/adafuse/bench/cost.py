@@ -136,7 +136,7 @@ def _bytes(module: nn.Module) -> int:
 
 def weights_gib(model: nn.Module, adapter: Adapter | None, strategy: StrategyName) -> float:
     """GiB that this arm alone would hold: backbone, adapter (PEFT's modules share its factors), the factors that its
-    strategy lays out anew, and the clean copy that a merge needs to come back."""
+    strategy lays out anew, and the clean copy that rebase reads; copies that only put weights back do not count."""
     total = _bytes(model)
     if adapter is not None:
         total += sum(p.numel() * p.element_size() for p in adapter.parameters())
@@ -144,6 +144,6 @@ def weights_gib(model: nn.Module, adapter: Adapter | None, strategy: StrategyNam
         if strategy in (StrategyName.dense, StrategyName.gather, StrategyName.fused):
             total += sum(_bytes(site.lora) for site in sites)
             total += sum(p.numel() * p.element_size() for p in adapter.unjoined_up_factors())
-        if strategy in WEIGHT_PASSES:
+        if strategy is StrategyName.rebase and adapter.method.routing is not Routing.none:
             total += sum(_bytes(site.base) for site in sites)
     return total / 2**30

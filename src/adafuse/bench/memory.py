@@ -19,6 +19,7 @@ from torch import nn
 from adafuse.bench import cost, workload
 from adafuse.config import Arm, Config
 from adafuse.engine import decoders
+from adafuse.engine.clean import kept_on_host
 from adafuse.records import Recorder
 
 GIB = 2**30
@@ -57,7 +58,7 @@ def _decode(config: Config, arm: Arm, model: nn.Module, where: str) -> tuple[flo
     # any other must not carry empty ones.
     adapter = workload.adapters(config, model).get(arm.method)
     decoder = decoders.make(model, adapter, arm.strategy, arm.runtime, config.context + tokens)
-    with decoder.installed():
+    with kept_on_host(), decoder.installed():
         load_gib = _forget_load(where)
         decoder.start(prompt)
         with decoder.decoding():

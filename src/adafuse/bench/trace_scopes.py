@@ -98,8 +98,8 @@ def _scope_adapter(stack: ExitStack, adapter: Adapter) -> None:
 
 
 def _adapted(adapter: Adapter | None) -> set[str]:
-    """Paths of the linears that have experts."""
-    sites = {} if adapter is None else adapter.sites
+    """Paths of the linears that compute with experts; merged ones are products of the backbone's own."""
+    sites = {} if adapter is None or adapter.merging else adapter.sites
     return {path for path, site in sites.items() if getattr(site, "experts", None) is not None}
 
 

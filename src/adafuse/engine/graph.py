@@ -25,6 +25,7 @@ from adafuse.engine.projections import Joint, Projection, join, placed
 from adafuse.engine.strategies import Strategy, fused
 
 WARMUP_STEPS = 3
+MAX_COMPILED_ARMS = 64
 # rows of the attention bias must be aligned for the memory-efficient attention kernel
 SLOT_MULTIPLE = 64
 
@@ -49,6 +50,8 @@ class Static:
         self._product = fused.product if strategy is StrategyName.fused else _library_product
         self._forward: Callable[[], Tensor] = self._eager_forward
         if runtime is Runtime.compiled:
+            # one function, compiled anew for every arm of a cell: not the runaway that the limit of 8 is there to stop
+            torch._dynamo.config.recompile_limit = MAX_COMPILED_ARMS
             self._forward = torch.compile(self._eager_forward, fullgraph=True, dynamic=False)
         self._replay: Callable[[], None] | None = None
         self._addresses: list[int] = []
@@ -221,8 +224,9 @@ class Static:
             with torch.cuda.stream(stream):
                 for _ in range(WARMUP_STEPS):
                     self._step()
+                    # torch.compile would compile once more for every length of this list
+                    said.clear()
             torch.cuda.current_stream().wait_stream(stream)
-            said.clear()
             with torch.cuda.graph(graph):
                 self._step()
             # these tensors are in the graph's own memory: every replay writes the choices of its token there

@@ -78,6 +78,8 @@ class SimpleMerge:
     # all linears are written before the first of them runs, so the plain backbone does the rest
     ahead = False
     routes_at_once = True
+    # every token's weights are written from the clean ones
+    from_clean = False
     joints: Sequence[Joint] = ()
 
     def __init__(self) -> None:
@@ -87,7 +89,7 @@ class SimpleMerge:
     def prepare(self, adapter: Adapter) -> None:
         """Keep clean copies: adding and subtracting in bf16 does not come back by itself."""
         self._sites = [site for site in adapter.linears() if site.experts is not None]
-        self._clean = {id(site): clean_copy(site.base.weight) for site in self._sites}
+        self._clean = {id(site): clean_copy(site.base.weight, self.from_clean) for site in self._sites}
         self._prepare(adapter)
 
     def _prepare(self, adapter: Adapter) -> None:
@@ -141,12 +143,12 @@ class Switch(SimpleMerge):
         else:
             self._up = {id(site): packed_up(site.lora) for site in self._sites}
 
-    def _tensors(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Weights, clean weights, down and up factors of all sites, as kernels/switch.py takes them."""
+    def _tensors(self) -> tuple[list[Tensor], list[Tensor] | None, list[Tensor], list[Tensor]]:
+        """Weights, clean weights if needed, down and up factors of all sites, as kernels/switch.py takes them."""
         sites = self._sites
         return (
             [site.base.weight.detach() for site in sites],
-            [self._clean[id(site)] for site in sites],
+            [self._clean[id(site)] for site in sites] if self.from_clean else None,
             [site.lora.lora_A.detach() for site in sites],
             [site.lora.lora_B.detach() for site in sites],
         )
@@ -174,6 +176,8 @@ class Switch(SimpleMerge):
 
 class Rebase(Switch):
     """All linears when the token's gates are known, from the clean weights: exact after any number of tokens."""
+
+    from_clean = True
 
     def _write(self) -> None:
         new = slice(self._selection.top_k)
