@@ -16,7 +16,8 @@ SCRIPT = """
 import json, os, sys, time
 start = time.time()
 time.sleep(0.05)
-line = {"pid": os.getpid(), "start": start, "end": time.time(), "argv": sys.argv[1:]}
+line = {"pid": os.getpid(), "start": start, "end": time.time(), "argv": sys.argv[1:],
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
 with open(os.environ["SAID"], "a") as said:
     said.write(json.dumps(line) + "\\n")
 sys.exit(3 if "seed=1" in sys.argv else 0)
@@ -37,6 +38,28 @@ def test_jobs_run_one_by_one_in_fresh_processes(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(SystemExit) as raised:
         _ = results[1].return_value
     assert raised.value.code == 1
+
+
+def test_with_several_gpus_no_two_jobs_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT.replace("time.sleep(0.05)", "time.sleep(0.4)"))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])
+    monkeypatch.setenv("SAID", str(tmp_path / "said"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    jobs = [[f"seed={seed}"] for seed in range(5)]
+    results = IsolatedLauncher(gpus=2).launch(jobs, initial_job_idx=0)
+    said = [json.loads(line) for line in (tmp_path / "said").read_text().splitlines()]
+    assert {line["gpu"] for line in said} == {"4", "7"}
+    for gpu in ("4", "7"):
+        own = sorted((line for line in said if line["gpu"] == gpu), key=lambda line: line["start"])
+        assert all(before["end"] <= after["start"] for before, after in itertools.pairwise(own))
+    first, second = sorted(said, key=lambda line: line["start"])[:2]
+    assert second["start"] < first["end"], "two jobs at a time"
+    # in the order of the jobs, whichever ended first
+    assert [r.status for r in results] == [
+        JobStatus.FAILED if seed == 1 else JobStatus.COMPLETED for seed in range(5)
+    ]
+    with pytest.raises(ValueError, match="hydra.launcher.gpus=3, but CUDA_VISIBLE_DEVICES=4,7"):
+        IsolatedLauncher(gpus=3).launch(jobs, initial_job_idx=0)
 
 
 def test_a_failing_job_does_not_stop_the_others_and_the_status_tells(tmp_path: Path) -> None:

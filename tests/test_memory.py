@@ -128,8 +128,9 @@ def test_what_the_driver_tells_of_this_process(
 @pytest.mark.gpu
 def test_peaks_on_a_gpu(tiny_llama, tmp_path: Path) -> None:
     arms = ("base", "adafuse_loop", "adafuse_switch", "adafuse_rebase", "base_graph")
+    wide = {"hidden_size": 128, "intermediate_size": 384}
     # one process for all of them here: the peak is reset for each, and only allocations count
-    lines = {arm: line_of(tiny_llama().cuda(), tmp_path, arm, where="cuda") for arm in arms}
+    lines = {arm: line_of(tiny_llama(**wide).cuda(), tmp_path, arm, where="cuda") for arm in arms}
     for line in lines.values():
         assert line["peak_load_gib"] >= line["peak_gib"] >= line["weights_gib"] > 0
         assert line["reserved_gib"] >= line["peak_gib"]
@@ -137,8 +138,8 @@ def test_peaks_on_a_gpu(tiny_llama, tmp_path: Path) -> None:
     copy_gib = lines["adafuse_rebase"]["weights_gib"] - lines["adafuse_switch"]["weights_gib"]
     peaks = {arm: line["peak_gib"] for arm, line in lines.items()}
     assert peaks["adafuse_rebase"] - peaks["adafuse_switch"] >= 0.9 * copy_gib > 0
-    assert peaks["adafuse_switch"] - peaks["base"] < copy_gib, (
-        "clean copies to come back to are in host memory"
+    assert peaks["adafuse_switch"] - peaks["adafuse_loop"] < copy_gib / 2, (
+        "copies to come back to are on the host"
     )
 
 

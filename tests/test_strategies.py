@@ -6,7 +6,7 @@ import torch
 from adafuse.adapters import reference
 from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.adapters.router import Gates, Router
-from adafuse.bench.checks import Check, run_checks
+from adafuse.bench.checks import Check, _rows, run_checks
 from adafuse.config import Config, ExpertKind, Routing, Runtime, StrategyName
 from adafuse.engine import decoders
 from adafuse.engine.decode import forward_logits, generate
@@ -105,6 +105,12 @@ def test_a_batch_whose_tokens_choose_differently(variant: Config, strategy: Stra
     model = tiny_llama()
     checks = checks_of(adapted(model, variant), strategy, prompt(rows=3), tokens=8)
     assert all(c.passed for c in checks), [c for c in checks if not c.passed]
+
+
+def test_the_reference_sees_the_ends_of_a_large_batch() -> None:
+    """Where a kernel's last tile ends is where it goes wrong first."""
+    assert _rows(prompt(rows=3)).tolist() == [0, 1, 2]
+    assert _rows(prompt(rows=64)).tolist() == [0, 21, 42, 63]
 
 
 @pytest.mark.parametrize("strategy", MERGING, ids=lambda s: s.name)

@@ -203,7 +203,9 @@ def test_one_arm_fails_and_the_others_go_on(tiny_llama, tmp_path: Path, monkeypa
 
 def test_a_captured_merge_leaves_the_products_to_the_backbone(tiny_llama, tmp_path: Path) -> None:
     """Off a GPU the same step runs uncaptured: its joined projections are the backbone's, whatever was merged."""
-    record = measure(tiny_llama(), tmp_path, "arms.run=[base_graph,adafuse_rebase_graph,adafuse_gather_graph]")
+    record = measure(
+        tiny_llama(), tmp_path, "arms.run=[base_graph,adafuse_rebase_graph,adafuse_gather_graph]"
+    )
     parts = {arm: line["parts_ms"] for arm, line in by_arm(record, "trace").items()}
     assert parts["adafuse_rebase_graph"]["adapters"] == parts["base_graph"]["adapters"] == 0
     assert parts["adafuse_gather_graph"]["adapters"] > 0

@@ -30,6 +30,8 @@ SAFETY = {torch.float32: 8.0, torch.bfloat16: 1.0, torch.float16: 1.0}
 # how far the worst of some ten million values lies from the mean error, in multiples of it
 WORST = 6.0
 PADDING = 5
+# sequences of a batch that the reference computes: 32 of them would take it longer than all the timing
+REFERENCE_ROWS = 4
 # what rounds the weights once more with every token
 IN_PLACE = (StrategyName.simple_merge, StrategyName.switch, StrategyName.peft_merge)
 
@@ -57,9 +59,9 @@ def run_checks(decoder: Decoder, float_model: nn.Module, prompt: Tensor, tokens:
     """All checks of one arm over a greedy decode of `tokens` tokens; the backbone is left as it was found.
 
     `decoder` is the one that will be timed, `float_model` the backbone in fp32 (reference.float_view), made while the
-    model was plain. Each way through the arm is held against the reference on that way's own choices of experts, and
-    those choices against the reference's. An arm that refuses to run (gates that differ within a merged batch, say)
-    fails `runs`.
+    model was plain; of a large batch it computes a few sequences, first and last among them. Each way through the arm
+    is held against the reference on that way's own choices of experts, and those choices against the reference's. An
+    arm that refuses to run (gates that differ within a merged batch, say) fails `runs`.
     """
     model, adapter = decoder.model, decoder.adapter
     clean = [clean_copy(p) for p in model.parameters()]
@@ -82,15 +84,16 @@ def run_checks(decoder: Decoder, float_model: nn.Module, prompt: Tensor, tokens:
         "whole": (whole, "the whole sequence without a cache: relative error against the fp32 reference"),
         "padding": (padded, "behind left padding: relative error against the fp32 reference without it"),
     }
-    checks = [_finite(stepwise.logits)]
+    checks, rows = [_finite(stepwise.logits)], _rows(prompt)
     for name, (way, detail) in ways.items():
         length = prompt.shape[1] + way.logits.shape[1] - 1
-        want = oracle(ids[:, :length], way.choices)[:, prompt.shape[1] - 1 :]
+        chosen = {router: index[rows] for router, index in way.choices.items()}
+        got, want = way.logits[rows], oracle(ids[rows, :length], chosen)[:, prompt.shape[1] - 1 :]
         bound = _bound(model, tokens if in_place else 0)
-        checks.append(_at_most(name, float((way.logits - want).norm() / want.norm()), bound, detail))
+        checks.append(_at_most(name, float((got - want).norm() / want.norm()), bound, detail))
         if name == "logits":
             spread = float(want.square().mean().sqrt())
-            checks.append(_greedy(stepwise.logits, want, WORST * bound * spread, model.dtype))
+            checks.append(_greedy(got, want, WORST * bound * spread, model.dtype))
         # a table of gates does not follow the router; the whole sequence is routed all the same
         if way.choices and (name == "whole" or not _forced(adapter)):
             missed = "router logits by which the worst choice misses the reference's top-k"
@@ -99,6 +102,13 @@ def run_checks(decoder: Decoder, float_model: nn.Module, prompt: Tensor, tokens:
             )
     oracle.close()
     return [*checks, restored]
+
+
+def _rows(prompt: Tensor) -> Tensor:
+    """At most REFERENCE_ROWS sequences of the batch, as far apart as can be."""
+    count = len(prompt)
+    places = torch.linspace(0, count - 1, min(count, REFERENCE_ROWS), device=prompt.device)
+    return places.round().long()
 
 
 def _forced(adapter: Adapter | None) -> bool:

@@ -10,14 +10,13 @@ from dataclasses import asdict
 
 from torch import Tensor, nn
 
-from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.reference import float_view
 from adafuse.bench import calibration, cost, routing
 from adafuse.bench.checks import PADDING, run_checks
 from adafuse.bench.rounds import Block, TimedArm, run_rounds
 from adafuse.bench.timed_arms import DecodeArm, QueryArm
 from adafuse.bench.workload import adapters, prompts
-from adafuse.config import Arm, Config
+from adafuse.config import Config
 from adafuse.engine import decoders
 from adafuse.engine.decoders import Decoder
 from adafuse.engine.strategies.joined import make_room
@@ -31,6 +30,8 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
     prompt = prompts(config, model, where)
     own_adapters = adapters(config, model)
     arms: dict[str, TimedArm] = {}
+    # by method: arms of one adapter choose alike
+    seen: dict[str, dict[str, float]] = {}
     length = (
         config.context
         + PADDING
@@ -46,7 +47,9 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
         try:
             decoder = decoders.make(model, adapter, arm.strategy, arm.runtime, length)
             if _check(name, decoder, float_model, prompt, config, record):
-                _account(name, arm, model, adapter, prompt, bandwidth["read_gbps"], record)
+                if adapter is not None and adapter.routers() and arm.method not in seen:
+                    seen[arm.method] = routing.watch(adapter, model, prompt)
+                _account(record, name, decoder, prompt, bandwidth["read_gbps"], seen.get(arm.method))
                 arms[name] = _timed(decoder, config, model, where)
         except Exception as error:  # an arm's failure is a record; the other arms go on
             record.fail(f"arm {name}", error)
@@ -83,23 +86,23 @@ def _check(
 
 
 def _account(
+    record: Recorder,
     name: str,
-    arm: Arm,
-    model: nn.Module,
-    adapter: Adapter | None,
+    decoder: Decoder,
     prompt: Tensor,
     read_gbps: float,
-    record: Recorder,
+    seen: dict[str, float] | None,
 ) -> None:
-    seen = routing.watch(adapter, model, prompt) if adapter is not None and adapter.routers() else {}
-    if seen:
+    """What the arm costs on paper, given what was seen of its routing."""
+    if seen is not None:
         record.write("routing", arm=name, **seen)
-    counted = cost.cost(model, adapter, arm.strategy, prompt, read_gbps, seen.get("touched_share"))
-    record.write("cost", arm=name, **counted)
+    model, adapter, strategy = decoder.model, decoder.adapter, decoder.strategy
+    touched_share = None if seen is None else seen["touched_share"]
+    record.write("cost", arm=name, **cost.cost(model, adapter, strategy, prompt, read_gbps, touched_share))
     record.write(
         "memory",
         arm=name,
-        weights_gib=cost.weights_gib(model, adapter, arm.strategy),
+        weights_gib=cost.weights_gib(model, adapter, strategy),
         peak_gib=None,
         note="weights counted; peaks are measured one arm a process: experiment=table5",
     )

@@ -15,7 +15,7 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.config import StrategyName
 from adafuse.engine.decode import decode_one_token, decoding, prefill
 
-STEPS = 32
+STEPS = 16
 
 
 def watch(adapter: Adapter, model: nn.Module, prompt: Tensor) -> dict[str, float]:

@@ -25,7 +25,7 @@ from adafuse import identity
 from adafuse.bench import device, trace_file, workload
 from adafuse.bench.trace_parts import Token, by_name, by_replay_order, parts_ms, tokens_of
 from adafuse.bench.trace_scopes import PlainParts, mark, marks, plain_parts, scopes
-from adafuse.config import Config, Runtime
+from adafuse.config import Config, Runtime, StrategyName
 from adafuse.engine import decoders
 from adafuse.engine.decoders import Decoder
 from adafuse.engine.graph import Static
@@ -59,6 +59,8 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
     _wake_profiler(where)
     settle = config.latency.settle_tokens
     length = config.context + settle + TOKENS + 2 * PROFILED
+    # a process's first tokens load and allocate for the first time: the first arm would show that as its own gaps
+    _warm(decoders.make(model, None, StrategyName.dense, Runtime.eager, length), prompt)
     folder = Path(config.runs_dir) / "traces" / identity.record_path(config).stem
     for name in tqdm(config.arms.run, desc="traced arms", unit="arm"):
         arm = config.arms.table[name]
@@ -68,6 +70,13 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
             _write(name, traced, folder / f"{name}.json.gz", record)
         except Exception as error:  # an arm's failure is a record; the other arms go on
             record.fail(f"arm {name}", error)
+
+
+def _warm(decoder: Decoder, prompt: Tensor) -> None:
+    with decoder.installed():
+        decoder.start(prompt)
+        with decoder.decoding():
+            _profiled(lambda: _decode(decoder, decoder.run), prompt.device.type)
 
 
 def trace(decoder: Decoder, runtime: Runtime, prompt: Tensor, settle: int, plain: PlainParts) -> Traced:
