@@ -45,8 +45,11 @@ EAGER = [name for name in ARMS if "_graph" not in name and "_compiled" not in na
 PAPER_ARMS = EAGER[:8]
 GRAPH = [name for name in ARMS if "_graph" in name]
 COMPILED = [name for name in ARMS if "_compiled" in name]
+TWIN = "adafuse_layerwise_gather_graph"
+ARMS[TWIN] = ("AdaFuse layer-wise (gather, graph)", "adafuse_layerwise", "gather", 1.09)
 # arms=NAME: the arms that it runs
 RUNS = {
+    "twin": [*GRAPH, TWIN],
     "paper": PAPER_ARMS,
     "controls": ["base", "base_again", *EAGER[8:], "adafuse_switch"],
     "graph": GRAPH,

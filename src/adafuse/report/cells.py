@@ -69,7 +69,7 @@ class Cell:
 
 
 def cells(records: list[Record], task: str) -> list[Cell]:
-    """Group the records of one task into cells, sorted by title."""
+    """Group the records of one task into cells: GPUs first, then by title."""
     groups: dict[str, list[Record]] = {}
     own = [record for record in records if record.run.get("task") == task]
     shared = [record for record in own if task == "evaluate" and method_name(record) == BACKBONE]
@@ -81,8 +81,8 @@ def cells(records: list[Record], task: str) -> list[Cell]:
         homes = [key for key, group in groups.items() if _backbone_key(group[0]) == _backbone_key(record)]
         for key in homes or [_key(record)]:
             groups.setdefault(key, []).append(record)
-    order = {key: title(Cell(tuple(group))) + key for key, group in groups.items()}
-    return [Cell(tuple(groups[key])) for key in sorted(groups, key=order.__getitem__)]
+    found = {key: Cell(tuple(group)) for key, group in groups.items()}
+    return [found[key] for key in sorted(found, key=lambda key: (found[key].is_cpu, title(found[key]), key))]
 
 
 def base_key(cell: Cell) -> str:

@@ -10,11 +10,14 @@ import re
 import tempfile
 from pathlib import Path
 
-from adafuse.report import Findings, claims, draw, goals, tables
+from adafuse.report import Findings, claims, draw, findings, goals, tables
 from adafuse.report.cells import short_name
 from adafuse.report.sheet import Sheet, section_parts
+from adafuse.report.verdicts import Claim
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+# how the headings of its cells begin (cells.title)
+CPU = "CPU"
 CURE = "draw it again with scripts/report.py, without --check"
 # A figure's coordinates may differ in the last digit between processors.
 TOLERANCE = 0.02
@@ -24,23 +27,33 @@ NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?|-?\d+")
 def block(found: Findings, out: Path, readme: Path) -> str:
     """What stands between the markers: verdicts, the latency tables, our goals (of a GPU), and the figures."""
     folder = _relative(out, readme)
-    parts = [
-        "Generated from the records by `scripts/report.py`; CI draws it again and compares.",
-        "### Verdicts",
-    ]
-    parts += _sheet_parts(claims.sheet(found.claims))
-    shown = [tables.table1(found.latency, found.paper), tables.table6(found.latency, found.paper)]
+    parts = ["Generated from the records by `scripts/report.py`; CI draws it again and compares."]
+    said = findings.sentences(found.latency, found.traces, found.drift)
+    parts += ["### In short", "\n".join(said)] if said else []
+    parts += ["### Verdicts", *_sheet_parts(claims.sheet(_without_cpu(found.claims)))]
+    on_gpu = [cell for cell in found.latency if not cell.is_cpu]
+    latency = on_gpu or found.latency
+    shown = [tables.table1(latency, found.paper), tables.table6(latency, found.paper)]
     if goals.gpus(found.latency, found.kernels):
         shown.append(goals.sheet(found.latency, found.kernels))
     for table in shown:
         parts += [f"### {table.title}", *_sheet_parts(table)]
-    drawn = sorted((out / "figures").glob("*.svg"))
+    # of several cells of one kind the first, which is a GPU's if there is one
+    drawn = sorted(path for path in (out / "figures").glob("*.svg") if "_cell" not in path.stem)
     if drawn:
         parts.append("### Figures")
     parts += [f"![{path.stem}]({folder}/figures/{path.name})" for path in drawn]
     names = sorted(path.name for path in (out / "tables").glob("*.md"))
     parts.append("All tables: " + " · ".join(f"[{Path(n).stem}]({folder}/tables/{n})" for n in names) + ".")
     return "\n\n".join(parts)
+
+
+def _without_cpu(all_claims: list[Claim]) -> list[Claim]:
+    """A CPU's word on what a GPU has answered stands in table claims alone."""
+    answered = {
+        claim.where for claim in all_claims if not claim.cell.startswith(CPU) and claim.ours is not None
+    }
+    return [claim for claim in all_claims if not (claim.cell.startswith(CPU) and claim.where in answered)]
 
 
 def insert(readme: Path, text: str) -> str:

@@ -1,0 +1,131 @@
+"""What the GPU records say, in sentences: every number is looked up, and a sentence without its records is left out.
+
+In: latency, trace and drift cells. Out: lines of Markdown, the first thing that a reader of the README's block sees.
+Next: readme.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from adafuse.report.cells import Cell, model_name
+from adafuse.report.claims_latency import ADAFUSE, OTHERS
+from adafuse.report.drift import traces
+from adafuse.report.text import digits, ratio_text
+from adafuse.report.timing import AGAIN, BASE, ArmResult, again, base_of, ratio, results
+from adafuse.report.traces import timelines
+from adafuse.stats import Interval
+
+GRAPH = "graph"
+GATHERED, LAYERWISE, SWITCHED = (
+    "adafuse_gather_graph",
+    "adafuse_layerwise_gather_graph",
+    "adafuse_switch_graph",
+)
+
+
+def sentences(latency: Sequence[Cell], traced: Sequence[Cell], drifts: Sequence[Cell]) -> list[str]:
+    """A bullet for each question that the records of a GPU answer; none where there is no such record."""
+    timed = [cell for cell in latency if cell.rounds and not cell.is_cpu]
+    lines = [
+        *_each(timed, _eager),
+        *_each([cell for cell in traced if not cell.is_cpu], _host),
+        *_each(timed, _captured),
+        *_each(timed, _memory),
+        *_each([cell for cell in drifts if not cell.is_cpu], _drift),
+    ]
+    return [f"- {line}" for line in lines]
+
+
+def _each(cells: Sequence[Cell], say: Callable[[Cell], str | None]) -> Iterator[str]:
+    yield from (line for line in map(say, cells) if line)
+
+
+def _place(cell: Cell) -> str:
+    experts = cell.config["experts"]
+    targets = "all seven linears" if len(experts["targets"]) == 7 else ", ".join(experts["targets"])
+    return f"{cell.machine['gpu']}, {model_name(cell.config)}, rank {experts['rank']} on {targets}"
+
+
+def _said(found: Interval | None) -> str:
+    """A ratio with its interval, and how little stands behind it where it is one process."""
+    once = found is not None and found.n_processes == 1
+    return ratio_text(found) + (" (one process)" if once else "")
+
+
+def _eager(cell: Cell) -> str | None:
+    """Where the paper measured."""
+    if not {BASE, ADAFUSE, *OTHERS} <= set(cell.config["arms"]["run"]) or cell.config["batch"] != 1:
+        return None
+    found = results(cell, [ADAFUSE, *OTHERS])
+    timed = {arm: r.ms_per_token for arm, r in found.items() if r.ms_per_token and r.ratio}
+    if ADAFUSE not in timed or len(timed) < 2:
+        return None
+    fastest = min((arm for arm in timed if arm != ADAFUSE), key=lambda arm: timed[arm] or 0.0)
+    said = ", ".join(f"{found[arm].label} {_said(found[arm].ratio)}" for arm in timed)
+    noise = again(cell)
+    return (
+        f"**Where the paper measured** (eager, batch 1; {_place(cell)}), a token costs, in units of the backbone's: "
+        f"{said}{f'; the backbone against itself, {_said(noise)}' if noise else ''}. AdaFuse is "
+        f"{_said(ratio(cell, fastest, ADAFUSE))} times faster than {found[fastest].label}, the fastest of the others "
+        "(paper: 2.4 and more)."
+    )
+
+
+def _host(cell: Cell) -> str | None:
+    """Why: who waits for whom."""
+    found = {line.arm: line for line in timelines(cell)}
+    if ADAFUSE not in found or BASE not in found:
+        return None
+    own, base = found[ADAFUSE], found.get(AGAIN, found[BASE])
+    switch_ms, more = own.line["parts_ms"]["switch"], own.line["launches"] - base.line["launches"]
+    return (
+        "**Why**: launched eagerly, the host sets the pace. Under a profiler the GPU idles for "
+        f"{100 * base.gap_share:.0f} % of the backbone's token; AdaFuse's switch takes {digits(switch_ms)} ms of GPU "
+        f"time and {more} launches more, so that it hides behind the host."
+    )
+
+
+def _captured(cell: Cell) -> str | None:
+    """What is left of it without launches."""
+    run = cell.config["arms"]["run"]
+    if not {base_of(GRAPH), GATHERED, LAYERWISE, SWITCHED} <= set(run) or cell.config["batch"] != 1:
+        return None
+    found = results(cell, [GATHERED, LAYERWISE, SWITCHED])
+    if not all(result.ratio for result in found.values()):
+        return None
+    one, many, merged = (_said(found[arm].ratio) for arm in (GATHERED, LAYERWISE, SWITCHED))
+    return (
+        f"**Without launches** (one CUDA graph, batch 1; {_place(cell)}): gathered experts cost {one} with one gate "
+        f"for all layers and {many} with a gate per layer; the paper's switch {merged}, because it reads and writes "
+        f"every adapted weight once more. Time over the floor in bytes: {_over_floor(found[GATHERED])} and "
+        f"{_over_floor(found[SWITCHED])}."
+    )
+
+
+def _over_floor(result: ArmResult) -> str:
+    return digits((result.ms_per_token or 0.0) / result.cost["floor_ms"])
+
+
+def _memory(cell: Cell) -> str | None:
+    found = results(cell, [BASE, ADAFUSE])
+    base, own = (found[arm].memory.get("peak_gib") for arm in (BASE, ADAFUSE))
+    if not base or not own:
+        return None
+    return (
+        f"**Memory** ({_place(cell)}): merging in place peaks at {own / base:.3f} times the backbone's {digits(base)} "
+        "GiB; a clean copy of the weights, without which rounding stays in them, does not count in that."
+    )
+
+
+def _drift(cell: Cell) -> str | None:
+    """How far in-place merging strays, by dtype."""
+    switched = [trace for trace in traces(cell) if trace.strategy == "switch"]
+    ends = {trace.dtype: trace.values["weight_error"][-1] for trace in switched}
+    said = [f"{100 * error:.2g} % of the weights' norm in {dtype}" for dtype, error in ends.items() if error]
+    if not said:
+        return None
+    exact = all(all(trace.identical) for trace in traces(cell) if trace.strategy == "rebase")
+    tail = "; merging from clean weights is bit-identical after any number" if exact else ""
+    count = switched[0].switches[-1]
+    return f"**Drift** ({_place(cell)}): {count:,} switches in place leave an error of {' and '.join(said)}{tail}."
