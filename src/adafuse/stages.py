@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 # less than this and a failed write is for want of room
 FULL_BYTES = 2**20
-
 # the tasks that measure arms
 OF_ARMS = (Task.latency, Task.memory, Task.trace)
 
