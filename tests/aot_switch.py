@@ -14,11 +14,14 @@ from adafuse.kernels import switch
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 
 
-def constexprs(rank: int, slots: int, config: switch.Config, shared_bytes: int) -> dict[str, object]:
+def constexprs(
+    rank: int, slots: int, held: int, config: switch.Config, shared_bytes: int
+) -> dict[str, object]:
     """What `_launch` passes for bfloat16 weights whose rows begin at multiples of 32 bytes."""
     product = switch.contraction(rank, slots)
     return {
-        "SOURCE": 0,
+        "SOURCE": int(held > 0),
+        "HELD": held,
         "ELEMENT": tl.bfloat16,
         "DOT": tl.bfloat16,
         **product,
@@ -29,7 +32,8 @@ def constexprs(rank: int, slots: int, config: switch.Config, shared_bytes: int) 
     }
 
 
-CASES = [(rank, slots) for rank in (8, 16, 64, 128) for slots in (2, 4)]
+# (rank, slots, gates held): switches with top-1 and top-2, and a rebase, which asks what the weights hold
+CASES = [(rank, *merge) for rank in (8, 16, 64, 128) for merge in ((2, 0), (4, 0), (2, 2))]
 # asynchronous reads, of W and B, and how many bytes each takes
 ASYNC = re.compile(r"cp\.async\.\w+\.shared\.global\S* .*?, 0x([0-9a-f]+)")
 
@@ -41,13 +45,14 @@ def narrow_accesses(ptx: str, least_bytes: int) -> list[str]:
     return narrow + [found[0] for found in ASYNC.finditer(ptx) if int(found[1], 16) < least_bytes]
 
 
-def compiled(rank: int, slots: int, arch: int) -> object:
+def compiled(rank: int, slots: int, held: int, arch: int) -> object:
     config = switch._config(torch.bfloat16, rank)
-    constants = constexprs(rank, slots, config, SHARED_BYTES[arch])
+    constants = constexprs(rank, slots, held, config, SHARED_BYTES[arch])
     signature = {
         "strips": "*i64",
         "index_S": "*i64",
         "gate_S": "*fp32",
+        "held_H": "*fp32",
         **dict.fromkeys(constants, "constexpr"),
     }
     source = ASTSource(fn=switch.switch_kernel, signature=signature, constexprs=constants)
@@ -55,16 +60,16 @@ def compiled(rank: int, slots: int, arch: int) -> object:
 
 
 def main() -> None:
-    for rank, slots in CASES:
+    for rank, slots, held in CASES:
         for arch, shared_bytes in SHARED_BYTES.items():
-            binary, config = compiled(rank, slots, arch), switch._config(torch.bfloat16, rank)
+            binary, config = compiled(rank, slots, held, arch), switch._config(torch.bfloat16, rank)
             ptx, shared = binary.asm["ptx"], binary.metadata.shared
             writes = ptx.count("st.global.L1::evict_first.L2::cache_hint.v4.b32")
             reads = [int(width, 16) for width in ASYNC.findall(ptx)]
             # of a small tile of B a thread has fewer than 16 bytes to read
             tile_B = 2 * config.block_o * switch.contraction(rank, slots)["DEPTH"]
             least = min(16, tile_B // (32 * config.num_warps))
-            name = f"sm_{arch} rank {rank} slots {slots}"
+            name = f"sm_{arch} rank {rank} slots {slots} held {held}"
             print(
                 f"{name}: {writes} writes of W, {len(reads)} asynchronous reads, {shared} bytes of shared memory"
             )

@@ -29,6 +29,7 @@ VARIANTS = [
     ["method=adafuse", "method.router_input=embedding"],
     ["method=adafuse", "method.router_input=block0_output"],
     ["method=adafuse", "method.normalisation=softmax_topk_raw"],
+    ["method=adafuse", "method.null_expert=true", "method.bypass_penalty=0.1"],
     ["method=adafuse", "experts.targets=[gate_proj,down_proj]"],
 ]
 GEOMETRY = ["experts.rank=4", "experts.count=4", "experts.top_k=2", "experts.alpha=8"]

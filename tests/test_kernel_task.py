@@ -130,7 +130,7 @@ def scaled(module, name: str, factor: float = 1.5):
 def minus_gates(module, name: str):
     """A merge with the sign of its gates the wrong way round."""
     original = getattr(module, name)
-    return lambda plan, index, gate: original(plan, index, -gate)
+    return lambda plan, index, gate, *held: original(plan, index, -gate, *held)
 
 
 MUTATIONS = [

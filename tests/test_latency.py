@@ -48,6 +48,22 @@ def test_arms_are_checked_then_timed(tiny_llama, tmp_path: Path) -> None:
     assert all(line["block_ms"] > 0 and line["tokens"] == 64 for line in record.of("block"))
 
 
+def test_tokens_left_to_the_backbone_are_checked_timed_and_accounted_for(tiny_llama, tmp_path: Path) -> None:
+    arms = "arms.run=[base,adafuse_dense,adafuse_gather,adafuse_switch,adafuse_rebase]"
+    cell = [arms, "latency.gates=uniform", "method.null_expert=true"]
+    floors = []
+    for share in (0.0, 0.5, 1.0):
+        (tmp_path / str(share)).mkdir()
+        record = measure(tiny_llama(), tmp_path / str(share), *cell, f"latency.bypass_share={share}")
+        assert record.status == "ok" and all(line["passed"] for line in record.of("check"))
+        assert len(record.of("block")) == 2 * 5
+        assert {line["used_share"] for line in record.of("routing")} == {1 - share}
+        floors.append({line["arm"]: line["bytes_per_token"] for line in record.of("cost")})
+    for arm in ("adafuse_gather", "adafuse_switch", "adafuse_rebase"):
+        assert floors[0][arm] > floors[1][arm] > floors[2][arm] > floors[2]["base"]
+    assert floors[0]["adafuse_dense"] == floors[2]["adafuse_dense"], "it reads all experts for every token"
+
+
 def test_an_arm_that_fails_its_check_is_not_timed(tiny_llama, tmp_path: Path, monkeypatch) -> None:
     expand = naive.expand_all_
     monkeypatch.setattr(naive, "expand_all_", lambda y, u, *rest: expand(y, 1.5 * u, *rest))

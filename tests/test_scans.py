@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from adafuse.records import load
+from adafuse.report.cells import title
 from adafuse.report.figures import all_figures
 from adafuse.report.paper import load_paper
 from adafuse.report.scans import scan_figure, scans
@@ -51,6 +52,26 @@ def test_sources_of_gates_are_one_scan(tmp_path: Path) -> None:
     own = config()["latency"]
     (scan,) = scans(latency(tmp_path, latency=[{**own, "gates": g} for g in ("zipf", "router", "uniform")]))
     assert (scan.what, scan.values) == ("gates", ("router", "uniform", "zipf"))
+
+
+def test_shares_of_bypassed_tokens_are_one_scan_on_an_even_axis(tmp_path: Path) -> None:
+    """A record from before there was a share counts as none."""
+    own = config()["latency"]
+    knobs = [own, *({**own, "bypass_share": share} for share in (1.0, 0.25, 0.5))]
+    cells = latency(tmp_path, latency=knobs)
+    (scan,) = scans(cells)
+    assert (scan.what, scan.values) == ("bypass_share", (0.0, 0.25, 0.5, 1.0))
+    figure = scan_figure(scan)
+    (axis,) = figure.axes
+    assert axis.get_xscale() == "linear" and axis.get_xlabel() == "share of tokens left to the backbone alone"
+    assert axis.get_xticks().tolist() == [0.0, 0.25, 0.5, 1.0]
+    plt.close(figure)
+    assert [" · 25 % of tokens bypassed · " in title(cell) for cell in scan.cells] == [
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_the_figure_holds_every_arm_at_every_value(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ class Case:
         # with fewer experts than slots some expert stands in two of them
         self.index = torch.randint(0, experts, (slots,), generator=draw).to(device)
         self.gate = torch.randn(slots, generator=draw).to(device)
+        # of the selection before: something, so that a rebase has to write
+        self.held = torch.ones(slots, device=device)
 
     def plan(self, config: switch.Config | None = None) -> switch.SwitchPlan:
         return switch.plan(self.weights, self.clean, self.lora_A, self.lora_B, config)
@@ -97,7 +99,7 @@ def test_rebase_overwrites_and_leaves_the_clean_weights_alone(case: Case) -> Non
     before = [weight.clone() for weight in case.clean]
     for weight in case.weights:
         weight.fill_(float("nan"))
-    switch.rebase_(case.plan(), case.index.int(), case.gate)
+    switch.rebase_(case.plan(), case.index.int(), case.gate, case.held)
     assert worst_error(case.weights, wanted, case.terms()) <= 1
     assert all(torch.equal(left, right) for left, right in zip(case.clean, before, strict=True))
 
@@ -150,10 +152,10 @@ def test_a_weight_may_end_anywhere_in_a_strip(tiles: int) -> None:
 def test_a_captured_switch_follows_the_slots_in_device_memory(rank: int) -> None:
     case = Case([(1024, 2048), (2816, 1024)], 8, rank, 4, "cuda", torch.bfloat16)
     plan = case.plan()
-    switch.rebase_(plan, case.index, case.gate)
+    switch.rebase_(plan, case.index, case.gate, case.held)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        switch.rebase_(plan, case.index, case.gate)
+        switch.rebase_(plan, case.index, case.gate, case.held)
     case.index.copy_((case.index + 3) % 8)
     case.gate.neg_()
     graph.replay()
@@ -186,7 +188,9 @@ def test_a_launch_refuses_gates_that_do_not_fit_and_a_rebase_without_clean_weigh
     with pytest.raises(ValueError, match="one fp32 gate per slot"):
         switch.switch_(case.plan(), case.index, case.gate[:1])
     with pytest.raises(ValueError, match="clean weights"):
-        switch.rebase_(switch.plan(case.weights, None, case.lora_A, case.lora_B), case.index, case.gate)
+        switch.rebase_(
+            switch.plan(case.weights, None, case.lora_A, case.lora_B), case.index, case.gate, case.held
+        )
 
 
 def test_it_compiles_to_128_bit_accesses_for_two_gpus() -> None:

@@ -27,6 +27,17 @@ StrategyName = Enum(
 GateSource = Enum("GateSource", "router uniform zipf same distinct")
 Runtime = Enum("Runtime", "eager graph compiled")
 Dtype = Enum("Dtype", "float32 bfloat16 float16")
+# published: every method's experts as its file says; equal: ranks that give each method as many parameters as lora
+Budget = Enum("Budget", "published equal")
+# Settings that came later, with the value under which nothing is as it was not before: there they have no part in
+# what a cell is, so that records made before them stay its replicates.
+LATER: dict[str, Any] = {
+    "null_expert": False,
+    "bypass_penalty": 0.0,
+    "bypass_share": 0.0,
+    "learning_rate_factor": 1.0,
+    "full": False,
+}
 
 
 @dataclass
@@ -80,11 +91,23 @@ class Method:
     bottleneck_dim: int = 0
     dropout: float = 0.0
     balance_coefficient: float = 0.0
+    # the router may leave a token to the backbone alone, and what a token that it does not leave costs in the loss
+    null_expert: bool = False
+    bypass_penalty: float = 0.0
+    # times train.learning_rate: what suits all of a backbone's weights is too much for factors of rank 8, or too little
+    learning_rate_factor: float = 1.0
+    # full fine-tuning: all of the backbone's weights are trained, and there are no experts
+    full: bool = False
 
     @property
     def has_experts(self) -> bool:
         """False for the plain backbone, which says `expert_targets: []`."""
         return self.expert_targets != []
+
+    @property
+    def is_trained(self) -> bool:
+        """False for the plain backbone alone."""
+        return self.has_experts or self.full
 
 
 @dataclass
@@ -108,6 +131,8 @@ class Data:
 
     name: str = MISSING
     families: list[str] = MISSING
+    # how hard the generated items are: lengths, see training/families.py
+    level: int = 1
     path: str | None = None
     train_items: int = MISSING
     validation_items: int = MISSING
@@ -152,6 +177,8 @@ class Latency:
     # trained: the adapters of the accuracy study; random: seeded factors of the same shapes
     trained_adapters: bool = False
     gates: GateSource = GateSource.router
+    # of the table's tokens this share, drawn by seed, is left to the backbone alone
+    bypass_share: float = 0.0
     # every block a query of its own, as the paper decodes: another prompt each round, its prefill timed too
     queries: bool = False
 
@@ -207,6 +234,11 @@ class Config:
     kernel: Kernel = field(default_factory=Kernel)
     drift: Drift = field(default_factory=Drift)
     evaluate_strategy: StrategyName = StrategyName.dense
+    # what backbone and experts are cast to before they are evaluated; routers stay in fp32
+    evaluate_dtype: Dtype = Dtype.float32
+    # false: between sequences a strategy that merges takes its selection out and leaves what rounding has left
+    evaluate_restore: bool = True
+    budget: Budget = Budget.published
     tracker: str = MISSING
     profile: str = MISSING
     batch: int = 1

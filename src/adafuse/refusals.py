@@ -16,12 +16,15 @@ from adafuse.config import (
     Experts,
     Kernel,
     Method,
+    Normalisation,
     Routing,
     Runtime,
+    StrategyName,
     Task,
     Weights,
 )
 from adafuse.refused_arms import PEFT, check_arms, refuse, refuse_batch, refuse_strategy
+from adafuse.training.families import LEVELS
 
 # what task=kernel can time (bench/kernel_cases.py), and the linears that a merge writes
 KERNELS = (
@@ -42,11 +45,16 @@ def validate(config: Config) -> None:
         config.evaluate_strategy in PEFT,
         "evaluate_strategy=peft times PEFT's own code and is no way to evaluate: use dense",
     )
+    refuse(
+        not config.evaluate_restore and config.evaluate_strategy is not StrategyName.switch,
+        "evaluate_restore=false is about what in-place merging leaves in the weights: use evaluate_strategy=switch",
+    )
     if config.task is Task.evaluate:
         refuse_batch("suite.batch", config.suite.batch, config.evaluate_strategy)
     for key in ("batch", "context"):
         refuse(getattr(config, key) < 1, f"{key} must be at least 1")
     refuse(not config.data.families and not config.data.path, "data.families is empty")
+    refuse(config.data.level not in LEVELS, f"data.level={config.data.level}: choose from {list(LEVELS)}")
     refuse(not config.suite.tasks, "suite.tasks is empty: name at least one lm-eval task")
     for stage in ("pretrain", "train"):
         fit = getattr(config, stage)
@@ -115,6 +123,20 @@ def _check_method(method: Method, experts: Experts) -> None:
     refuse(
         blockwise != (method.expert_kind in (ExpertKind.mlp_lora, ExpertKind.bottleneck)),
         f"method {name}: routing=blockwise goes with expert_kind mlp_lora or bottleneck, and they with it",
+    )
+    plain = method.routing is Routing.token and method.normalisation is Normalisation.softmax_topk_renorm
+    refuse(
+        method.null_expert and not plain,
+        f"method {name}: null_expert leaves a whole token to the backbone, so it needs routing=token and "
+        "normalisation=softmax_topk_renorm: use method=adafuse",
+    )
+    refuse(
+        method.bypass_penalty != 0 and not method.null_expert,
+        f"method {name}: bypass_penalty without null_expert=true does nothing",
+    )
+    refuse(
+        method.full and method.has_experts,
+        f"method {name}: full=true trains the backbone itself, so expert_targets must be []",
     )
     refuse(
         method.expert_kind is ExpertKind.bottleneck and method.bottleneck_dim < 1,

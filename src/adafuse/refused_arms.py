@@ -10,6 +10,7 @@ from adafuse.config import (
     Config,
     ExpertKind,
     GateSource,
+    Latency,
     Method,
     Routing,
     Runtime,
@@ -38,7 +39,7 @@ def check_arms(config: Config) -> None:
         refuse_strategy(config.methods[arm.method], arm.strategy)
         refuse_batch(f"arm {name}: batch", config.batch, arm.strategy)
         _refuse_runtime(name, arm, config.methods[arm.method], config.batch)
-        _refuse_gates(name, config.methods[arm.method], config.latency.gates)
+        _refuse_gates(name, config.methods[arm.method], config.latency)
     refuse(len(set(arms.run)) < len(arms.run), "arms.run names an arm twice")
     refuse(
         config.task is Task.memory and len(arms.run) > 1,
@@ -48,6 +49,7 @@ def check_arms(config: Config) -> None:
         config.latency.gates is GateSource.distinct and config.experts.count < config.experts.top_k * 2,
         "latency.gates=distinct needs twice as many experts as experts.top_k: a token shares none with the one before",
     )
+    _refuse_share(config)
 
 
 def refuse_strategy(method: Method, strategy: StrategyName) -> None:
@@ -126,12 +128,31 @@ def _refuse_runtime(name: str, arm: Arm, method: Method, batch: int) -> None:
     )
 
 
-def _refuse_gates(name: str, method: Method, gates: GateSource) -> None:
+def _refuse_gates(name: str, method: Method, knobs: Latency) -> None:
     """A table of gates replaces one decision per token; a decision per layer is taken inside the kernels."""
     refuse(
-        gates is not GateSource.router and method.routing in (Routing.layerwise, Routing.blockwise),
-        f"arm {name}: latency.gates={gates.name} replaces one decision for all layers, and method {method.name} takes "
-        "many: use arms of adafuse, or latency.gates=router",
+        knobs.gates is not GateSource.router and method.routing in (Routing.layerwise, Routing.blockwise),
+        f"arm {name}: latency.gates={knobs.gates.name} replaces one decision for all layers, and method {method.name} "
+        "takes many: use arms of adafuse, or latency.gates=router",
+    )
+    refuse(
+        knobs.bypass_share > 0 and method.routing is Routing.token and not method.null_expert,
+        f"arm {name}: latency.bypass_share={knobs.bypass_share} leaves tokens to the backbone, which the router of "
+        f"method {method.name} cannot: use method={method.name} method.null_expert=true",
+    )
+
+
+def _refuse_share(config: Config) -> None:
+    share = config.latency.bypass_share
+    key = f"latency.bypass_share={share}"
+    refuse(not 0 <= share <= 1, f"{key} must be between 0 and 1: it is the share of tokens without experts")
+    refuse(
+        share > 0 and config.latency.gates is GateSource.router,
+        f"{key} is part of a table of gates, and latency.gates=router has none: use latency.gates=uniform",
+    )
+    refuse(
+        share > 0 and config.task is Task.trace,
+        f"{key} mixes two kinds of tokens, and task=trace looks at one: use task=latency",
     )
 
 

@@ -17,7 +17,7 @@ from adafuse.adapters.build import build_sites
 from adafuse.adapters.experts import BottleneckExperts, MlpLoraExperts
 from adafuse.adapters.layers import AdaptedLinear, Context
 from adafuse.adapters.paths import blocks_of
-from adafuse.adapters.router import Gates, Router, balance_loss, ungated
+from adafuse.adapters.router import Gates, Router, routing_losses, ungated
 from adafuse.config import (
     Experts,
     Method,
@@ -40,6 +40,8 @@ class Adapter:
         self.sites: dict[str, nn.Module] = {}
         self.token_router: Router | None = None
         self.installed = False
+        # false: after a sequence a merging strategy takes its selection out and leaves what rounding has left
+        self.restores = True
         # of the plain backbone, for the strategies that run them as one
         self.projections: list[Projection] = []
         self._hook: torch.utils.hooks.RemovableHandle | None = None
@@ -57,7 +59,11 @@ class Adapter:
                 at_linear.base.in_features if at_linear else self.model.get_input_embeddings().embedding_dim
             )
             self.token_router = Router(
-                width, self.geometry.count, self.geometry.top_k, self.method.normalisation
+                width,
+                self.geometry.count,
+                self.geometry.top_k,
+                self.method.normalisation,
+                self.method.null_expert,
             )
             if at_linear:
                 at_linear.decides = self.token_router
@@ -206,15 +212,23 @@ class Adapter:
                 yield
         finally:
             self.context.decoding = False
-            self.context.decode.restore()
+            if self.restores:
+                self.context.decode.restore()
+            else:
+                self.context.decode.decide(self._no_experts())
             if self.context.decode.ahead:
                 self._place(self.sites)
 
-    def balance_loss(self, keep: Tensor) -> Tensor:
-        """Mean over routers of the last forward's balance loss; `keep` [B, S] is true where a token counts."""
-        losses = [balance_loss(gates, keep.reshape(-1)) for _, gates in self.context.said]
-        self.context.said = []
-        return torch.stack(losses).mean() if losses else torch.zeros((), device=keep.device)
+    def _no_experts(self) -> Gates:
+        """The gates of a token that is left to the backbone: a switch to them takes the last selection out."""
+        device, count = next(self.model.parameters()).device, self.geometry.count
+        none_TK = torch.zeros(1, min(self.geometry.top_k, count), device=device)
+        return Gates(none_TK.long(), none_TK, torch.zeros(1, count, device=device))
+
+    def routing_losses(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Balance loss and soft share of tokens that use experts, of what the last forward collected (router.py)."""
+        said, self.context.said = self.context.said, []
+        return routing_losses([gates for _, gates in said], keep.reshape(-1))
 
     @contextmanager
     def collecting(self) -> Iterator[list[tuple[Router, Gates]]]:
@@ -227,22 +241,10 @@ class Adapter:
             self.context.collect, self.context.said = False, []
 
     def by_name(self, said: list[tuple[Router, Gates]], rows: int) -> dict[str, Tensor]:
-        """The choices [B, S, K] of one forward of `rows` sequences, copied, by the router's name."""
+        """The choices [B, S, K] of one forward of `rows` sequences, by the router's name; -1 is no expert."""
         names = {id(router): name for name, router in self.routers().items()}
-        return {
-            names[id(router)]: gates.index_TK.view(rows, -1, gates.index_TK.shape[-1]).clone()
-            for router, gates in said
-        }
+        return {names[id(router)]: gates.chosen().unflatten(0, (rows, -1)) for router, gates in said}
 
     @property
     def merging(self) -> bool:
         return self.context.decode.merging
-
-
-def randomise(adapter: Adapter, seed: int, scale: float = 0.02) -> None:
-    """Seeded values for factors that start at zero, so that untrained experts do something."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in adapter.parameters():
-        if not parameter.any():
-            noise = torch.randn(parameter.shape, generator=generator) * scale
-            parameter.data.copy_(noise.to(parameter.dtype))

@@ -169,18 +169,34 @@ class _Oracle:
     def _gates(self, router: Router, x: Tensor) -> Tensor:
         """Gates [..., E], zero for experts outside the top k (or outside the choices that were given)."""
         logits = x.float() @ router.weight.float().T
+        null, given = None, self.choices.get(self.names[id(router)])
+        if router.null_expert:
+            null, logits = logits[..., -1:], logits[..., :-1]
         kth = logits.topk(router.top_k, dim=-1).values[..., -1:]
-        kept = logits >= kth
-        given = self.choices.get(self.names[id(router)])
+        kept, alone = logits >= kth, torch.zeros_like(kth, dtype=torch.bool)
+        if null is not None:
+            alone = self._alone(null - logits.max(-1, keepdim=True).values, given)
         if given is not None:
+            given = given.clamp(min=0)
             kept = torch.zeros_like(kept).scatter(-1, given, True)
             worst = logits.gather(-1, given).min(-1, keepdim=True).values
-            self.regret = max(self.regret, float((kth - worst).max()))
+            self.regret = max(self.regret, float(torch.where(alone, 0.0, kth - worst).max()))
+        kept = kept & ~alone
         self.router_scale = max(self.router_scale, float(logits.abs().max()))
         if router.normalisation is Normalisation.softmax_topk_raw:
             return torch.where(kept, torch.softmax(logits, -1), 0.0)
         # softmax over all, top-k, divide by the sum  ==  softmax over the top-k
-        return torch.softmax(torch.where(kept, logits, -torch.inf), -1)
+        gates = torch.softmax(torch.where(kept | alone, logits, -torch.inf), -1)
+        return torch.where(alone, 0.0, gates)
+
+    def _alone(self, lead: Tensor, given: Tensor | None) -> Tensor:
+        """Which tokens [..., 1] the backbone has for itself: where the null expert's logit leads, or as was given."""
+        own = lead > 0
+        if given is None:
+            return own
+        alone = given[..., :1] < 0
+        self.regret = max(self.regret, float(torch.where(alone != own, lead.abs(), 0.0).max()))
+        return alone
 
 
 def _lora(lora: LoraExperts, e: int, x: Tensor) -> Tensor:

@@ -25,7 +25,15 @@ class Gates:
     index_TK: Tensor
     weight_TK: Tensor
     probs_TE: Tensor
+    # with a null expert: how likely a token is not left to the backbone, 0 to 1; a token that is has weights of zero
+    used_T: Tensor | None = None
     _dense_TE: Tensor | None = None
+
+    def chosen(self) -> Tensor:
+        """A copy of the chosen experts, [T, K]; -1 for a token that has none."""
+        if self.used_T is None:
+            return self.index_TK.clone()
+        return torch.where(self.weight_TK.any(-1, keepdim=True), self.index_TK, -1)
 
     def dense(self) -> Tensor:
         """Weights of all experts, zero where not chosen, [T, E] fp32; computed once for all linears that share it."""
@@ -46,11 +54,20 @@ class Router(nn.Module):
 
     The three normalisations: `softmax_topk_renorm` (MoLA, MixLoRA; the reading of AdaFuse under which its equation
     and its prose agree), `topk_softmax` (PESC) gives the same gates, `softmax_topk_raw` does not sum to one.
+    With a null expert, the last row of `weight`, a token for which it is the likeliest has no gates at all.
     """
 
-    def __init__(self, width: int, experts: int, top_k: int, normalisation: Normalisation) -> None:
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        top_k: int,
+        normalisation: Normalisation,
+        null_expert: bool = False,
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(experts, width, dtype=torch.float32))
+        self.null_expert = null_expert
+        self.weight = nn.Parameter(torch.empty(experts + null_expert, width, dtype=torch.float32))
         self.top_k = min(top_k, experts)
         self.normalisation = normalisation
         # MoLA's initialisation; paper: unstated
@@ -60,6 +77,8 @@ class Router(nn.Module):
         with torch.autocast(x_TI.device.type, enabled=False):
             logits_TE = x_TI.float() @ self.weight.float().T
             probs_TE = torch.softmax(logits_TE, dim=-1)
+            if self.null_expert:
+                return _or_none(probs_TE, self.top_k)
             if self.normalisation is Normalisation.topk_softmax:
                 top_TK, index_TK = torch.topk(logits_TE, self.top_k, dim=-1)
                 return Gates(index_TK, torch.softmax(top_TK, dim=-1), probs_TE)
@@ -69,15 +88,48 @@ class Router(nn.Module):
         return Gates(index_TK, weight_TK, probs_TE)
 
 
+def _or_none(probs_TN: Tensor, top_k: int) -> Gates:
+    """Gates over the first E of N = E + 1 probabilities: the top k, renormalised, or zero where the last one wins.
+
+    The choice is hard, as it is when decoding; its gradient is that of the soft share (straight through), so that a
+    token that was left to the backbone can come back.
+    """
+    rest_TE, null_T = probs_TN[:, :-1], probs_TN[:, -1]
+    top_TK, index_TK = torch.topk(rest_TE, top_k, dim=-1)
+    taken_T = top_TK.sum(-1)
+    used_T = taken_T / (taken_T + null_T)
+    hard_T = (top_TK[:, 0] > null_T).to(probs_TN.dtype)
+    if used_T.requires_grad:
+        hard_T = hard_T + (used_T - used_T.detach())
+    weight_TK = top_TK / taken_T[:, None] * hard_T[:, None]
+    return Gates(index_TK, weight_TK, rest_TE / rest_TE.sum(-1, keepdim=True), used_T)
+
+
 def balance_loss(gates: Gates, keep_T: Tensor) -> Tensor:
     """Switch form `E * sum_e f_e P_e` over the tokens where `keep_T` is true; 1 when balanced, E when collapsed.
 
     f is the share of choices (no gradient), P the mean probability (gradient). Padding must not count: a router
-    would otherwise be balanced on tokens that nobody reads.
+    would otherwise be balanced on tokens that nobody reads. Nor must a token that no expert has.
     """
+    if gates.used_T is not None:
+        keep_T = keep_T & gates.weight_TK.detach().any(-1)
     kept = keep_T.to(gates.probs_TE.dtype)[:, None]
     tokens = kept.sum().clamp(min=1)
     chosen_TE = torch.zeros_like(gates.probs_TE).scatter(-1, gates.index_TK, 1.0)
     share_E = (chosen_TE * kept).sum(0) / (tokens * gates.index_TK.shape[-1])
     mean_E = (gates.probs_TE * kept).sum(0) / tokens
     return gates.probs_TE.shape[-1] * (share_E * mean_E).sum()
+
+
+def routing_losses(said: list[Gates], keep_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over routers of the balance loss and of the share of tokens that use experts.
+
+    `keep_T` is true where a token counts. The share is soft, for its gradient; zero without a null expert.
+    """
+    none = torch.zeros((), device=keep_T.device)
+    balance = [balance_loss(gates, keep_T) for gates in said]
+    used = [gates.used_T[keep_T].mean() for gates in said if gates.used_T is not None]
+    return (
+        torch.stack(balance).mean() if balance else none,
+        torch.stack(used).mean() if used else none,
+    )

@@ -6,14 +6,17 @@ while a decode step runs; bytes follow from what a step must touch at least. Nex
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from adafuse.adapters import gate_table
 from adafuse.adapters.adapter import Adapter
-from adafuse.config import Routing, Runtime, StrategyName
+from adafuse.config import GateSource, Routing, Runtime, StrategyName
 from adafuse.engine import decoders
 from adafuse.kernels.ops import Shape
 from adafuse.refused_arms import MERGING
@@ -21,6 +24,8 @@ from adafuse.refused_arms import MERGING
 # How often a merged token reads and writes each adapted weight at least, beside the product that reads it: PEFT puts
 # its experts in and takes them out again (and passes more often: once per expert, and over each product by itself).
 WEIGHT_PASSES = dict.fromkeys(MERGING, 1) | {StrategyName.peft_merge: 2}
+# the ones that do nothing for a token that is left to the backbone, as the one before it was
+SKIP = (StrategyName.switch, StrategyName.rebase)
 
 
 def cost(
@@ -29,14 +34,12 @@ def cost(
     strategy: StrategyName,
     prompt: Tensor,
     read_gbps: float,
-    touched_share: float | None = None,
+    seen: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Fields of the `cost` line; bytes are per decode step of the whole batch, at least once each. `touched_share` is
-    what routing.py saw of the experts in use.
+    """Fields of the `cost` line; bytes are per decode step of the whole batch, at least once each. `seen` is what
+    routing.py saw of the experts in use.
     """
-    step_bytes = backbone_bytes(model, prompt) + adapter_bytes(
-        adapter, strategy, prompt.shape[0], touched_share
-    )
+    step_bytes = backbone_bytes(model, prompt) + adapter_bytes(adapter, strategy, prompt.shape[0], seen)
     own = sum(p.numel() for p in adapter.parameters()) if adapter else 0
     return {
         "params": sum(p.numel() for p in model.parameters()) + own,
@@ -53,13 +56,27 @@ def count_macs(model: nn.Module, adapter: Adapter | None, strategy: StrategyName
     Of PEFT's merge and unmerge the products count, as they do in every merge; its sums are no multiplications.
     """
     decoder = decoders.make(model, adapter, strategy, Runtime.eager, prompt.shape[1] + 2)
-    with decoder.installed():
+    with _using_experts(adapter), decoder.installed():
         token = decoder.start(prompt).argmax(-1, keepdim=True)
         with decoder.decoding():
             token = decoder.step(token).argmax(-1, keepdim=True)
             with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
                 decoder.step(token)
     return int(counter.get_total_flops()) // 2 + _switch_macs(adapter, strategy)
+
+
+@contextmanager
+def _using_experts(adapter: Adapter | None) -> Iterator[None]:
+    """The counted token has experts, though router or table may leave it to the backbone."""
+    if adapter is None or adapter.token_router is None:
+        yield
+        return
+    own, where = adapter.context.gate_table, str(adapter.model.device)
+    adapter.context.gate_table = gate_table.make(GateSource.same, adapter.geometry, 1, 0, where)
+    try:
+        yield
+    finally:
+        adapter.context.gate_table = own
 
 
 def _addmm_flops(total: Shape, left: Shape, right: Shape, *_: Any, **__: Any) -> int:
@@ -96,38 +113,40 @@ def backbone_bytes(model: nn.Module, prompt: Tensor) -> int:
 
 
 def adapter_bytes(
-    adapter: Adapter | None, strategy: StrategyName, batch: int, touched_share: float | None = None
+    adapter: Adapter | None, strategy: StrategyName, batch: int, seen: Mapping[str, float] | None = None
 ) -> int:
     """Bytes a step adds at least: routers, the experts it reads, and the weight passes of a merge."""
     if adapter is None:
         return 0
+    seen = seen or {}
     total = sum(r.weight.numel() * r.weight.element_size() for r in adapter.routers().values())
-    passes = WEIGHT_PASSES.get(strategy, 0)
-    if passes and adapter.method.routing is Routing.none:
+    passes = WEIGHT_PASSES.get(strategy, 0) * (seen.get("merged_share", 1.0) if strategy in SKIP else 1.0)
+    if strategy in WEIGHT_PASSES and adapter.method.routing is Routing.none:
         return total  # merged once, before the first token
     for site in adapter.sites.values():
         experts = getattr(site, "experts", None)
         if experts is None:
             continue
         each = _bytes(experts) // experts.count
-        read = experts_read(experts.count, adapter.geometry.top_k, strategy, batch, touched_share)
+        read = experts_read(experts.count, adapter.geometry.top_k, strategy, batch, seen)
         total += round(read * each)
         if passes:
-            total += passes * 2 * _bytes(site.base)
+            total += round(passes * 2 * _bytes(site.base))
     return total
 
 
 def experts_read(
-    count: int, top_k: int, strategy: StrategyName, batch: int, touched_share: float | None = None
+    count: int, top_k: int, strategy: StrategyName, batch: int, seen: Mapping[str, float] | None = None
 ) -> float:
     """Of one site: the share that was seen, or that a batch touches which chooses evenly, 1 - (1 - k/count)^batch."""
+    seen = seen or {}
     if strategy in (StrategyName.dense, StrategyName.masked_loop):
         return count
     if strategy in (StrategyName.simple_merge, StrategyName.switch, StrategyName.peft_merge):
-        return 2 * top_k  # once to go in, once to come out
-    if touched_share is None:
-        touched_share = 1 - (1 - min(1.0, top_k / count)) ** batch
-    return count * touched_share
+        # once to go in, once to come out
+        return 2 * top_k * (seen.get("used_share", 1.0) if strategy in SKIP else 1.0)
+    even = 1 - (1 - min(1.0, top_k / count)) ** batch
+    return count * seen.get("touched_share", even)
 
 
 def _bytes(module: nn.Module) -> int:

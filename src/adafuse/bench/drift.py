@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from adafuse import identity
 from adafuse.adapters import store
-from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.layers import AdaptedLinear
+from adafuse.adapters.randomise import randomise
 from adafuse.adapters.router import Gates
 from adafuse.bench.workload import prompts
 from adafuse.config import Config, StrategyName

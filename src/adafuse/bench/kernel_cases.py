@@ -97,6 +97,8 @@ def _merge(case: Case, draw: Draw) -> Work:
     slots = sizes.top_k if rebase else 2 * sizes.top_k
     order = torch.randperm(sizes.experts, generator=draw.generator, device=draw.where)
     gates = order.repeat(2)[:slots], SCALING * draw.normal(slots, dtype=torch.float32)
+    # of the token before, which was not left to the backbone either
+    held = gates[1]
     downs = [draw.down(case.rank, inputs) for _, inputs in shapes]
     ups = [draw.up(outputs, case.rank) for outputs, _ in shapes]
     clean = [draw.normal(*shape, std=WEIGHT_STD) for shape in shapes]
@@ -105,7 +107,10 @@ def _merge(case: Case, draw: Draw) -> Work:
     plan = switch.plan(weights, clean if rebase else None, downs, ups)
 
     def run() -> None:
-        (switch.rebase_ if rebase else switch.switch_)(plan, *gates)
+        if rebase:
+            switch.rebase_(plan, *gates, held)
+        else:
+            switch.switch_(plan, *gates)
 
     def check() -> list[Pair]:
         ends = [*range(len(names)), *range(len(shapes) - len(names), len(shapes))]
@@ -119,7 +124,7 @@ def _merge(case: Case, draw: Draw) -> Work:
     return Work(
         run=run,
         check=check,
-        naive=lambda: naive.rebase_(weights[one], clean[one], downs[one], ups[one], *gates),
+        naive=lambda: naive.rebase_(weights[one], clean[one], downs[one], ups[one], *gates, held),
         bytes=elements * draw.dtype.itemsize,
         shape=_shape(draw, [(name,) for name in names]),
         dtype=draw.dtype,

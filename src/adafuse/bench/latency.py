@@ -97,8 +97,7 @@ def _account(
     if seen is not None:
         record.write("routing", arm=name, **seen)
     model, adapter, strategy = decoder.model, decoder.adapter, decoder.strategy
-    touched_share = None if seen is None else seen["touched_share"]
-    record.write("cost", arm=name, **cost.cost(model, adapter, strategy, prompt, read_gbps, touched_share))
+    record.write("cost", arm=name, **cost.cost(model, adapter, strategy, prompt, read_gbps, seen))
     record.write(
         "memory",
         arm=name,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from adafuse import identity
 from adafuse.adapters import gate_table, store
-from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.randomise import randomise
 from adafuse.config import Config
 
 # far apart, so that queries of neighbouring seeds are others
@@ -40,7 +41,12 @@ def adapters(config: Config, model: nn.Module) -> dict[str, Adapter]:
             randomise(adapter, config.seed)
         if adapter.token_router is not None:
             adapter.context.gate_table = gate_table.make(
-                config.latency.gates, config.experts, config.batch, config.seed, str(adapter.model.device)
+                config.latency.gates,
+                config.experts,
+                config.batch,
+                config.seed,
+                str(adapter.model.device),
+                config.latency.bypass_share,
             )
         found[name] = adapter.to_dtype(dtype)
     return found

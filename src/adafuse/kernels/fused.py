@@ -157,11 +157,13 @@ def fused_kernel(
         pair = program // (columns // SHRINK_ROWS)
         o_c = program % (columns // SHRINK_ROWS) * SHRINK_ROWS + tl.arange(0, SHRINK_ROWS)
         expert = tl.load(index_ptr + pair).to(tl.int64)
-        p_low = lora_A_ptr + (expert * columns + o_c) * in_features
-        p_x = x_ptr + pair // K * x_stride
-        b_a, b_x_low = load_block(p_low, p_x, x_stride, 0, in_features, 1, BLOCK, EVEN)
-        b_low = times_x(b_a, b_x_low, p_low, p_x, x_stride, in_features, 1, BLOCK, EVEN)
-        tl.store(h_ptr + pair * columns + o_c[None, :], b_low)
+        # of a slot without a gate nothing is read, here or below
+        if tl.load(gate_ptr + pair) != 0:
+            p_low = lora_A_ptr + (expert * columns + o_c) * in_features
+            p_x = x_ptr + pair // K * x_stride
+            b_a, b_x_low = load_block(p_low, p_x, x_stride, 0, in_features, 1, BLOCK, EVEN)
+            b_low = times_x(b_a, b_x_low, p_low, p_x, x_stride, in_features, 1, BLOCK, EVEN)
+            tl.store(h_ptr + pair * columns + o_c[None, :], b_low)
         # every thread's h is stored before the one thread that holds the atomic releases it
         tl.debug_barrier()
         tl.atomic_add(flags_ptr + turn, 1, sem="release")
@@ -175,6 +177,7 @@ def fused_kernel(
         m_pair = m_pair & (member >= 0)
         b_expert = tl.load(index_ptr + o_pair, mask=m_pair, other=0).to(tl.int64)
         b_gate = tl.load(gate_ptr + o_pair, mask=m_pair, other=0.0) * scaling
+        m_pair = m_pair & (b_gate != 0)
         for tile in tl.static_range(TILES):
             o_n = first + tile * ROWS + tl.arange(0, ROWS)
             p_rows = weight_ptr + o_n.to(tl.int64) * in_features

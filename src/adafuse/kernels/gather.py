@@ -21,13 +21,14 @@ from adafuse.kernels.gather_config import (
     dot_type,
     expand_config,
     flat,
+    locate,
     output_tiles,
     row_stride,
     shrink_config,
     stride_unit,
 )
 from adafuse.kernels.naive import Members
-from adafuse.kernels.route import choose_alone
+from adafuse.kernels.route import choose_alone, is_slot
 
 
 @triton.jit
@@ -41,21 +42,6 @@ def sum_rows(p_x, p_rows, I, start, m_row, BLOCK_C: tl.constexpr, BLOCK_I: tl.co
         b_rows = tl.load(p_rows[:, None] + i_i[None, :], mask=mask, other=0.0).to(tl.float32)
         partial += b_rows * b_x[None, :]
     return tl.sum(partial, axis=1)
-
-
-@triton.jit
-def locate(tile, column0, width0, column1, width1, column2, width2, BLOCK_O: tl.constexpr):
-    """(member, first column of y, first row of the joined B, rows before it in the member, rows left) of a tile."""
-    tiles0 = tl.cdiv(width0, BLOCK_O)
-    tiles1 = tl.cdiv(width1, BLOCK_O)
-    in0 = tile < tiles0
-    in1 = tile < tiles0 + tiles1
-    member = tl.where(in0, 0, tl.where(in1, 1, 2))
-    column = tl.where(in0, column0, tl.where(in1, column1, column2))
-    width = tl.where(in0, width0, tl.where(in1, width1, width2))
-    row = tl.where(in0, 0, tl.where(in1, width0, width0 + width1))
-    offset = (tile - tl.where(in0, 0, tl.where(in1, tiles0, tiles0 + tiles1))) * BLOCK_O
-    return member, column + offset, row + offset, offset, width - offset
 
 
 @triton.jit
@@ -133,30 +119,35 @@ def expand_kernel(
     first = (t * G + (member if G > 1 else 0)) * K
     if ROUTED:
         chosen, share = choose_alone(logits_ptr + t.to(tl.int64) * logits_stride + member * E, E, K, RAW)
+    m_y = m_o if ROUTED else i_o < 0
     partial = tl.zeros((BLOCK_O, BLOCK_R), tl.float32)
     for k in tl.static_range(K):
+        m_r = i_r < R
         if ROUTED:
             e = chosen[k].to(tl.int64)
             weight = share[k] * scaling
         else:
             e = tl.load(index_ptr + first + k).to(tl.int64)
             weight = tl.load(weight_ptr + first + k) * scaling
+            # a gate of zero is no slot; it arrives with the expert's number, so that no load waits longer for it
+            m_r = m_r & is_slot(weight)
+            m_y = m_y | (m_o & is_slot(weight))
         p_b = b_ptr + (e * rows + row) * R + i_o[:, None] * R + i_r[None, :]
-        b_b = tl.load(p_b, mask=m_o[:, None] & (i_r < R)[None, :], other=0.0).to(tl.float32)
+        b_b = tl.load(p_b, mask=m_o[:, None] & m_r[None, :], other=0.0).to(tl.float32)
         if ALL:  # h[T, G, E, R] of all experts
             p_h = h_ptr + t.to(tl.int64) * (h_stride * UNIT) + (member * E + e) * R + i_r
         else:  # planes h[P, T, K, G, R] of the chosen ones
             p_h = h_ptr + (t * K + k) * (h_stride * UNIT) + member * R + i_r
         h = tl.zeros((BLOCK_R,), tl.float32)
         for plane in tl.static_range(P):
-            h += tl.load(p_h + plane * T * K * (h_stride * UNIT), mask=i_r < R, other=0.0).to(tl.float32)
+            h += tl.load(p_h + plane * T * K * (h_stride * UNIT), mask=m_r, other=0.0).to(tl.float32)
         if GELU:
             h = exact_gelu(h)
         partial += b_b * (h * weight)[None, :]
         if ROUTED:
             tl.store(index_ptr + first + k, e, mask=offset == 0)
             tl.store(weight_ptr + first + k, share[k], mask=offset == 0)
-    tl.store(p_y, (b_y + tl.sum(partial, axis=1)).to(y_ptr.dtype.element_ty), mask=m_o)
+    tl.store(p_y, (b_y + tl.sum(partial, axis=1)).to(y_ptr.dtype.element_ty), mask=m_y)
 
 
 @triton.jit
@@ -216,6 +207,12 @@ def expand_all_kernel(
         for k in tl.static_range(K):
             tl.store(index_ptr + slot + k, chosen[k].to(tl.int64), mask=m_t & (offset == 0))
             tl.store(weight_ptr + slot + k, share[k], mask=m_t & (offset == 0))
+    else:
+        # a token without a gate keeps its y; its rows of B belong to other tokens too, so they are read all the same
+        used = i_t < 0
+        for k in tl.static_range(K):
+            used = used | (tl.load(weight_ptr + slot + k, mask=m_t, other=0.0) != 0)
+        m_y = m_y & used[:, None]
     acc = tl.zeros((BLOCK_T, BLOCK_O), tl.float32)
     for first in range(0, E * R, BLOCK_C):
         i_c = first + tl.arange(0, BLOCK_C)

@@ -1,7 +1,8 @@
 """How the launches of gather.py are cut into programs: from shapes alone, as CUDA graphs need.
 
 In: how many tokens, experts, ranks, inputs and outputs there are. Out: a configuration, and the few scalars that the
-kernels take in place of a table of members. Nothing here touches a device; letters as in naive.py.
+kernels take in place of a table of members, and `locate`, which a kernel asks where its tile is. Nothing else here
+touches a device; letters as in naive.py.
 """
 
 from __future__ import annotations
@@ -108,3 +109,18 @@ def dot_type(like: Tensor) -> tl.dtype:
     """The operands' type in `tl.dot`; a CPU tensor means the interpreter, where only fp32 products are right."""
     wide = like.device.type == "cpu" or like.dtype == torch.float32
     return tl.float32 if wide else {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[like.dtype]
+
+
+@triton.jit
+def locate(tile, column0, width0, column1, width1, column2, width2, BLOCK_O: tl.constexpr):
+    """(member, first column of y, first row of the joined B, rows before it in the member, rows left) of a tile."""
+    tiles0 = tl.cdiv(width0, BLOCK_O)
+    tiles1 = tl.cdiv(width1, BLOCK_O)
+    in0 = tile < tiles0
+    in1 = tile < tiles0 + tiles1
+    member = tl.where(in0, 0, tl.where(in1, 1, 2))
+    column = tl.where(in0, column0, tl.where(in1, column1, column2))
+    width = tl.where(in0, width0, tl.where(in1, width1, width2))
+    row = tl.where(in0, 0, tl.where(in1, width0, width0 + width1))
+    offset = (tile - tl.where(in0, 0, tl.where(in1, tiles0, tiles0 + tiles1))) * BLOCK_O
+    return member, column + offset, row + offset, offset, width - offset

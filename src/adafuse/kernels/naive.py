@@ -6,7 +6,8 @@ rounded once. ops.py runs these functions on a CPU.
 Letters: T tokens, K chosen experts, E experts, R rank, I in, O out, P partial sums (whoever reads them adds them up).
 Linears that share an input form one projection: G members with experts, each with its R rows of the C = G * R rows of
 `lora_A`, and its columns of the joined `lora_B`. `members` lists (first column of y, width) of each, in that order.
-A name that ends in an underscore writes in place.
+A name that ends in an underscore writes in place. A slot whose weight (gate) is exactly zero is no slot: its factors
+are not read and add nothing, whatever they hold, and a token all of whose weights are zero keeps its bits.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def expand_(
 ) -> None:
     """y += scaling * sum_k weight_k B[e_k] h_k, member by member; with `gelu`, of gelu(h) (PESC)."""
     h_TKC = F.gelu(h_PTKC.sum(0)) if gelu else h_PTKC.sum(0)
-    _add(y_TO, h_TKC * (weight_TK * scaling)[..., None], lora_B_EOR, index_TK, members)
+    _add(y_TO, h_TKC, weight_TK * scaling, lora_B_EOR, index_TK, members)
 
 
 def expand_all_(
@@ -59,7 +60,7 @@ def expand_all_(
     for g, member in enumerate(members):
         index_TK, up_EOR = index_TGK[:, g], lora_B_EOR[:, start : start + member[1]]
         h_TKR = u_TGER[:, g].gather(1, index_TK[..., None].expand(-1, -1, rank))
-        _add(y_TO, h_TKR * weight_TGK[:, g, :, None], up_EOR, index_TK, [member])
+        _add(y_TO, h_TKR, weight_TGK[:, g], up_EOR, index_TK, [member])
         start += member[1]
 
 
@@ -119,8 +120,11 @@ def fused(
 def switch_(
     weights: list[Tensor], lora_A: list[Tensor], lora_B: list[Tensor], index_S: Tensor, gate_S: Tensor
 ) -> None:
-    """W += sum_s gate_s B[e_s] A[e_s] for every linear: new experts with their gates, old ones with minus theirs."""
-    rebase_(weights, weights, lora_A, lora_B, index_S, gate_S)
+    """W += sum_s gate_s B[e_s] A[e_s] for every linear: new experts with their gates, old ones with minus theirs.
+
+    Without any gate nothing is written.
+    """
+    rebase_(weights, weights, lora_A, lora_B, index_S, gate_S, gate_S)
 
 
 def rebase_(
@@ -130,13 +134,20 @@ def rebase_(
     lora_B: list[Tensor],
     index_S: Tensor,
     gate_S: Tensor,
+    held_H: Tensor,
 ) -> None:
-    """W = W_0 + sum_s gate_s B[e_s] A[e_s] for every linear, whatever W held before."""
+    """W = W_0 + sum_s gate_s B[e_s] A[e_s] for every linear, whatever W held before.
+
+    `held_H` are the gates of what W holds: if all are zero W is W_0, and without any new gate nothing is written.
+    """
+    used_S = gate_S != 0
+    index_S, gate_S = index_S[used_S], gate_S[used_S].float()
+    if not (len(gate_S) or held_H.any()):
+        return
     for weight_OI, clean_OI, A_ERI, B_EOR in zip(weights, clean, lora_A, lora_B, strict=True):
-        delta_OI = torch.einsum(
-            "s,sor,sri->oi", gate_S.float(), B_EOR[index_S].float(), A_ERI[index_S].float()
-        )
-        weight_OI.copy_(clean_OI.float() + delta_OI)
+        delta_OI = torch.einsum("s,sor,sri->oi", gate_S, B_EOR[index_S].float(), A_ERI[index_S].float())
+        # minus zero plus zero would be zero
+        weight_OI.copy_(clean_OI.float() + delta_OI if len(gate_S) else clean_OI)
 
 
 def _choose(logits_TGE: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor]:
@@ -145,12 +156,16 @@ def _choose(logits_TGE: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor]:
     return index_TGK, probs_TGE.gather(-1, index_TGK) if raw else torch.softmax(best_TGK, dim=-1)
 
 
-def _add(y_TO: Tensor, h_TKC: Tensor, lora_B_EOR: Tensor, index_TK: Tensor, members: Members) -> None:
-    """y += B h for each member's columns of y, rows of h and columns of the joined B."""
-    rank, start = lora_B_EOR.shape[-1], 0
+def _add(
+    y_TO: Tensor, h_TKC: Tensor, weight_TK: Tensor, lora_B_EOR: Tensor, index_TK: Tensor, members: Members
+) -> None:
+    """y += sum_k weight_k B[e_k] h_k for each member's columns of y, rows of h and columns of the joined B."""
+    rank, start, used_TK = lora_B_EOR.shape[-1], 0, weight_TK != 0
+    h_TKC = (h_TKC.float() * weight_TK[..., None]).where(used_TK[..., None], 0.0)
     for g, (column, width) in enumerate(members):
         up_TKOR = lora_B_EOR[:, start : start + width][index_TK].float()
-        delta_TO = torch.einsum("tkr,tkor->to", h_TKC[..., g * rank : (g + 1) * rank].float(), up_TKOR)
+        up_TKOR = up_TKOR.where(used_TK[..., None, None], 0.0)
+        delta_TO = torch.einsum("tkr,tkor->to", h_TKC[..., g * rank : (g + 1) * rank], up_TKOR)
         here = y_TO[:, column : column + width]
-        here.copy_(here.float() + delta_TO)
+        here.copy_(torch.where(used_TK.any(-1, keepdim=True), here.float() + delta_TO, here.float()))
         start += width

@@ -3,6 +3,7 @@
 In: the hidden states that the routers look at and their fp32 rows. Out: the chosen experts, their weights and the whole
 softmax. Token-level routing runs it once per token step, block-wise routing once per block; gather.py uses what was
 chosen. Layer-wise routing gets its logits with the base product and chooses in gather.py's kernels (`choose_alone`).
+`is_slot` is what the kernels ask of a gate: one of exactly zero is no choice at all.
 Letters as in naive.py.
 """
 
@@ -76,6 +77,14 @@ def choose_alone(p_logits, E: tl.constexpr, K: tl.constexpr, RAW: tl.constexpr):
     for k in tl.static_range(K):
         weight += (tl.exp(best[k] - best[0]) / total,)
     return index, weight
+
+
+@triton.jit
+def is_slot(gate):
+    """Whether there is anything to do for a scalar gate. An integer says so, not the comparison of floats itself, which
+    Triton's interpreter cannot spread over a block.
+    """
+    return (gate != 0).to(tl.int32) > 0
 
 
 @triton.jit

@@ -74,15 +74,19 @@ def switch_(plan: SwitchPlan, index_S: Tensor, gate_S: Tensor) -> None:
     """W += sum_s gate_s B[e_s] A[e_s], rounded once: new experts with their gates, old ones with minus theirs.
 
     index_S: int64 or int32 [S], gate_S: fp32 [S], both on the plan's device; an expert may stand in several slots.
+    Factors of a slot whose gate is zero are not read, and without any gate no weight is.
     """
-    _launch(plan, index_S, gate_S, source=0)
+    _launch(plan, index_S, gate_S, None, source=0)
 
 
-def rebase_(plan: SwitchPlan, index_S: Tensor, gate_S: Tensor) -> None:
-    """W = W_0 + sum_s gate_s B[e_s] A[e_s], rounded once, whatever W held before; arguments as in `switch_`."""
+def rebase_(plan: SwitchPlan, index_S: Tensor, gate_S: Tensor, held_H: Tensor) -> None:
+    """W = W_0 + sum_s gate_s B[e_s] A[e_s], rounded once, whatever W held before; arguments as in `switch_`.
+
+    held_H: the fp32 gates of what W holds. All zero means that W is clean, and a clean weight is not written again.
+    """
     if plan.clean is None:
         raise ValueError("rebase_ needs a plan with clean weights: plan(weights, clean, lora_A, lora_B)")
-    _launch(plan, index_S, gate_S, source=1)
+    _launch(plan, index_S, gate_S, held_H, source=1)
 
 
 def _config(dtype: torch.dtype, rank: int) -> Config:
@@ -154,7 +158,7 @@ def _strips(
     return torch.stack(table, dim=1)
 
 
-def _launch(plan: SwitchPlan, index_S: Tensor, gate_S: Tensor, source: int) -> None:
+def _launch(plan: SwitchPlan, index_S: Tensor, gate_S: Tensor, held_H: Tensor | None, source: int) -> None:
     if index_S.shape != gate_S.shape or gate_S.dtype != torch.float32:
         raise ValueError(
             f"a switch needs one fp32 gate per slot, got {[*index_S.shape]} and {[*gate_S.shape]}"
@@ -166,7 +170,9 @@ def _launch(plan: SwitchPlan, index_S: Tensor, gate_S: Tensor, source: int) -> N
         plan.strips,
         index_S,
         gate_S,
+        held_H,
         SOURCE=source,
+        HELD=0 if held_H is None else len(held_H),
         ELEMENT=element,
         # Triton's interpreter, which runs the tests on a CPU, computes bfloat16 wrongly
         DOT=element if plan.strips.is_cuda else tl.float32,
@@ -186,10 +192,8 @@ def shared_bytes(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
-def contraction(rank: int, slots: int) -> dict[str, int | bool]:
+def contraction(rank: int, slots: int) -> dict[str, int]:
     """How slots and ranks are laid side by side in one product, whose depth is a power of two and at least 16."""
     padded_slots = triton.next_power_of_2(slots)
     block_r = max(triton.next_power_of_2(rank), 16 // padded_slots)
-    depth = padded_slots * block_r
-    padded = padded_slots != slots or block_r != rank
-    return {"SLOTS": slots, "RANK": rank, "BLOCK_R": block_r, "DEPTH": depth, "PADDED": padded}
+    return {"SLOTS": slots, "RANK": rank, "BLOCK_R": block_r, "DEPTH": padded_slots * block_r}

@@ -29,7 +29,12 @@ WORDS = {
     "model": "backbone's shape",
     "experts": "adapted linears, rank, experts",
     "gates": "where the experts come from",
+    "bypass_share": "share of tokens left to the backbone alone",
 }
+# doubled from point to point, while a share goes evenly from nothing to all
+DOUBLED = ("batch", "context")
+# of the latency knobs; the others are the cell's own
+KNOBS = ("gates", "bypass_share")
 # a strategy's line and mark; its colour is the method's
 MARKS = {
     "gather": ("-", "o"),
@@ -52,7 +57,7 @@ class Scan:
 
     @property
     def is_number(self) -> bool:
-        return self.what in ("batch", "context")
+        return self.what in (*DOUBLED, "bypass_share")
 
 
 def scans(latency: list[Cell]) -> list[Scan]:
@@ -81,7 +86,7 @@ def scan_figure(scan: Scan) -> Figure:
     for arm in dict.fromkeys(arm for row in rows for arm in row):
         _line(axis, scan, arm, places, rows)
     axis.axhline(1, color=INK, linewidth=0.8)
-    if scan.is_number:
+    if scan.what in DOUBLED:
         axis.set_xscale("log", base=2)
     axis.set_xticks(places, [str(value) for value in scan.values], fontsize=8)
     axis.minorticks_off()
@@ -131,14 +136,15 @@ VARIED: dict[str, Callable[[Cell], Any]] = {
     "model": lambda cell: model_name(cell.config),
     "experts": _experts,
     "gates": lambda cell: cell.config["latency"].get("gates", "router"),
+    "bypass_share": lambda cell: cell.config["latency"].get("bypass_share", 0.0),
 }
 
 
 def _rest(cell: Cell, what: str) -> str:
     """All that must agree, as text: the arms by name, and the cell without what varies."""
     same = json.loads(base_key(cell))
-    if what == "gates":
-        same["latency"] = {k: v for k, v in same["latency"].items() if k != "gates"}
+    if what in KNOBS:
+        same["latency"] = {k: v for k, v in same["latency"].items() if k != what}
     else:
         same.pop(what, None)
     return json.dumps([same, sorted(cell.config["arms"]["run"])], sort_keys=True)

@@ -2,8 +2,9 @@
 
 `simple_merge` merges each linear when its input arrives (paper, section on simple merge); `switch` takes the old
 selection out of all linears and puts the new one in, in place (eq. 9-10, SGMM); `rebase` writes clean weight plus new
-selection. The last two are one launch on a GPU (kernels/switch.py) and a product per linear elsewhere. In: the gates
-of one token (or of a batch that shares them). Out: changed weights, until `restore`.
+selection. The last two are one launch on a GPU (kernels/switch.py) and a product per linear elsewhere; a token that is
+left to the backbone (gates of zero) costs them one restore, and nothing if the token before was left to it too. In: the
+gates of one token (or of a batch that shares them). Out: changed weights, until `restore`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 class Selection:
     """What a weight holds now and what it held before, on the device: [2K] experts and their signed gates.
 
-    The new K come first. The addresses stay, so that a captured graph goes on from token to token.
+    The new K come first. The addresses stay, so that a captured graph goes on from token to token. Gates of zero, as at
+    first and after `clear`, say that the weight is clean: whoever clears puts the clean weight back.
     """
 
     def __init__(self, top_k: int, device: torch.device) -> None:
@@ -119,9 +121,12 @@ class SimpleMerge:
 
     def restore(self) -> None:
         """Clean weights, and no selection to take out of them; a graph's replays merge unseen, so always."""
+        self._copy_clean()
+        self._clear()
+
+    def _copy_clean(self) -> None:
         for site in self._sites:
             site.base.weight.copy_(self._clean[id(site)])
-        self._clear()
 
     def _clear(self) -> None:
         for selection in self._selections.values():
@@ -166,9 +171,14 @@ class Switch(SimpleMerge):
             from adafuse.kernels import switch
 
             switch.switch_(self._plan, index_S, gate_S * self._sites[0].lora.scaling)
-            return
-        for site in self._sites:
-            site.base.weight.addmm_(*factors(self._up[id(site)], site.lora.lora_A, index_S, gate_S))
+        elif gate_S.any():
+            for site in self._sites:
+                site.base.weight.addmm_(*self._factors(site, index_S, gate_S))
+
+    def _factors(self, site: AdaptedLinear, index_S: Tensor, gate_S: Tensor) -> tuple[Tensor, Tensor]:
+        """Without those of a slot whose gate is zero, which must not count whatever they hold; off a GPU alone."""
+        used_S = gate_S != 0
+        return factors(self._up[id(site)], site.lora.lora_A, index_S[used_S], gate_S[used_S])
 
     def _clear(self) -> None:
         self._selection.clear()
@@ -180,16 +190,18 @@ class Rebase(Switch):
     from_clean = True
 
     def _write(self) -> None:
-        new = slice(self._selection.top_k)
-        index_K, gate_K = self._selection.index_S[new], self._selection.gate_S[new]
+        top_k, index_S, gate_S = self._selection.top_k, self._selection.index_S, self._selection.gate_S
         if self._plan is not None:
             from adafuse.kernels import switch
 
-            switch.rebase_(self._plan, index_K, gate_K * self._sites[0].lora.scaling)
-            return
-        for site in self._sites:
-            up, down = factors(self._up[id(site)], site.lora.lora_A, index_K, gate_K)
-            torch.addmm(self._clean[id(site)], up, down, out=site.base.weight)
+            new_K, old_K = (gate_S * self._sites[0].lora.scaling).split(top_k)
+            switch.rebase_(self._plan, index_S[:top_k], new_K, old_K)
+        elif gate_S[:top_k].any():
+            for site in self._sites:
+                up, down = self._factors(site, index_S[:top_k], gate_S[:top_k])
+                torch.addmm(self._clean[id(site)], up, down, out=site.base.weight)
+        elif gate_S.any():
+            self._copy_clean()
 
 
 def _selection(adapter: Adapter, site: AdaptedLinear) -> Selection:
