@@ -112,9 +112,9 @@ def test_an_experiment_wins_over_a_profile_and_the_command_line_over_both() -> N
     assert compose("experiment=table2", "profile=gpu").model.name == "small", (
         "the order of overrides does not matter"
     )
-    assert compose("profile=cpu").latency.trained_adapters
-    assert not compose("profile=cpu", "experiment=module_scan").latency.trained_adapters
-    assert compose("experiment=module_scan", "latency.trained_adapters=true").latency.trained_adapters
+    assert not compose("profile=cpu").latency.trained_adapters
+    assert compose("profile=cpu", "experiment=smoke").latency.trained_adapters
+    assert not compose("experiment=smoke", "latency.trained_adapters=false").latency.trained_adapters
 
 
 def test_the_settings_of_this_machine_win_over_experiments(conf: Path) -> None:
@@ -194,6 +194,12 @@ IMPOSSIBLE = [
     ("method=adafuse method.experts_by_quarter=[2,4,6,8]", "layerwise"),
     ("method=pesc method.routing=token", "blockwise"),
     ("method=adafuse method.routing=blockwise", "blockwise"),
+    ("method=mola method.null_expert=true", "leaves a whole token"),
+    ("method=adafuse method.null_expert=true method.normalisation=softmax_topk_raw", "softmax_topk_renorm"),
+    ("method=adafuse method.bypass_penalty=0.1", "null_expert=true"),
+    ("method=lora method.full=true", "expert_targets must be"),
+    ("method=adafuse evaluate_restore=false", "evaluate_strategy=switch"),
+    ("data.level=4", "data.level"),
     ("method=pesc method.bottleneck_dim=0", "bottleneck_dim"),
     ("method=moral method.expert_targets=[mlp]", "expert_targets"),
     ("methods.mola.rank=3", "method=mola method.FIELD=VALUE"),
@@ -227,7 +233,7 @@ def lines_of(method: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("method", options("method"))
 def test_every_field_of_a_method_names_its_source(method: str) -> None:
-    assert options("method") == sorted(["base", *METHODS])
+    assert options("method") == sorted(["base", "full", *METHODS])
     lines = lines_of(method)
     assert list(lines) == [field.name for field in dataclasses.fields(Method)]
     for line in lines.values():
@@ -251,8 +257,8 @@ def test_methods_are_what_was_published() -> None:
     assert routings["adafuse"] is Routing.token
     assert {routings[name] for name in ("mola", "moral", "adafuse_layerwise")} == {Routing.layerwise}
     assert {routings[name] for name in ("pesc", "mixlora")} == {Routing.blockwise}
-    assert {routings[name] for name in ("base", "lora")} == {Routing.none}
-    assert [name for name, method in methods.items() if not method.has_experts] == ["base"]
+    assert {routings[name] for name in ("base", "full", "lora")} == {Routing.none}
+    assert [name for name, method in methods.items() if not method.is_trained] == ["base"]
 
 
 def test_the_layerwise_twin_differs_from_adafuse_in_its_routing_only() -> None:

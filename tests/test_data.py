@@ -139,13 +139,3 @@ def test_bad_own_files_are_refused_in_one_line(line: str, tmp_path: Path) -> Non
     (folder / "validation.jsonl").unlink()
     with pytest.raises(ValueError, match="data.path: .*validation.jsonl is missing"):
         training_data.write(own(folder), tmp_path / "data", seed=0)
-
-
-def test_pretraining_tokens_are_seeded_and_hold_both_kinds_of_text() -> None:
-    tokenizer = byte_tokenizer()
-    tokens = training_data.pretraining_tokens(tokenizer, 5000, seed=0)
-    assert tokens.shape == (5000,) and tokens.dtype.is_floating_point is False
-    assert tokens.equal(training_data.pretraining_tokens(tokenizer, 5000, seed=0))
-    assert not tokens.equal(training_data.pretraining_tokens(tokenizer, 5000, seed=1))
-    text = tokenizer.decode(tokens)
-    assert " backwards: " in text and "    " in text and tokenizer.unk_token not in text

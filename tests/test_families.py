@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from itertools import islice
 
 import pytest
 
 from adafuse.training import families, standard_library
-from adafuse.training.families import FAMILIES, NAMES, OPERATION, Item, generate, lessons
+from adafuse.training.families import FAMILIES, LEVELS, NAMES, OPERATION, Item, generate, lessons
 from adafuse.training.splits import SPLITS, split_of
 
 NUMBER_OF_CHOICES = {"addition": 4, "comparison": 2, "majority": 3, "cloze": 4}
@@ -75,6 +76,26 @@ def test_answers_are_right(items: dict) -> None:
         assert item.answer == Counter(item.prompt[:-1]).most_common(1)[0][0]
 
 
+def test_a_recital_turns_its_word_by_one_letter_a_round(items: dict) -> None:
+    for item in items["recital", "test"]:
+        word, rounds = item.prompt[2:-1], item.answer.split()
+        assert len(rounds) == 12 and rounds[0] == word == rounds[5]
+        assert all(after == before[1:] + before[0] for before, after in itertools.pairwise(rounds))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level_has_enough_items_that_fit_and_are_harder(name: str, level: int) -> None:
+    found = {
+        split: generate(name, split, count, 0, level) for split, count in (("train", 500), ("test", 300))
+    }
+    assert not {i.prompt for i in found["train"]} & {i.prompt for i in found["test"]}
+    assert max(len(i.prompt + i.answer) for i in found["train"]) < 240
+    easier = max(len(i.prompt + i.answer) for i in generate(name, "test", 100, 0, 1))
+    if name != "cloze":
+        assert level == 1 or min(len(i.prompt + i.answer) for i in found["test"]) > easier
+
+
 def test_choices_hold_the_answer_once_in_no_preferred_place(items: dict) -> None:
     for name in ("addition", "comparison", "majority", "cloze"):
         sample = items[name, "train"]
@@ -102,7 +123,7 @@ def test_cloze_is_real_text_of_its_own_split(items: dict) -> None:
 
 
 def test_lessons_use_training_content_in_another_form() -> None:
-    spoken = list(islice(lessons(seed=0), 600))
+    spoken = list(islice(lessons("train", seed=0), 700))
     exercises = {item.prompt for name in FAMILIES for item in generate(name, "train", 50, 0)}
     assert not any(prompt in line for prompt in exercises for line in spoken)
     copied = [line.split()[0] for line in spoken if " again: " in line]

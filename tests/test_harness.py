@@ -10,11 +10,13 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.randomise import randomise
 from adafuse.backbone import byte_tokenizer
 from adafuse.config import Data, Experts, Method, Routing, StrategyName, Suite
 from adafuse.evaluation import adapted_lm, suites
 from adafuse.evaluation.harness import evaluate
+from adafuse.evaluation.tasks.loader import before_the_first_error
 from adafuse.training import data as training_data
 from adafuse.training.families import NAMES
 
@@ -28,10 +30,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return training_data.write(DATA, tmp_path_factory.mktemp("data"), seed=0)
 
 
-def tiny() -> LlamaForCausalLM:
+def tiny(positions: int = 128) -> LlamaForCausalLM:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=260, max_position_embeddings=128, **shape)).eval()
+    return LlamaForCausalLM(LlamaConfig(vocab_size=260, max_position_embeddings=positions, **shape)).eval()
 
 
 def adapted(model: LlamaForCausalLM, strategy: StrategyName) -> Adapter:
@@ -161,7 +163,7 @@ def test_every_family_has_a_task_of_its_name() -> None:
     assert set(NAMES) | set(suites.LOCAL_TASKS) == set(suites.own_tasks())
     for path in suites.TASKS.glob("*.yaml"):
         text = path.read_text()
-        task = yaml.safe_load(text)
+        task = yaml.safe_load(text.replace("!function ", ""))
         assert task["task"] == path.stem
         family = "local" if path.stem in suites.LOCAL_TASKS else path.stem
         assert task["dataset_kwargs"] == {"family": family}
@@ -208,3 +210,18 @@ def test_evaluation_leaves_no_files_and_stays_off_the_network(
     before = sorted(os.listdir(folder))
     evaluate(tiny(), byte_tokenizer(), None, suite("majority"), folder, merging=False, seed=0)
     assert not list(tmp_path.iterdir()) and before == sorted(os.listdir(folder))
+
+
+@pytest.mark.parametrize(
+    ("got", "prefix", "exact"), [("abcd", 1.0, 1.0), ("abxd", 0.5, 0.0), ("", 0.0, 0.0), ("abcde", 1.0, 0.0)]
+)
+def test_a_long_answer_is_right_up_to_its_first_error(got: str, prefix: float, exact: float) -> None:
+    found = before_the_first_error({"answer": "abcd"}, [got])
+    assert found == {"prefix": prefix, "exact_match": exact}
+
+
+def test_a_recital_is_scored_by_both(tmp_path: Path) -> None:
+    data = Data(name="long", families=["recital"], train_items=2, validation_items=2, test_items=2)
+    source = training_data.write(data, tmp_path, seed=0)
+    results = evaluate(tiny(256), byte_tokenizer(), None, suite("recital"), source, merging=False, seed=0)
+    assert [(r.suite_task, r.metric) for r in results] == [("recital", "prefix"), ("recital", "exact_match")]

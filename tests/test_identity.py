@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adafuse import cell_names, identity
-from adafuse.config import Config, Task
+from adafuse.config import LATER, Config, Task
 from conftest import ROOT, compose
 
 
@@ -18,11 +18,13 @@ def hashes(config: Config) -> dict[str, str]:
 
 
 BASE: dict[str, str] = {}
+# arms that stand on trained adapters stand on more settings than those on random factors
+TRAINED = "latency.trained_adapters=true"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _base() -> None:
-    BASE.update(hashes(compose()))
+    BASE.update(hashes(compose(TRAINED)))
 
 
 # what must be made again after a change, and nothing else
@@ -42,7 +44,13 @@ CHANGES = [
     ("method.dropout=0.2", "train evaluate latency memory trace drift"),
     ("data=domain", "train evaluate latency memory trace drift"),
     ("data.train_items=50", "train evaluate latency memory trace drift"),
+    ("data.level=2", "train evaluate latency memory trace drift"),
     ("suite.limit=3", "evaluate"),
+    ("evaluate_dtype=bfloat16", "evaluate"),
+    ("evaluate_strategy=switch evaluate_restore=false", "evaluate"),
+    ("method.null_expert=true", "train evaluate latency memory trace drift"),
+    ("method.learning_rate_factor=0.1", "train evaluate latency memory trace drift"),
+    ("budget=equal", "latency memory trace"),
     ("evaluate_strategy=gather", "evaluate"),
     ("arms=smoke", "latency memory trace"),
     ("latency.rounds=3", "latency"),
@@ -69,8 +77,18 @@ CHANGES = [
 
 @pytest.mark.parametrize(("overrides", "changed"), CHANGES, ids=[overrides for overrides, _ in CHANGES])
 def test_what_a_setting_changes(overrides: str, changed: str) -> None:
-    now = hashes(compose(*overrides.split()))
+    now = hashes(compose(TRAINED, *overrides.split()))
     assert {task for task, value in now.items() if value != BASE[task]} == set(changed.split())
+
+
+def test_settings_that_came_later_have_no_part_in_what_was_there_before() -> None:
+    """So that a record made before a setting existed stays a replicate of the same cell."""
+    config = compose("task=latency")
+    for name, unused in LATER.items():
+        text = json.dumps(identity.identity(config))
+        assert f'"{name}": {json.dumps(unused)}' not in text
+    used = compose("experiment=bypass_latency", "latency.bypass_share=0.5")
+    assert '"bypass_share": 0.5' in json.dumps(identity.identity(used))
 
 
 def test_tables_1_and_6_share_one_record_per_replicate() -> None:
@@ -79,13 +97,13 @@ def test_tables_1_and_6_share_one_record_per_replicate() -> None:
 
 
 def test_a_label_may_change_without_measuring_again() -> None:
-    config = compose("task=latency")
+    config = compose("task=latency", TRAINED)
     config.arms.table["base"].label = "another word"
     assert hashes(config)["latency"] == BASE["latency"]
 
 
 def test_an_arm_that_does_not_run_has_no_part() -> None:
-    config = compose("task=latency")
+    config = compose("task=latency", TRAINED)
     config.methods["mixlora"].dropout = 0.3
     assert hashes(config)["latency"] == BASE["latency"]
 

@@ -40,6 +40,17 @@ def test_jobs_run_one_by_one_in_fresh_processes(tmp_path: Path, monkeypatch: pyt
     assert raised.value.code == 1
 
 
+def test_where_nothing_is_timed_jobs_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT.replace("time.sleep(0.05)", "time.sleep(1.0)"))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])
+    monkeypatch.setenv("SAID", str(tmp_path / "said"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    IsolatedLauncher(gpus=1, jobs_per_gpu=3).launch([[f"seed={seed}"] for seed in range(3)], 0)
+    said = [json.loads(line) for line in (tmp_path / "said").read_text().splitlines()]
+    assert [line["gpu"] for line in said] == ["3"] * 3
+    assert max(line["start"] for line in said) < min(line["end"] for line in said)
+
+
 def test_with_several_gpus_no_two_jobs_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "script.py").write_text(SCRIPT.replace("time.sleep(0.05)", "time.sleep(0.4)"))
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "script.py")])

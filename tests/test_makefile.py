@@ -71,10 +71,20 @@ def test_latency_leaves_the_training_out(venv: Path) -> None:
     assert done.returncode == 0 and names[0] == "table1" and names[-1] == "report"
 
 
+def test_accuracy_runs_every_seed_of_every_study(venv: Path) -> None:
+    said = venv / "said"
+    done = make("accuracy", f"VENV={venv}", "PROFILE=cpu", SAID=str(said), FAILS="none")
+    names = re.findall(r"^== (\w+):", done.stdout, re.MULTILINE)
+    assert (
+        done.returncode == 0 and names[0] == "table2" and {"gate_input", "bypass", "generation"} < set(names)
+    )
+    assert "seed=" not in said.read_text()
+
+
 def test_reproduce_runs_the_experiments_and_then_the_report(venv: Path) -> None:
     status, said = reproduce(venv, "PROFILE=cpu", "OVERRIDES=seed=0,1 -m", f"RUNS={venv}/runs")
     assert status == 0
-    assert said[0] == f"scripts/run.py experiment=table2 profile=cpu runs_dir={venv}/runs seed=0,1 -m"
+    assert said[0] == f"scripts/run.py experiment=table2 profile=cpu runs_dir={venv}/runs seed=0 seed=0,1 -m"
     assert said[-1] == f"scripts/report.py --records {venv}/runs/records --out {venv}/runs/report"
     assert len(said) == 9
 

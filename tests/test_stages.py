@@ -134,6 +134,22 @@ def test_needed_stages_are_the_ones_a_stage_stands_on() -> None:
     assert not list(stages.needs(compose("task=layer")))
 
 
+def test_a_job_waits_for_the_one_that_makes_what_it_needs(own_model: Path, tmp_path: Path) -> None:
+    """Both need the same adapter, which one of them trains."""
+    job = ["method=adafuse", f"model.path={own_model}", f"runs_dir={tmp_path}", *QUICK, "train.steps=60"]
+    command = [sys.executable, "scripts/run.py", "task=evaluate", *job]
+    both = [
+        subprocess.Popen(
+            [*command, f"evaluate_strategy={strategy}"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for strategy in ("dense", "gather")
+    ]
+    said = [one.communicate(timeout=200)[0] for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+    trained = [record for record in records.load([tmp_path / "records"]) if record.run["task"] == "train"]
+    assert len(trained) == 1
+
+
 def test_a_removed_adapter_is_trained_again(finished: Path, own_model: Path) -> None:
     job = [
         "experiment=own_model",

@@ -27,7 +27,7 @@ _NAMES: dict[Task, Callable[[Config, Method], list[Any]]] = {
     Task.train: lambda c, m: [_model(c), _geometry(c), m.name, c.data.name, f"s{c.seed}"],
     Task.evaluate: lambda c, m: [
         *([_model(c), _geometry(c)] if m.has_experts else [_model(c)]),
-        *(m.name, c.data.name, c.suite.name, f"s{c.seed}"),
+        *(m.name, c.data.name, c.suite.name, c.evaluate_strategy.name, f"s{c.seed}"),
     ],
     Task.latency: lambda c, m: _arms_name(c, c.arms.name),
     Task.memory: lambda c, m: _arms_name(c, c.arms.run[0]),

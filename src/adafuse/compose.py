@@ -10,7 +10,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from adafuse.config import Config
+from adafuse import backbone
+from adafuse.adapters.budget import at_equal_budget, trainable_parameters
+from adafuse.config import Budget, Config
 from adafuse.refusals import validate
 
 
@@ -42,4 +44,20 @@ def build(composed: Any, overrides: list[str] | None = None) -> Config:
     config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     config.methods[config.method.name] = config.method
     validate(config)
+    if config.budget is Budget.equal:
+        _equalise(config)
     return config
+
+
+def _equalise(config: Config) -> None:
+    """Give every method the ranks at which it trains as many parameters as plain LoRA does."""
+    shape = backbone.shape_of(config.model)
+    if not shape:
+        # a folder that is missing: the stage says so
+        return
+    budget = trainable_parameters(config.methods["lora"], config.experts, shape)
+    config.methods = {
+        name: at_equal_budget(method, config.experts, shape, budget)
+        for name, method in config.methods.items()
+    }
+    config.method = config.methods[config.method.name]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adafuse.cell_names import cell_id
-from adafuse.config import Config, Fit, Method, Task, Weights
+from adafuse.config import LATER, Config, Fit, Method, Task, Weights
 
 # A checkpoint is known by its sizes and evenly spaced samples: to read 13 GB whole takes longer than many a cell.
 SAMPLES, SAMPLE_BYTES = 64, 65536
@@ -28,7 +28,8 @@ def identity(config: Config, task: Task | None = None, method: Method | None = N
     `method` stands in for the selected one where the task has a method.
     """
     parts = _PARTS[task or config.task](config, method or config.method)
-    return {"task": (task or config.task).name, **parts}
+    settled: dict[str, Any] = without_unused({"task": (task or config.task).name, **parts})
+    return settled
 
 
 def content_hash(obj: Any) -> str:
@@ -72,6 +73,14 @@ def as_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def without_unused(value: Any) -> Any:
+    """Plain settings without those of `LATER` that are not used."""
+    if isinstance(value, dict):
+        used = {k: v for k, v in value.items() if k not in LATER or v != LATER[k]}
+        return {key: without_unused(inner) for key, inner in used.items()}
+    return [without_unused(inner) for inner in value] if isinstance(value, list) else value
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a whole file, in hex."""
     digest = hashlib.sha256()
@@ -94,14 +103,18 @@ def _pretrain(config: Config, method: Method) -> dict[str, Any]:
 
 
 def _train(config: Config, method: Method) -> dict[str, Any]:
-    parts = {"backbone": _backbone(config), "experts": config.experts, "method": method}
+    parts = {"backbone": _backbone(config), "method": method}
+    if method.has_experts:
+        parts["experts"] = config.experts
     return as_plain(parts | {"data": _data(config), "fit": _fit(config.train), "seed": config.seed})
 
 
 def _evaluate(config: Config, method: Method) -> dict[str, Any]:
     parts = {"suite": config.suite, "seed": config.seed}
-    if method.has_experts:
-        return as_plain({"train": _train(config, method), "strategy": config.evaluate_strategy, **parts})
+    parts["dtype"] = config.evaluate_dtype
+    if method.is_trained:
+        how = {"strategy": config.evaluate_strategy, "restore": config.evaluate_restore}
+        return as_plain({"train": _train(config, method), **how, **parts})
     # the plain backbone sees the test items only, whatever the adapters were trained on
     data = _data(config)
     data["items"] = {"test": data["items"]["test"]}

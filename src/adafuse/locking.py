@@ -11,10 +11,14 @@ import os
 from pathlib import Path
 
 
+class Busy(ValueError):
+    """Another process writes this cell."""
+
+
 def lock(partial: Path) -> int:
     """Open `partial` for this process alone and empty it; what a killed process left there is replaced.
 
-    Raises ValueError if another process holds it, OSError if the file cannot be made.
+    Raises Busy if another process holds it, OSError if the file cannot be made.
     """
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +29,7 @@ def lock(partial: Path) -> int:
             except BlockingIOError:
                 os.close(descriptor)
                 cell = partial.with_suffix("")
-                raise ValueError(
+                raise Busy(
                     f"cell {cell} is being written by another process; wait for it or stop it"
                 ) from None
             # The other process may just have renamed the file that we opened: then it is a finished record.
@@ -35,6 +39,16 @@ def lock(partial: Path) -> int:
             os.close(descriptor)
     except OSError as exc:
         raise disk_error(partial, exc) from exc
+
+
+def wait_for_writer(partial: Path) -> None:
+    """Return when no process holds `partial`."""
+    try:
+        descriptor = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    unlock(descriptor)
 
 
 def unlock(descriptor: int) -> None:

@@ -44,7 +44,11 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "layer": ("sequence_length", "rank", "phase", "part", "ms"),
     "kernel": ("kernel", "shape", "error", "bound", "ms", "naive_ms", "bytes", "floor_ms"),
     "drift": ("strategy", "switches", "weight_error", "delta_error", "logit_error"),
+    # of a fit: one router's choices over held-out items of one family; of a timed arm: what its tokens touched
     "routing": (),
+    # how much two routers' first choices tell of each other, 0 to 1, for every pair
+    "agreement": ("routers", "information"),
+    "parameters": ("trainable",),
     "artifact": ("path", "sha256"),
     "error": ("where", "message", "traceback"),
     "end": ("status", "seconds", "peak_rss_gib", "sha256"),

@@ -12,17 +12,14 @@ import importlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from adafuse import backbone, identity, machine, records, tracking
 from adafuse.config import Config, Task, Weights
 from adafuse.distributed import MAIN_PROCESS, Silent, wait_for_everyone
+from adafuse.locking import Busy, wait_for_writer
 from adafuse.records import Recorder
 from adafuse.refusals import refuse_device, refuse_untrained
-
-if TYPE_CHECKING:
-    from adafuse.training.trainer import Fitted
 
 # less than this and a failed write is for want of room
 FULL_BYTES = 2**20
@@ -35,7 +32,7 @@ Outcome = Literal["done", "skipped", "failed"]
 def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
     """Bring one cell up to date and say what happened; a failure is in the record and raised by `records`."""
     task = config.task
-    if task is Task.train and not config.method.has_experts:
+    if task is Task.train and not config.method.is_trained:
         print(f"{config.method.name} has nothing to train")
         return "skipped"
     path = identity.record_path(config)
@@ -47,7 +44,7 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
     refuse_untrained(config)
     refuse_device(config, backbone.device(config))
     for needed in needs(config):
-        if run(needed, command, experiment) == "failed":
+        if _bring_up(needed, command, experiment) == "failed":
             raise ValueError(
                 f"{task.name} needs {needed.task.name}, which failed: see {identity.record_path(needed)}"
             )
@@ -64,13 +61,24 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
     return "failed" if records.read(path).status == "error" else "done"
 
 
+def _bring_up(needed: Config, command: str, experiment: str | None) -> Outcome:
+    """`run`, or wait for the process that runs this very cell: jobs side by side stand on one backbone."""
+    while True:
+        try:
+            return run(needed, command, experiment)
+        except Busy:
+            path = identity.record_path(needed)
+            print(f"waiting for another process that writes {path}")
+            wait_for_writer(records.partial_path(path))
+
+
 def needs(config: Config) -> Iterator[Config]:
     """The cells that this one stands on, in order."""
     if config.task in (Task.pretrain, Task.layer, Task.kernel):
         return
     if config.model.path is None and config.model.weights is Weights.scratch:
         yield dataclasses.replace(config, task=Task.pretrain)
-    if config.task is Task.evaluate and config.method.has_experts:
+    if config.task is Task.evaluate and config.method.is_trained:
         yield dataclasses.replace(config, task=Task.train)
     if config.task in OF_ARMS and config.latency.trained_adapters:
         for name in dict.fromkeys(config.arms.table[arm].method for arm in config.arms.run):
@@ -81,103 +89,21 @@ def needs(config: Config) -> Iterator[Config]:
 
 
 def _pretrain(config: Config, record: Recorder) -> None:
-    from adafuse.training import data
-    from adafuse.training.trainer import fit
+    from adafuse.training import stage
 
-    where, folder = backbone.device(config), identity.backbone_dir(config)
-    model = backbone.build_random(config.model, where)
-    tokenizer = backbone.byte_tokenizer()
-    knobs = config.pretrain
-    wanted = knobs.steps * knobs.batch * knobs.accumulation * knobs.max_length
-    stream = data.pretraining_tokens(tokenizer, wanted, config.model.seed).view(-1, knobs.max_length).tolist()
-    rows = [{"input_ids": ids, "labels": ids, "attention_mask": [1] * len(ids)} for ids in stream]
-    fitted = fit(
-        model,
-        tokenizer,
-        rows,
-        knobs,
-        _checkpoints(folder),
-        seed=config.model.seed,
-        tracker=config.tracker,
-        on_cpu=where == "cpu",
-    )
-    if MAIN_PROCESS:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        _finish(record, fitted, folder, "model.safetensors")
+    stage.pretrain(config, record)
 
 
 def _train(config: Config, record: Recorder) -> None:
-    from adafuse.adapters import store
-    from adafuse.adapters.adapter import Adapter
-    from adafuse.training import data
-    from adafuse.training.trainer import fit
+    from adafuse.training import stage
 
-    model, tokenizer = backbone.load(config)
-    folder = identity.adapter_dir(config, config.method)
-    knobs = config.train
-    source = data.write(config.data, identity.data_dir(config), config.seed)
-    rows = data.training_dataset(config.data, source, tokenizer, knobs.max_length, "train")
-    adapter = Adapter(model, config.method, config.experts, config.seed)
-    adapter.install()
-    fitted = fit(
-        model,
-        tokenizer,
-        rows,
-        knobs,
-        _checkpoints(folder),
-        adapter,
-        seed=config.seed,
-        tracker=config.tracker,
-        on_cpu=backbone.device(config) == "cpu",
-    )
-    adapter.remove()
-    held_out = data.training_dataset(config.data, source, tokenizer, knobs.max_length, "validation")
-    _validate(adapter, tokenizer, held_out, knobs.batch, record)
-    if MAIN_PROCESS:
-        store.save(adapter, folder, config.model.path or config.model.hub_id or config.model.name)
-        _finish(record, fitted, folder, "router_config.json")
-
-
-def _validate(
-    adapter: Any, tokenizer: Any, rows: list[dict[str, list[int]]], batch: int, record: Recorder
-) -> None:
-    from adafuse.training.validation import validate
-
-    loss, loads = validate(adapter, tokenizer, rows, batch)
-    record.write("metric", suite_task="validation", metric="loss", value=loss, stderr=None, n=len(rows))
-    for load in loads:
-        record.write("routing", **load)
+    stage.train(config, record)
 
 
 def _evaluate(config: Config, record: Recorder) -> None:
-    from adafuse.adapters import store
-    from adafuse.adapters.adapter import Adapter
-    from adafuse.evaluation.harness import evaluate
-    from adafuse.training import data
+    from adafuse.evaluation import stage
 
-    model, tokenizer = backbone.load(config)
-    source = data.write(config.data, identity.data_dir(config), config.seed)
-    adapter = None
-    if config.method.has_experts:
-        adapter = Adapter(model, config.method, config.experts, config.seed)
-        store.load(adapter, identity.adapter_dir(config, config.method)).to_dtype(model.dtype)
-        adapter.install(config.evaluate_strategy)
-    merging = adapter is not None and adapter.merging
-    for result in evaluate(
-        model, tokenizer, adapter, config.suite, source, merging=merging, seed=config.seed
-    ):
-        fields = {"suite_task": result.suite_task, "metric": result.metric}
-        record.write(
-            "metric",
-            **fields,
-            value=result.value,
-            stderr=result.stderr,
-            n=result.n,
-            task_hash=result.task_hash,
-            version=result.version,
-        )
-        record.write("items", **fields, correct=result.correct)
+    stage.run(config, record)
 
 
 def _on_backbone(config: Config, record: Recorder) -> None:
@@ -216,7 +142,8 @@ def _result_there(config: Config) -> bool:
     if config.task is Task.pretrain:
         return (identity.backbone_dir(config) / "config.json").is_file()
     if config.task is Task.train:
-        return (identity.adapter_dir(config, config.method) / "router_config.json").is_file()
+        file = "config.json" if config.method.full else "router_config.json"
+        return (identity.adapter_dir(config, config.method) / file).is_file()
     return True
 
 
@@ -234,17 +161,3 @@ def _full_disk_in_one_line(config: Config) -> Iterator[None]:
             f"cannot write below {config.runs_dir}: the disk is full; make room or set runs_dir, then run again "
             "(finished records are untouched)"
         ) from error
-
-
-def _checkpoints(folder: Path) -> Path:
-    """Where a fit keeps its checkpoints until its result is saved."""
-    return folder.parent / f"{folder.name}.checkpoints"
-
-
-def _finish(record: Recorder, fitted: Fitted, folder: Path, file: str) -> None:
-    """Write what the fit left; its checkpoints are needed no longer."""
-    for line in fitted.losses:
-        record.write("loss", **line)
-    digest = identity.file_hash(folder / file)
-    record.write("artifact", path=str(folder), sha256=digest, resumed_from_step=fitted.resumed_from_step)
-    shutil.rmtree(_checkpoints(folder), ignore_errors=True)

@@ -1,8 +1,9 @@
 """A Hydra launcher that gives each job a process of its own, one after the other, or one to each of several GPUs.
 
 In: the overrides of every job of a sweep. Out: one result per job, with the exit status of its process. Hydra's own
-launchers either run all jobs in one process or several jobs at once on one device, and both disturb timing. A job that
-fails does not stop the others. Chosen by conf/hydra/launcher/isolated.yaml; Hydra finds launchers only in
+launchers either run all jobs in one process or several jobs at once on one device, and both disturb timing; where
+nothing is timed, `jobs_per_gpu` lets small fits share a device, which launches alone would leave mostly idle. A job
+that fails does not stop the others. Chosen by conf/hydra/launcher/isolated.yaml; Hydra finds launchers only in
 `hydra_plugins`.
 """
 
@@ -24,22 +25,20 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class IsolatedLauncher(Launcher):
-    """Runs the same script once per job, with the job's overrides; with `gpus` > 1 as many jobs at a time, no two of
-    them on one GPU.
-    """
+    """Runs the same script once per job, with the job's overrides: `gpus` times `jobs_per_gpu` jobs at a time."""
 
-    def __init__(self, gpus: int = 1) -> None:
-        self.gpus = gpus
+    def __init__(self, gpus: int = 1, jobs_per_gpu: int = 1) -> None:
+        self.gpus, self.jobs_per_gpu = gpus, jobs_per_gpu
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Nothing is kept: the child composes its own configuration."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         jobs = [list(overrides) for overrides in job_overrides]
-        if self.gpus < 2:
+        if self.gpus * self.jobs_per_gpu < 2:
             return [_run(overrides) for overrides in jobs]
         free: SimpleQueue[str] = SimpleQueue()
-        for name in _devices(self.gpus):
+        for name in _devices(self.gpus) * self.jobs_per_gpu:
             free.put(name)
 
         def on_free_device(overrides: list[str]) -> JobReturn:
@@ -49,7 +48,7 @@ class IsolatedLauncher(Launcher):
             finally:
                 free.put(name)
 
-        with ThreadPoolExecutor(self.gpus) as pool:
+        with ThreadPoolExecutor(self.gpus * self.jobs_per_gpu) as pool:
             return list(pool.map(on_free_device, jobs))
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from torch import nn
 
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
+from adafuse.adapters.geometry import expert_count, expert_targets
 from adafuse.adapters.layers import AdaptedLinear, Context, MixtureMlp, SerialMlp
 from adafuse.adapters.paths import blocks_of, linear_path, mlp_path
 from adafuse.adapters.router import Router
-from adafuse.config import LINEARS, ExpertKind, Experts, Method, RouterInput, Routing
+from adafuse.config import LINEARS, ExpertKind, Experts, Method, Routing
 
 
 def build_sites(
@@ -35,23 +36,6 @@ def build_sites(
                 model.get_submodule(mlp_path(block)), method, geometry, context, count
             )
     return sites
-
-
-def expert_count(method: Method, geometry: Experts, block: int, depth: int) -> int:
-    """Number of experts of a block; MoLA may have another one in each quarter of the depth."""
-    if method.experts_by_quarter is not None:
-        return method.experts_by_quarter[block * 4 // depth]
-    return method.count or geometry.count
-
-
-def expert_targets(method: Method, geometry: Experts, block: int) -> list[str]:
-    """Linears with experts in a block; none in block 0 when its own output decides the gates."""
-    too_early = (
-        method.routing is Routing.token and method.router_input is RouterInput.block0_output and block == 0
-    )
-    if method.expert_kind is not ExpertKind.lora or too_early:
-        return []
-    return geometry.targets if method.expert_targets is None else method.expert_targets
 
 
 def _plain(model: nn.Module, path: str) -> nn.Linear:
@@ -85,5 +69,6 @@ def _mlp(mlp: nn.Module, method: Method, geometry: Experts, context: Context, co
     if method.expert_kind is ExpertKind.bottleneck:
         serial = BottleneckExperts(mlp.down_proj.out_features, method.bottleneck_dim, count)
         return SerialMlp(mlp, serial, router, context, method.dropout)
-    mixture = MlpLoraExperts(mlp, count, geometry.rank, geometry.alpha, method.dropout)
+    ranks = method.rank or geometry.rank, method.alpha or geometry.alpha
+    mixture = MlpLoraExperts(mlp, count, *ranks, method.dropout)
     return MixtureMlp(mlp, mixture, router, context)

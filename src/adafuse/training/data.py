@@ -1,7 +1,7 @@
 """The data on disk: what adapters are trained on and evaluated with, written once and checked whenever it is read.
 
-In: a `Data` and a folder. Out: FAMILY.SPLIT.jsonl files beside manifest.json, items and token ids. The backbone's own
-pre-training text also comes from here. Next: evaluation/harness.py reads the test items; trainer.py the training set.
+In: a `Data` and a folder. Out: FAMILY.SPLIT.jsonl files beside manifest.json, items and token ids.
+Next: evaluation/harness.py reads the test items; trainer.py the training set.
 """
 
 from __future__ import annotations
@@ -11,27 +11,19 @@ import json
 import os
 import platform
 from dataclasses import asdict
-from itertools import cycle, islice
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adafuse.config import Data
-from adafuse.training import standard_library
-from adafuse.training.families import Item, generate, lessons
+from adafuse.training.families import Item, generate
 from adafuse.training.splits import SPLITS
 
-if TYPE_CHECKING:
-    import torch
-
 # Raise it with any change of an item or of the pre-training text: nothing trained before is then comparable.
-DATA_VERSION = 1
+DATA_VERSION = 2
 # The name under which the user's own files (data.path) are trained on and evaluated.
 LOCAL = "local"
 # Where evaluation stops generating, so training must teach it.
 END = "\n"
-LESSONS_PER_CHUNK = 32
-TEXT_CHARACTERS = 200
 
 
 def recipe(data: Data, seed: int) -> dict[str, Any]:
@@ -41,6 +33,7 @@ def recipe(data: Data, seed: int) -> dict[str, Any]:
     return {
         "text": text_version(),
         "families": list(data.families),
+        "level": data.level,
         "items": counts,
         "own": own,
         "seed": seed,
@@ -71,7 +64,7 @@ def write(data: Data, folder: Path, seed: int) -> Path:
     files = {}
     for split in SPLITS:
         for family in data.families:
-            items = generate(family, split, wanted["items"][split], seed)
+            items = generate(family, split, wanted["items"][split], seed, data.level)
             files.update(_write_items(folder, family, split, items))
         if data.path is not None:
             files.update(_write_items(folder, LOCAL, split, _own_items(_own_file(data, split))))
@@ -86,42 +79,25 @@ def load_items(folder: Path, family: str, split: str) -> list[Item]:
     return [Item(**json.loads(line)) for line in content.splitlines()]
 
 
+def families_of(data: Data) -> list[str]:
+    """The names under which items are on disk: the user's own files (data.path), or the generated families."""
+    return [LOCAL] if data.path is not None else list(data.families)
+
+
 def training_dataset(
     data: Data, folder: Path, tokenizer: Any, max_length: int, split: str
 ) -> list[dict[str, list[int]]]:
-    """Token ids of all items of a split: {input_ids, labels}, labels -100 on the prompt.
-
-    With data.path these are the user's items, else those of data.families. What exceeds `max_length` is cut on
-    the left.
-    """
-    families = [LOCAL] if data.path is not None else list(data.families)
-    items = [item for family in families for item in load_items(folder, family, split)]
-    return _tokenised(items, tokenizer, max_length)
+    """Token ids of all items of a split, as `dataset_of` gives them, one family after the other."""
+    return [
+        row for name in families_of(data) for row in dataset_of(name, folder, tokenizer, max_length, split)
+    ]
 
 
-def pretraining_tokens(tokenizer: Any, n_tokens: int, seed: int) -> torch.Tensor:
-    """LongTensor [n_tokens] for the backbone: library text and lessons by turns, from training content only.
-
-    The lessons teach the skills (copying, comparing) in other words than the families' exercises.
-    """
-    import torch
-
-    chunks = _pretraining_chunks(seed)
-    ids: list[int] = []
-    while len(ids) < n_tokens:
-        batch = tokenizer(list(islice(chunks, 64)), add_special_tokens=False, verbose=False)["input_ids"]
-        ids.extend(token for chunk in batch for token in chunk)
-    return torch.tensor(ids[:n_tokens], dtype=torch.long)
-
-
-def _pretraining_chunks(seed: int) -> Any:
-    text = standard_library.text("train")
-    starts = list(range(0, len(text), TEXT_CHARACTERS))
-    Random(f"pretraining/{seed}").shuffle(starts)
-    teach = lessons(seed)
-    for start in cycle(starts):
-        yield text[start : start + TEXT_CHARACTERS] + END
-        yield "".join(islice(teach, LESSONS_PER_CHUNK))
+def dataset_of(
+    family: str, folder: Path, tokenizer: Any, max_length: int, split: str
+) -> list[dict[str, list[int]]]:
+    """Token ids {input_ids, labels} of one family, labels -100 on the prompt; cut to `max_length` on the left."""
+    return _tokenised(load_items(folder, family, split), tokenizer, max_length)
 
 
 def _tokenised(items: list[Item], tokenizer: Any, max_length: int) -> list[dict[str, list[int]]]:

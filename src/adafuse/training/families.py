@@ -21,8 +21,16 @@ PATIENCE = 20_000
 # in the same numbers, so that a router that sees only the current token's id cannot tell them apart.
 OPERATION = {"copy": "<|>", "reverse": "|><", "sort": "><|"}
 COMPARISON = {"larger": "><", "smaller": "<>"}
-CROWDS = ((4, 3, 2), (5, 4, 2), (5, 4, 3))
-LETTERS = "abcdefgh"
+# by level: how many letters there are, and how many a word has; how often each kind is in a crowd; rounds of a recital
+ALPHABET = "abcdefghijklmnop"
+WORDS = {1: (8, 4, 6), 2: (12, 7, 9), 3: (16, 10, 12)}
+CROWDS = {
+    1: ((4, 3, 2), (5, 4, 2), (5, 4, 3)),
+    2: ((6, 5, 4, 3), (7, 6, 5, 2), (7, 6, 4, 4)),
+    3: ((8, 7, 6, 5), (9, 8, 7, 4), (9, 8, 6, 6)),
+}
+ROUNDS = {1: 12, 2: 24, 3: 36}
+LEVELS = tuple(WORDS)
 
 
 @dataclass(frozen=True)
@@ -37,25 +45,27 @@ class Item:
 
 @dataclass(frozen=True)
 class Family:
-    """`draw` finds content, `key` is the part that decides its split, `item` shows it as an exercise.
+    """`draw` finds content of a level, `key` is the part that decides its split, `item` shows it as an exercise.
 
     `lesson` shows the same content in another form, for pre-training: the skill without the exercise.
     """
 
-    draw: Callable[[Random], Any]
+    draw: Callable[[Random, int], Any]
     key: Callable[[Any], str]
     item: Callable[[Any, Random], Item]
     lesson: Callable[[Any, Random], str]
 
 
-def generate(name: str, split: str, count: int, seed: int) -> list[Item]:
-    """`count` items with different prompts. Raises ValueError for an unknown family or one that runs out."""
+def generate(name: str, split: str, count: int, seed: int, level: int = 1) -> list[Item]:
+    """`count` items with different prompts. Raises ValueError for an unknown family or level, or one that runs out."""
     if name not in NAMES:
         raise ValueError(f"unknown family '{name}' in data.families: choose from {list(NAMES)}")
     if split not in SPLITS:
         raise ValueError(f"unknown split '{split}': choose from {list(SPLITS)}")
+    if level not in LEVELS:
+        raise ValueError(f"data.level={level} is not there: choose from {list(LEVELS)}")
     rng = Random(f"{name}/{split}/{seed}")
-    candidates = _cloze(split, rng) if name == "cloze" else _exercises(FAMILIES[name], split, rng)
+    candidates = _cloze(split, rng) if name == "cloze" else _exercises(FAMILIES[name], split, rng, level)
     items: dict[str, Item] = {}
     idle = 0
     while len(items) < count and idle < PATIENCE:
@@ -71,22 +81,22 @@ def generate(name: str, split: str, count: int, seed: int) -> list[Item]:
     return list(items.values())
 
 
-def lessons(seed: int) -> Iterator[str]:
-    """Endless lines for pre-training, from training content only, each family equally often."""
-    rng = Random(f"lessons/{seed}")
+def lessons(split: str, seed: int) -> Iterator[str]:
+    """Endless lines for pre-training, from the content of a split, each family equally often, on the first level."""
+    rng = Random(f"lessons/{split}/{seed}")
     while True:
         for family in FAMILIES.values():
-            yield family.lesson(_content(family, "train", rng), rng)
+            yield family.lesson(_content(family, split, rng, LEVELS[0]), rng)
 
 
-def _exercises(family: Family, split: str, rng: Random) -> Iterator[Item]:
+def _exercises(family: Family, split: str, rng: Random, level: int) -> Iterator[Item]:
     while True:
-        yield family.item(_content(family, split, rng), rng)
+        yield family.item(_content(family, split, rng, level), rng)
 
 
-def _content(family: Family, split: str, rng: Random) -> Any:
+def _content(family: Family, split: str, rng: Random, level: int) -> Any:
     while True:
-        content = family.draw(rng)
+        content = family.draw(rng, level)
         if split_of(family.key(content)) == split:
             return content
 
@@ -109,8 +119,9 @@ def _choice(prompt: str, answer: str, wrong: list[str], rng: Random) -> Item:
 # --- copy, reverse, sort ---
 
 
-def _letters(rng: Random) -> str:
-    return "".join(rng.sample(LETTERS, rng.randint(4, 6)))
+def _letters(rng: Random, level: int) -> str:
+    letters, shortest, longest = WORDS[level]
+    return "".join(rng.sample(ALPHABET[:letters], rng.randint(shortest, longest)))
 
 
 def _rewriting(name: str, change: Callable[[str], str], words: str) -> Family:
@@ -125,9 +136,9 @@ def _rewriting(name: str, change: Callable[[str], str], words: str) -> Family:
 # --- addition of two digits by turns, without carry ---
 
 
-def _terms(rng: Random) -> tuple[str, str]:
+def _terms(rng: Random, level: int) -> tuple[str, str]:
     steps = rng.choice("1234") + rng.choice("1234")
-    return "".join(rng.choices("12345", k=6)), steps * 3
+    return "".join(rng.choices("12345", k=6 * level)), steps * (3 * level)
 
 
 def _sum(terms: tuple[str, str]) -> str:
@@ -152,8 +163,8 @@ def _slip(terms: tuple[str, str], place: int, rng: Random) -> str:
 # --- comparison of two numbers that have the same digits ---
 
 
-def _two_numbers(rng: Random) -> tuple[str, str]:
-    digits = rng.sample("123456789", 4)
+def _two_numbers(rng: Random, level: int) -> tuple[str, str]:
+    digits = rng.sample("123456789" * level, 2 + 2 * level)
     first = "".join(digits)
     while (second := "".join(rng.sample(digits, 4))) == first:
         pass
@@ -178,10 +189,11 @@ def _comparison_lesson(pair: tuple[str, str], rng: Random) -> str:
 # --- the most frequent letter ---
 
 
-def _crowd(rng: Random) -> tuple[str, list[str]]:
-    """Nine to twelve letters of three kinds, and the kinds, the most frequent one first."""
-    kinds = rng.sample(LETTERS, 3)
-    letters = list("".join(kind * times for kind, times in zip(kinds, rng.choice(CROWDS), strict=True)))
+def _crowd(rng: Random, level: int) -> tuple[str, list[str]]:
+    """Letters of three or four kinds, and the kinds, the most frequent one first."""
+    times = rng.choice(CROWDS[level])
+    kinds = rng.sample(ALPHABET[:8], len(times))
+    letters = list("".join(kind * often for kind, often in zip(kinds, times, strict=True)))
     rng.shuffle(letters)
     return "".join(letters), kinds
 
@@ -189,6 +201,17 @@ def _crowd(rng: Random) -> tuple[str, list[str]]:
 def _majority_item(crowd: tuple[str, list[str]], rng: Random) -> Item:
     letters, kinds = crowd
     return _choice(f"{letters}*", kinds[0], kinds[1:], rng)
+
+
+# --- a word again and again, each time turned by one letter: the long answer ---
+
+
+def _recited(rng: Random, level: int) -> tuple[str, int]:
+    return "".join(rng.sample(ALPHABET[:10], 5)), ROUNDS[level]
+
+
+def _turned(word: str, rounds: int) -> str:
+    return " ".join(word[i % len(word) :] + word[: i % len(word)] for i in range(rounds))
 
 
 FAMILIES = {
@@ -212,6 +235,12 @@ FAMILIES = {
         key=lambda crowd: f"crowd {crowd[0]}",
         item=_majority_item,
         lesson=lambda crowd, rng: f"{crowd[0]} mostly {crowd[1][0]}\n",
+    ),
+    "recital": Family(
+        draw=_recited,
+        key=lambda recited: f"word {recited[0]}",
+        item=lambda recited, rng: Item(f"@ {recited[0]}=", _turned(*recited)),
+        lesson=lambda recited, rng: f"{recited[0]} goes round: {_turned(recited[0], 4)}\n",
     ),
 }
 # cloze is its own lesson: the pre-training text is the same kind of text, from other files

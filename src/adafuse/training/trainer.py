@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers import (
     DataCollatorForSeq2Seq,
     PreTrainedTokenizerBase,
@@ -43,7 +45,7 @@ class Fitted:
 def fit(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    rows: list[dict[str, list[int]]],
+    rows: list[dict[str, list[int]]] | Dataset[dict[str, list[int]]],
     knobs: Fit,
     folder: Path,
     adapter: Adapter | None = None,
@@ -85,6 +87,8 @@ def _arguments(knobs: Fit, folder: Path, seed: int, tracker: str, on_cpu: bool) 
         adam_beta2=0.95,
         bf16=knobs.bf16,
         use_cpu=on_cpu,
+        # looking for NaN at every step would make it wait for the device
+        logging_nan_inf_filter=False,
         # every expert is part of the graph, whoever is chosen
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=not on_cpu,
@@ -113,7 +117,8 @@ class AdapterTrainer(Trainer):
     def __init__(self, adapter: Adapter | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.adapter = adapter
-        self._balance: list[float] = []
+        # stay on the device until a line is logged: reading one would make every step wait
+        self._said: dict[str, list[Tensor]] = {"balance_loss": [], "used_share": []}
 
     def compute_loss(
         self,
@@ -129,17 +134,23 @@ class AdapterTrainer(Trainer):
         adapter.context.collect, adapter.context.said = True, []
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         adapter.context.collect = False
-        balance = adapter.balance_loss(keep)
-        self._balance.append(float(balance.detach()))
+        balance, used = adapter.routing_losses(keep)
+        self._said["balance_loss"].append(balance.detach())
+        method = adapter.method
+        if method.null_expert:
+            self._said["used_share"].append(used.detach())
+        ours = method.balance_coefficient * balance + method.bypass_penalty * used
         # a loss divided by the items of all micro-batches is summed over them: then ours must be a share too
         shares = self.args.gradient_accumulation_steps if num_items_in_batch is not None else 1
-        loss = loss + adapter.method.balance_coefficient * balance / shares
+        loss = loss + ours / shares
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._balance:
-            logs["balance_loss"] = sum(self._balance) / len(self._balance)
-            self._balance = []
+        if "loss" in logs:
+            for name, said in self._said.items():
+                if said:
+                    logs[name] = float(torch.stack(said).mean())
+                    said.clear()
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

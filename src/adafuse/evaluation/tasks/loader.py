@@ -23,6 +23,14 @@ def answers(family: str, data_folder: str, **_: Any) -> dict[str, Dataset]:
     return _splits(family, data_folder, with_choices=False)
 
 
+def before_the_first_error(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """For long answers: the share that stands before the first wrong letter, and whether there is none."""
+    wanted, got = doc["answer"], results[0]
+    same = [a == b for a, b in zip(wanted, got, strict=False)]
+    right = same.index(False) if False in same else len(same)
+    return {"prefix": right / len(wanted), "exact_match": float(got == wanted)}
+
+
 def _splits(family: str, data_folder: str, with_choices: bool) -> dict[str, Dataset]:
     splits = {}
     for split in ("validation", "test"):

@@ -1,0 +1,70 @@
+"""Trainable parameters, counted from a backbone's sizes, and the rank that gives every method as many.
+
+In: a `Method`, the expert geometry, the sizes of a transformers config. Out: a count; or the method with other ranks. A
+comparison of accuracies says little if one method has twice the parameters, and the papers' own settings have. Nothing
+heavy is imported: a configuration is complete before a model is loaded. Next: compose.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from adafuse.adapters.geometry import expert_count, expert_targets, widths
+from adafuse.config import LINEARS, ExpertKind, Experts, Method, Routing
+
+
+def trainable_parameters(method: Method, experts: Experts, shape: dict[str, Any]) -> int:
+    """Parameters that training `method` changes: experts, routers, ordinary LoRA. Not for full fine-tuning."""
+    blocks = shape["num_hidden_layers"]
+    token = method.routing is Routing.token
+    router = (experts.count + method.null_expert) * shape["hidden_size"] if token else 0
+    return router + sum(_of_block(method, experts, shape, block) for block in range(blocks))
+
+
+def at_equal_budget(method: Method, experts: Experts, shape: dict[str, Any], budget: int) -> Method:
+    """`method` with the ranks (and the width of PESC's adapters) whose count comes nearest to `budget`.
+
+    All its ranks move together, in the proportions of its file, and alpha with its rank. A method whose own ranks are
+    the nearest stays as it is, so that it is trained once for both budgets.
+    """
+    if not method.has_experts:
+        return method
+    best, missed = method, abs(trainable_parameters(method, experts, shape) - budget)
+    for rank in range(1, budget):
+        candidate = _at_rank(method, experts, rank)
+        miss = trainable_parameters(candidate, experts, shape) - budget
+        if abs(miss) < missed:
+            best, missed = candidate, abs(miss)
+        if miss > 0:
+            break
+    return best
+
+
+def _of_block(method: Method, experts: Experts, shape: dict[str, Any], block: int) -> int:
+    sizes, hidden = widths(shape), shape["hidden_size"]
+    count = expert_count(method, experts, block, shape["num_hidden_layers"])
+    rank = method.rank or experts.rank
+    total = sum(method.static_rank * sum(sizes[name]) for name in method.static_targets)
+    if method.routing is Routing.blockwise:
+        total += count * hidden
+    if method.expert_kind is ExpertKind.bottleneck:
+        return total + count * 2 * hidden * method.bottleneck_dim
+    mixture = method.expert_kind is ExpertKind.mlp_lora
+    targets = LINEARS[4:] if mixture else expert_targets(method, experts, block)
+    total += sum(count * rank * sum(sizes[name]) for name in targets)
+    if method.routing is Routing.layerwise:
+        total += sum(count * sizes[name][0] for name in targets)
+    return total
+
+
+def _at_rank(method: Method, experts: Experts, rank: int) -> Method:
+    moved = dataclasses.replace(method)
+    if method.static_targets:
+        moved.static_rank, moved.static_alpha = rank, method.static_alpha / method.static_rank * rank
+    if method.expert_kind is ExpertKind.bottleneck:
+        moved.bottleneck_dim = rank
+    else:
+        moved.rank = rank
+        moved.alpha = (method.alpha or experts.alpha) / (method.rank or experts.rank) * rank
+    return moved

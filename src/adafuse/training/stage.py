@@ -1,0 +1,144 @@
+"""The two stages that fit something: the backbone from scratch, and an adapter (or the whole backbone) on the families.
+
+In: a checked `Config` and its record. Out: a folder with what was fitted, and lines on how it went: losses, what was
+held out, and how the routers spread. Next: data.py, trainer.py, validation.py; evaluation/stage.py uses the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adafuse import backbone, identity
+from adafuse.adapters import store
+from adafuse.adapters.adapter import Adapter
+from adafuse.config import Config
+from adafuse.distributed import MAIN_PROCESS
+from adafuse.training import data, pretraining_text
+from adafuse.training.trainer import Fitted, fit
+from adafuse.training.validation import Validation, validate
+
+# of text that no step has seen: what pre-training is judged by
+HELD_OUT_TOKENS = 65536
+
+
+def pretrain(config: Config, record: Any) -> None:
+    """Fit the backbone on generated text; weights are saved rounded to bf16, in which a GPU serves them."""
+    where, folder = backbone.device(config), identity.backbone_dir(config)
+    model = backbone.build_random(config.model, where)
+    tokenizer = backbone.byte_tokenizer()
+    knobs = config.pretrain
+    wanted = knobs.steps * knobs.batch * knobs.accumulation * knobs.max_length
+    stream = pretraining_text.pretraining_tokens(tokenizer, wanted, config.model.seed)
+    fitted = fit(
+        model,
+        tokenizer,
+        pretraining_text.Blocks(stream.view(-1, knobs.max_length)),
+        knobs,
+        checkpoints(folder),
+        seed=config.model.seed,
+        tracker=config.tracker,
+        on_cpu=where == "cpu",
+    )
+    if MAIN_PROCESS:
+        _round(model)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        held_out = pretraining_text.held_out_tokens(tokenizer, HELD_OUT_TOKENS, config.model.seed)
+        for name, ids in held_out.items():
+            loss = _mean_loss(model, ids.view(-1, knobs.max_length), knobs.batch)
+            record.write("metric", suite_task=name, metric="loss", value=loss, stderr=None, n=ids.numel())
+        record.write("parameters", trainable=sum(p.numel() for p in model.parameters()))
+        _finish(record, fitted, folder, "model.safetensors")
+
+
+def train(config: Config, record: Any) -> None:
+    """Fit one method on the training items of its families."""
+    model, tokenizer = backbone.load(config)
+    method, folder = config.method, identity.adapter_dir(config, config.method)
+    rate = config.train.learning_rate * method.learning_rate_factor
+    knobs = dataclasses.replace(config.train, learning_rate=rate)
+    source = data.write(config.data, identity.data_dir(config), config.seed)
+    rows = data.training_dataset(config.data, source, tokenizer, knobs.max_length, "train")
+    adapter = Adapter(model, method, config.experts, config.seed) if method.has_experts else None
+    if adapter is not None:
+        adapter.install()
+    else:
+        model.requires_grad_(True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    fitted = fit(
+        model,
+        tokenizer,
+        rows,
+        knobs,
+        checkpoints(folder),
+        adapter,
+        seed=config.seed,
+        tracker=config.tracker,
+        on_cpu=backbone.device(config) == "cpu",
+    )
+    if adapter is not None:
+        adapter.remove()
+    record.write("parameters", trainable=sum(p.numel() for p in trained))
+    held_out = {
+        family: data.dataset_of(family, source, tokenizer, knobs.max_length, "validation")
+        for family in data.families_of(config.data)
+    }
+    _record_validation(validate(model, adapter, tokenizer, held_out, knobs.batch), record)
+    if MAIN_PROCESS:
+        file = _save(model, adapter, tokenizer, folder, config)
+        _finish(record, fitted, folder, file)
+
+
+def checkpoints(folder: Path) -> Path:
+    """Where a fit keeps its checkpoints until its result is saved."""
+    return folder.parent / f"{folder.name}.checkpoints"
+
+
+def _save(model: Any, adapter: Adapter | None, tokenizer: Any, folder: Path, config: Config) -> str:
+    """Write what was fitted; the name of its one file that stands for it."""
+    if adapter is None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return "model.safetensors"
+    store.save(adapter, folder, config.model.path or config.model.hub_id or config.model.name)
+    return "router_config.json"
+
+
+def _record_validation(found: Validation, record: Any) -> None:
+    record.write(
+        "metric", suite_task="validation", metric="loss", value=found.loss, stderr=None, n=found.rows
+    )
+    for line in found.routing:
+        record.write("routing", **line)
+    if found.agreement is not None:
+        record.write("agreement", **found.agreement)
+
+
+@torch.no_grad()
+def _round(model: torch.nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.copy_(parameter.bfloat16())
+
+
+@torch.no_grad()
+def _mean_loss(model: Any, ids_BS: torch.Tensor, batch: int) -> float:
+    """Mean cross-entropy in nats per token."""
+    device = next(model.parameters()).device
+    losses = [
+        float(model(input_ids=part, labels=part).loss) * len(part) for part in ids_BS.to(device).split(batch)
+    ]
+    return sum(losses) / len(ids_BS)
+
+
+def _finish(record: Any, fitted: Fitted, folder: Path, file: str) -> None:
+    """Write what the fit left; its checkpoints are needed no longer."""
+    for line in fitted.losses:
+        record.write("loss", **line)
+    digest = identity.file_hash(folder / file)
+    record.write("artifact", path=str(folder), sha256=digest, resumed_from_step=fitted.resumed_from_step)
+    shutil.rmtree(checkpoints(folder), ignore_errors=True)
