@@ -3,6 +3,7 @@
 import pytest
 
 import synthetic
+import synthetic_study
 from adafuse.records import load
 from adafuse.report import draw, find, style
 
@@ -29,12 +30,44 @@ def test_bytes_are_stable(found, tmp_path):
     assert "<dc:date>" not in (tmp_path / "one" / "figures" / "loss.svg").read_text()
 
 
+def test_studies_of_adapters_draw_their_own_with_stable_bytes(tmp_path):
+    """Why studies, loads and agreement; an SVG holds no picture, whose bytes would depend on libraries."""
+    records = tmp_path / "records"
+    for rank in (4, 8):
+        fits = {"information": 0.3, "changes": {"experts.rank": rank}}
+        synthetic_study.write_study(records, {"adafuse": 0.7, "adafuse_layerwise": 0.7}, 2, **fits)
+    for folder in ("one", "two"):
+        draw(find(load([records])), tmp_path / folder)
+    drawn = {path.stem: path for path in (tmp_path / "one" / "figures").glob("*.svg")}
+    assert {"why_rank", "load", "agreement", "loss"} == set(drawn)
+    for path in drawn.values():
+        assert path.read_bytes() == (tmp_path / "two" / "figures" / path.name).read_bytes(), path.name
+        assert "<image" not in path.read_text(), path.name
+
+
+def test_the_loss_of_a_methods_own_setting_is_drawn_alone(tmp_path):
+    for penalty in (0.0, 0.5):
+        changes = {"method.null_expert": True, "method.bypass_penalty": penalty}
+        synthetic_study.write_fit(tmp_path, changes=changes)
+    synthetic_study.write_fit(tmp_path)
+    synthetic_study.write_fit(tmp_path, "full")
+    curves = find(load([tmp_path])).curves
+    assert [(curve.method, len(curve.seeds)) for curve in curves] == [("full", 1), ("adafuse", 1)]
+
+
 def test_a_second_cell_gets_a_number_and_stale_figures_go(tmp_path):
     synthetic.write_latency(tmp_path / "records")
     synthetic.write_latency(tmp_path / "records", plain={"batch": 4})
     out = tmp_path / "out"
     (out / "figures").mkdir(parents=True)
-    for name in ("figure2.svg", "drift.png", "drift_cell2.svg"):
+    for name in (
+        "figure2.svg",
+        "drift.png",
+        "drift_cell2.svg",
+        "why_rank.svg",
+        "agreement.svg",
+        "load_cell2.png",
+    ):
         (out / "figures" / name).write_text("old")
     (out / "figures" / "mine.svg").write_text("not ours")
     draw(find(load([tmp_path / "records"])), out)

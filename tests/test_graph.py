@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.randomise import randomise
 from adafuse.config import Runtime, StrategyName
 from adafuse.engine import decoders
 from adafuse.engine.decode import generate

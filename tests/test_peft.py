@@ -12,7 +12,8 @@ from torch import nn
 
 from adafuse import records
 from adafuse.adapters import reference
-from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.randomise import randomise
 from adafuse.adapters.router import Gates
 from adafuse.bench import cost, device, latency
 from adafuse.bench.checks import Check, run_checks

@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from adafuse.stats import Interval, is_resolved, paired_difference, paired_ratio, resolution
+from adafuse.stats import (
+    Interval,
+    equivalence,
+    is_resolved,
+    mean_interval,
+    paired_difference,
+    paired_ratio,
+    resolution,
+    seeds_needed,
+)
 
 TRUE_RATIO = 2.4
 
@@ -108,3 +117,65 @@ def test_tasks_count_equally():
 def test_items_that_do_not_match_are_refused(b):
     with pytest.raises(ValueError):
         paired_difference([[[1.0]]], b)
+
+
+def nested(rng, seeds: int, offset: float, items: int = 100, truth: float = 0.05):
+    """Each seed shifts the difference by an offset of its own, and draws its own items."""
+    shifts = truth + rng.normal(0, offset, seeds)
+    hard = rng.random((seeds, items))
+    left, right = hard < 0.5 + shifts[:, None], hard < 0.5
+    return paired_difference([[row] for row in left], [[row] for row in right])
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.04])
+def test_items_nested_in_seeds_are_covered_by_seeds_alone(offset):
+    rng = np.random.default_rng(4)
+    found = [nested(rng, 5, offset) for _ in range(1000)]
+    over_seeds = np.mean([f.low <= 0.05 <= f.high for f in found])
+    assert 0.93 <= over_seeds <= 0.98
+    # an interval that knows the items only: as wide whatever the seeds do
+    over_items = np.mean([abs(f.value - 0.05) <= 1.96 * f.items_error / math.sqrt(f.n_seeds) for f in found])
+    assert over_items <= 0.85 if offset else over_items >= 0.9
+
+
+def test_the_spread_is_split_into_seeds_and_items():
+    rng = np.random.default_rng(5)
+    alike, apart = ([nested(rng, 20, offset) for _ in range(50)] for offset in (0.0, 0.1))
+    # of one item the difference has variance 0.05 * 0.95
+    expected = math.sqrt(0.05 * 0.95 / 100)
+    assert np.mean([f.items_error for f in alike]) == pytest.approx(expected, rel=0.05)
+    assert np.mean([f.spread for f in alike]) == pytest.approx(expected, rel=0.05)
+    assert np.mean([f.spread for f in apart]) > 2 * np.mean([f.items_error for f in apart])
+
+
+@pytest.mark.parametrize("truth", [-2.0, 2.0])
+def test_a_difference_as_large_as_the_margin_is_seldom_called_none(truth):
+    rng = np.random.default_rng(6)
+    found = [equivalence(rng.normal(truth, 1.0, 5), 2.0) for _ in range(2000)]
+    # 5 % and three standard errors of 2,000 trials
+    assert 0.02 <= np.mean([f.p < 0.05 for f in found]) <= 0.065
+
+
+def test_no_difference_is_found_to_be_none():
+    rng = np.random.default_rng(7)
+    found = [equivalence(rng.normal(0.0, 1.0, 5), 2.0) for _ in range(500)]
+    assert np.mean([f.p < 0.05 for f in found]) >= 0.85
+    # the test and its 90 % interval are one statement
+    assert all((f.p < 0.05) == (f.low > -2 and f.high < 2) for f in found)
+
+
+def test_seeds_without_any_spread_are_judged_by_their_mean():
+    assert equivalence([0.5, 0.5], 2.0).p == 0 and equivalence([2.5, 2.5], 2.0).p == 1
+
+
+def test_seeds_needed_is_the_first_number_that_does():
+    count = seeds_needed(1.0, 0.5, 0.95)
+
+    def half(seeds):
+        values = np.array([-1.0, 1.0] * 50)[:seeds]
+        values = (values - values.mean()) / values.std(ddof=1)
+        centre, _, high = mean_interval(values)
+        return high - centre
+
+    assert half(count) <= 0.5 < half(count - 1)
+    assert seeds_needed(1.0, 0.0, 0.95) is None

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from adafuse.adapters import store
-from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import LoraExperts, MlpLoraExperts
+from adafuse.adapters.randomise import randomise
 from adafuse.config import Config, StrategyName
 from adafuse.engine.decode import forward_logits
 from conftest import GEOMETRY, compose

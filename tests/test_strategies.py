@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from adafuse.adapters import reference
-from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.randomise import randomise
 from adafuse.adapters.router import Gates, Router
 from adafuse.bench.checks import Check, _rows, run_checks
 from adafuse.config import Config, ExpertKind, Routing, Runtime, StrategyName

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.randomise import randomise
 from adafuse.bench.timed_arms import DecodeArm, QueryArm
 from adafuse.config import Config, Runtime, StrategyName
 from adafuse.engine import decoders

@@ -1,11 +1,13 @@
 """Intervals: how large a ratio of latencies or a difference of accuracies is, and how well it is known.
 
 In: rounds of paired times, one pair of arrays for each process; or items right and wrong, per seed and task.
-Out: an `Interval` of the ratio or a `Difference`, each with a word on what varied. Next: tracking.py.
+Out: an `Interval` of the ratio or a `Difference`, each with a word on what varied; whether a difference is small
+enough to be none. Next: tracking.py.
 
 Times are compared inside a round, because machines drift; processes are the units of the interval, because a
 process can be a few per cent slower than its twin for its whole life (design: three fresh processes, five for
-headline rows).
+headline rows). Accuracies are compared item by item, and seeds are the units: each seed has trained an adapter of its
+own and has drawn items of its own, so the differences between seeds hold both what training and what items vary.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 LEVEL = 0.95
+# of the equivalence test; its interval is that of 1 - 2 * SIZE
+SIZE = 0.05
 RESAMPLES = 2000
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference with its 95 % interval, in the unit of the input."""
+    """A mean difference with its 95 % interval, in the unit of the input.
+
+    `items_error` is the standard error that the items alone leave in one seed: where `spread` is not much larger,
+    more items would narrow the interval as well as more seeds.
+    """
 
     value: float
     low: float
@@ -44,6 +53,22 @@ class Difference:
     n_seeds: int
     n_items: int
     method: str
+    by_seed: tuple[float, ...] = ()
+    items_error: float = math.nan
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation between seeds; nan for one."""
+        return float(np.std(self.by_seed, ddof=1)) if len(self.by_seed) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Two one-sided t-tests against a margin: the larger p, and the interval that lies within it if p < SIZE."""
+
+    p: float
+    low: float
+    high: float
 
 
 def paired_ratio(processes: Sequence[tuple[ArrayLike, ArrayLike]]) -> Interval:
@@ -60,7 +85,7 @@ def paired_ratio(processes: Sequence[tuple[ArrayLike, ArrayLike]]) -> Interval:
     n_rounds = sum(process.size for process in logs)
     medians = np.array([np.median(process) for process in logs])
     if len(logs) > 1:
-        centre, low, high = _t_interval(medians)
+        centre, low, high = mean_interval(medians)
         method = f"t over {len(logs)} processes"
     elif logs[0].size > 1:
         centre, (low, high) = medians[0], _bootstrap_median(logs[0])
@@ -87,8 +112,9 @@ def paired_difference(
     """The mean accuracy of `a` minus that of `b`, both as `[seed][task][item]` with the items in the same
     order.
 
-    Tasks count equally. Two or more seeds: a t interval over the seeds' differences. One: a normal interval
-    over items, which says nothing about the next training run. Raises ValueError if the items do not match.
+    Tasks count equally. Two or more seeds: a t interval over the seeds' differences; items are nested in seeds, so
+    this spread holds theirs too, and the interval needs no term for items. One: a normal interval over items, which
+    says nothing about the next training run. Raises ValueError if the items do not match.
     """
     if len(correct_a) != len(correct_b) or not correct_a:
         raise ValueError("both sides need the same seeds, at least one")
@@ -96,24 +122,51 @@ def paired_difference(
     by_seed = [
         [_item_differences(a, b) for a, b in zip(tasks_a, tasks_b, strict=True)] for tasks_a, tasks_b in pairs
     ]
-    values = np.array([np.mean([task.mean() for task in tasks]) for tasks in by_seed])
-    n_items = sum(task.size for task in by_seed[0])
-    if len(values) > 1:
-        centre, low, high = _t_interval(values)
-        return Difference(centre, low, high, len(values), n_items, f"t over {len(values)} seeds")
-    # Tasks are fixed, items are drawn: the variances of the tasks' means add up.
-    variance = sum(task.var(ddof=1) / task.size if task.size > 1 else math.nan for task in by_seed[0])
-    half = stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(variance) / len(by_seed[0])
+    values = tuple(float(np.mean([task.mean() for task in tasks])) for tasks in by_seed)
+    error = float(np.sqrt(np.mean([_items_variance(tasks) for tasks in by_seed])))
+    count, n_items = len(values), sum(task.size for task in by_seed[0])
+    if count > 1:
+        centre, low, high = mean_interval(values)
+        return Difference(centre, low, high, count, n_items, f"t over {count} seeds", values, error)
+    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * error
     return Difference(
-        float(values[0]), values[0] - half, values[0] + half, 1, n_items, "one seed: items only"
+        values[0], values[0] - half, values[0] + half, 1, n_items, "one seed: items only", values, error
     )
 
 
-def _t_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    centre = float(values.mean())
-    error = float(values.std(ddof=1)) / math.sqrt(len(values))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
+def equivalence(by_seed: ArrayLike, margin: float) -> Equivalence:
+    """Test that the mean difference lies within ± `margin`, from one difference a seed; at least two."""
+    values = np.asarray(by_seed, float)
+    centre, low, high = mean_interval(values, 1 - 2 * SIZE)
+    if low == high:
+        # no spread: a t-test would divide by nothing
+        return Equivalence(0.0 if abs(centre) < margin else 1.0, low, high)
+    above = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
+    below = stats.ttest_1samp(values, margin, alternative="less").pvalue
+    return Equivalence(float(max(above, below)), low, high)
+
+
+def seeds_needed(spread: float, half: float, level: float) -> int | None:
+    """How many seeds a t interval takes to reach no further than `half`; None if MOST_SEEDS are too few."""
+    for count in range(2, MOST_SEEDS + 1):
+        if stats.t.ppf((1 + level) / 2, count - 1) * spread / math.sqrt(count) <= half:
+            return count
+    return None
+
+
+def mean_interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float, float]:
+    """The mean of at least two values, and the ends of its t interval."""
+    known = np.asarray(values, float)
+    centre = float(known.mean())
+    error = float(known.std(ddof=1)) / math.sqrt(len(known))
+    half = float(stats.t.ppf((1 + level) / 2, len(known) - 1)) * error
     return centre, centre - half, centre + half
+
+
+def _items_variance(tasks: Sequence[NDArray[np.float64]]) -> float:
+    """Of one seed's mean over tasks: tasks are fixed, items are drawn, so the variances of the tasks' means add up."""
+    variances = [task.var(ddof=1) / task.size if task.size > 1 else math.nan for task in tasks]
+    return float(sum(variances)) / len(tasks) ** 2
 
 
 def _bootstrap_median(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -11,28 +11,40 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from adafuse.records import Record
 from adafuse.report import (
-    accuracy,
+    accuracy_table,
     calibration,
     claims,
     drift,
     evidence,
     figures,
+    generation,
     goals,
     kernels,
     layers,
     losses,
+    routing,
     sheet,
     style,
     tables,
     timing,
     traces,
+    tuning,
+    why,
 )
 from adafuse.report.cells import Cell
 from adafuse.report.paper import load_paper
+from adafuse.report.trained import Trained, trained_adapters
 from adafuse.report.verdicts import Claim
+
+# names of figures that an earlier report may have left
+OURS = (
+    *("figure[12]*", "latency_*", "scan_*", "timeline_*", "drift*", "loss*"),
+    *("why_*", "load.*", "load_cell*", "agreement*"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Findings:
 
     records: list[Record]
     latency: list[Cell]
-    studies: list[accuracy.Study]
+    trained: Trained
     layers: list[Cell]
     kernels: list[Cell]
     drift: list[Cell]
@@ -50,8 +62,13 @@ class Findings:
     paper: dict[str, Any]
 
     @property
+    def headed(self) -> list[Record]:
+        """Without what a process left that was killed before its first line."""
+        return [record for record in self.records if record.run]
+
+    @property
     def claims(self) -> list[Claim]:
-        return claims.all_claims(self.latency, self.studies, self.layers, self.paper)
+        return claims.all_claims(self.latency, self.trained.studies, self.layers, self.paper)
 
 
 def find(records: list[Record]) -> Findings:
@@ -64,7 +81,7 @@ def find(records: list[Record]) -> Findings:
     return Findings(
         records=records,
         latency=timing.latency_cells(headed),
-        studies=accuracy.studies(headed),
+        trained=trained_adapters(headed),
         layers=layers.layer_cells(headed),
         kernels=kernels.kernel_cells(headed),
         drift=drift.drift_cells(headed),
@@ -76,15 +93,19 @@ def find(records: list[Record]) -> Findings:
 
 def all_sheets(found: Findings) -> list[sheet.Sheet]:
     """Every table, verdicts first: the paper's claims, then our own goals."""
-    latency, paper = found.latency, found.paper
+    latency, adapters, paper = found.latency, found.trained, found.paper
     return [
         claims.sheet(found.claims),
         goals.sheet(latency, found.kernels),
         tables.table1(latency, paper),
-        *(accuracy.table(name, found.studies, paper) for name in ("table2", "table3", "table4")),
+        *(accuracy_table.table(name, adapters.studies, paper) for name in ("table2", "table3", "table4")),
         tables.table5(latency, paper),
         tables.table6(latency, paper),
         tables.attribution(latency, paper),
+        why.why_table(adapters.whys, adapters.fits),
+        tuning.tuning_table(found.headed),
+        routing.routing_table(adapters.routing),
+        generation.generation_table(adapters.generated),
         layers.layer_table(found.layers, paper),
         kernels.kernel_table(found.kernels),
         drift.drift_table(found.drift),
@@ -96,14 +117,24 @@ def all_sheets(found: Findings) -> list[sheet.Sheet]:
     ]
 
 
+def all_figures(found: Findings) -> dict[str, Figure]:
+    """Every figure that the records allow, by file name."""
+    return figures.all_figures(
+        found.latency,
+        found.layers,
+        found.curves,
+        found.paper,
+        found.drift,
+        found.traces,
+        found.trained,
+    )
+
+
 def draw(found: Findings, out: Path) -> list[Path]:
     """Write every table and figure below `out`; what an earlier report left there goes first."""
     _clear(out)
     written = [path for table in all_sheets(found) for path in sheet.write(table, out / "tables")]
-    drawn = figures.all_figures(
-        found.latency, found.layers, found.curves, found.paper, found.drift, found.traces
-    )
-    for name, figure in drawn.items():
+    for name, figure in all_figures(found).items():
         written += style.save(figure, out / "figures" / name)
     if found.curves:
         path = out / "figures" / "loss.csv"
@@ -114,7 +145,7 @@ def draw(found: Findings, out: Path) -> list[Path]:
 
 def _clear(out: Path) -> None:
     """A figure that is drawn no longer must not stay; other people's files do."""
-    for pattern in ("figure[12]*", "latency_*", "scan_*", "timeline_*", "drift*", "loss*"):
+    for pattern in OURS:
         for path in (out / "figures").glob(pattern):
             if path.suffix in (".svg", ".png", ".csv"):
                 path.unlink()

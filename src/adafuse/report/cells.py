@@ -18,7 +18,9 @@ from typing import Any
 import pandas as pd
 
 from adafuse.frames import counted_blocks
+from adafuse.identity import without_unused
 from adafuse.records import Record
+from adafuse.report.older import BEFORE, entry
 
 # What may differ between records of one cell: how often and how long, never what.
 REPEATS = ("rounds", "settle_tokens", "check_tokens", "warmup", "runs", "replays", "save_every_steps")
@@ -117,11 +119,13 @@ def title(cell: Cell) -> str:
 
 
 def _workload(config: dict[str, Any]) -> list[str]:
-    """What is not as usual: a table of gates, or whole queries."""
+    """What is not as usual: a table of gates, tokens without experts, or whole queries."""
     knobs = config.get("latency", {})
-    gates = knobs.get("gates", "router")
+    gates, share = knobs.get("gates", "router"), knobs.get("bypass_share", 0.0)
+    said = [f"gates {gates}"] if gates != "router" else []
+    said += [f"{100 * share:g} % of tokens bypassed"] if share else []
     queries = f"whole queries of {knobs.get('block_tokens')} new tokens"
-    return ([f"gates {gates}"] if gates != "router" else []) + ([queries] if knobs.get("queries") else [])
+    return [*said, queries] if knobs.get("queries") else said
 
 
 def caption(cell: Cell) -> str:
@@ -195,14 +199,14 @@ def _key(record: Record, with_arms: bool = True) -> str:
             "memory": ("methods", "batch", "context"),
             "drift": ("method", "drift", "latency"),
             "pretrain": ("pretrain",),
-            "train": ("pretrain", "train", "data"),
-            "evaluate": ("pretrain", "train", "data", "suite", "evaluate_strategy"),
+            "train": ("pretrain", "train", "data", "budget"),
+            "evaluate": ("pretrain", "train", "data", "suite", *BEFORE),
         }
         same |= _same(record, *names.get(task, ()))
     if task == "drift":
         # Dtypes are lines of one table and one figure.
         same["drift"] = {k: v for k, v in (same["drift"] or {}).items() if k != "dtype"}
-    return json.dumps(same, sort_keys=True)
+    return json.dumps(without_unused(same), sort_keys=True)
 
 
 def _backbone_key(record: Record) -> str:
@@ -216,7 +220,7 @@ def _same(record: Record, *names: str) -> dict[str, Any]:
     config, machine = record.run["config"], record.run["machine"]
     same: dict[str, Any] = {"machine": {name: machine.get(name) for name in ("name", "cpu", "gpu")}}
     for name in names:
-        value = config.get(name)
+        value = entry(config, name)
         same[name] = (
             {k: v for k, v in value.items() if k not in REPEATS} if isinstance(value, dict) else value
         )

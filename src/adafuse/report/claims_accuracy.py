@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from adafuse.report import verdicts
-from adafuse.report.accuracy import LORA, Study, difference
+from adafuse.report.accuracy import Study, difference, heading
 from adafuse.report.cells import Cell, short_name, title
 from adafuse.report.layers import Point, figure1_point, tokens
+from adafuse.report.on_par import judge_difference
+from adafuse.report.variants import ADAFUSE, LORA
 from adafuse.report.verdicts import NOT_TESTABLE, Claim, on_cell, timed_on
 from adafuse.stats import Difference
 
@@ -20,13 +22,13 @@ def accuracy_claims(study: Study, paper: dict[str, Any]) -> list[Claim]:
     labels = {row["method"]: row["label"] for row in table["rows"]}
     means = {row["method"]: sum(row["accuracy"]) / len(row["accuracy"]) for row in table["rows"]}
     claims = []
-    for other in (name for name in means if name not in ("base", "full", "adafuse")):
-        ours = difference(study, "adafuse", other)
-        absent = [name for name in ("adafuse", other) if name not in study.variants]
+    for other in (name for name in means if name not in ("base", "full", ADAFUSE)):
+        ours = difference(study, ADAFUSE, other)
+        absent = [name for name in (ADAFUSE, other) if name not in study.variants]
         reason = f"no common items: not run for {' or '.join(absent)}" if absent else "no common items"
-        verdict, why = verdicts.judge_difference(ours, reason)
+        verdict, why = judge_difference(ours, reason)
         text = f"AdaFuse on par with {labels[other]}" + (" (plain)" if other == LORA else "") + ", average"
-        printed = f"{means['adafuse'] - means[other]:+.2f} points"
+        printed = f"{means[ADAFUSE] - means[other]:+.2f} points"
         claims.append(_study_claim(study, where, text, printed, ours, verdict, why))
     return claims
 
@@ -43,7 +45,7 @@ def _study_claim(
     study: Study, where: str, text: str, printed: str, ours: Difference | None, verdict: str, why: str
 ) -> Claim:
     files = [short_name(record) for record in study.cell.finished]
-    return Claim(title(study.cell), where, text, printed, ours, verdict, on_cell(study.cell, why), files)
+    return Claim(heading(study.cell), where, text, printed, ours, verdict, on_cell(study.cell, why), files)
 
 
 def figure1_claim(cell: Cell, paper: dict[str, Any]) -> Claim:

@@ -1,4 +1,4 @@
-"""The figures: the paper's Figures 1 and 2 and the training loss; latency and drift have files of their own.
+"""The figures: the paper's Figures 1 and 2 and the training loss; the others have files of their own.
 
 In: findings (cells and studies). Out: matplotlib figures by file name; report/__init__.py saves them as SVG
 and PNG. Next: latency_figure.py.
@@ -21,11 +21,14 @@ from adafuse.report.drift import drift_figure, traces
 from adafuse.report.latency_figure import latency_figure
 from adafuse.report.layers import Point, figure1_cells, figure1_point, figure2_cells, points, tokens
 from adafuse.report.losses import Curve
+from adafuse.report.routing_figure import agreement_figure, load_figure
 from adafuse.report.scans import scan_figure, scans
 from adafuse.report.style import ADAPTERS, BACKBONE, FAINT, INK, METHODS, PALE, PAPER, RC, canvas, source_line
 from adafuse.report.text import digits
 from adafuse.report.traces import timelines
 from adafuse.report.traces_figure import timeline_figure
+from adafuse.report.trained import Trained
+from adafuse.report.why_figure import why_figure
 
 
 def all_figures(
@@ -35,6 +38,7 @@ def all_figures(
     paper: dict[str, Any],
     drift: Sequence[Cell] = (),
     traced: Sequence[Cell] = (),
+    trained: Trained | None = None,
 ) -> dict[str, Figure]:
     """Every figure that the records allow, by file name; a second cell of the same kind gets a number."""
     drawn: list[tuple[str, Figure]] = []
@@ -53,11 +57,21 @@ def all_figures(
                 drawn.append((f"timeline_{cell.config['arms'].get('name')}", timeline_figure(cell)))
         if curves:
             drawn.append(("loss", loss_figure(curves)))
+        drawn += _of_adapters(trained) if trained else []
     named: dict[str, Figure] = {}
     for name, figure in drawn:
         count = sum(key == name or key.startswith(f"{name}_cell") for key in named)
         named[name if not count else f"{name}_cell{count + 1}"] = figure
     return named
+
+
+def _of_adapters(trained: Trained) -> list[tuple[str, Figure]]:
+    """What knobs do, and what routers do."""
+    drawn = [(f"why_{why.knob.name}", why_figure(why, trained.fits)) for why in trained.whys]
+    for name, draw in (("load", load_figure), ("agreement", agreement_figure)):
+        figures = [draw(cell) for cell in trained.routing]
+        drawn += [(name, figure) for figure in figures if figure]
+    return drawn
 
 
 def figure1(cell: Cell, paper: dict[str, Any]) -> Figure:

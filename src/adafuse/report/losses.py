@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adafuse.records import Record
-from adafuse.report.accuracy import ORDER
-from adafuse.report.cells import cells, method_name, title
+from adafuse.report.accuracy import is_pilot
+from adafuse.report.cells import cells, title
 from adafuse.report.sheet import Row
+from adafuse.report.variants import variants
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,17 @@ def loss_curves(records: list[Record]) -> list[Curve]:
     """Curves of the largest cell of each stage (the rest is in the records), methods in the usual order."""
     found: list[Curve] = []
     for stage in ("pretrain", "train"):
-        own = [r for r in records if r.run.get("task") == stage and r.status != "unfinished" and r.of("loss")]
+        done = [r for r in records if r.run.get("task") == stage and r.status != "unfinished"]
+        own = [record for record in done if record.of("loss") and not is_pilot(record)]
         most = sorted(cells(own, stage), key=lambda cell: -len(cell.records))[:1]
         for cell in most:
-            names = {method_name(record) for record in cell.records}
             if stage == "pretrain":
                 found.append(Curve(stage, "backbone", [_curve(r) for r in cell.records], title(cell)))
                 continue
-            for name in sorted(names, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n)):
-                same = [r for r in cell.records if method_name(r) == name]
-                found.append(Curve(stage, name, [_curve(r) for r in same], title(cell)))
+            by_name = variants(list(cell.records))
+            # a method's further settings are studies of their own: table why
+            plain = [name for name in by_name if " " not in name] or list(by_name)
+            found += [Curve(stage, n, [_curve(r) for r in by_name[n]], title(cell)) for n in plain]
     return found
 
 

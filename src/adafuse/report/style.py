@@ -23,6 +23,7 @@ INK, FAINT, PALE = "#1f2328", "#6e7781", "#d8dee4"
 ROUTING = {"none": "#8c959f", "layerwise": "#0072b2", "blockwise": "#009e73", "token": "#d55e00"}
 METHODS = {
     "base": "#8c959f",
+    "full": "#7f4f24",
     "lora": "#1f2328",
     "mola": "#0072b2",
     "moral": "#56b4e9",

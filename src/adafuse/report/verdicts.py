@@ -1,6 +1,6 @@
 """The rules of judgement, written down before looking: when a printed number counts as replicated.
 
-In: the paper's number and ours with its interval. Out: a verdict and the reason in words. Next: readme.py.
+In: the paper's number and ours with its interval. Out: a verdict and the reason in words. Next: on_par.py.
 
 Ratios (latency, layers, memory). The paper gives no interval, prints two digits (a ratio is known to 4 %) and
 disagrees with itself by up to 14 % (2.4 times in the abstract, 8.5 / 3.1 = 2.7 in Table 6): its number stands
@@ -18,9 +18,11 @@ processes' peaks and has no interval: what is allocated does not vary.
 Order of rows: replicated if every step is slower beyond its interval and the A/A arm; in part if some are.
 Parameters and MACs: counts, judged on any device, but only on a backbone of at least COST_PARAMS parameters,
 because the share of an adapter falls with the width of the model.
-Accuracy: needs MIN_SEEDS seeds. "On par" is replicated if the interval of the paired difference stays above
--MARGIN points; not replicated if it lies wholly below 0 and reaches past -MARGIN; not testable if it holds 0 and
-reaches past -MARGIN.
+Accuracy (on_par.py): "on par" is an equivalence test, not the absence of a difference. It needs MIN_SEEDS seeds; the
+margin is MARGIN points. Replicated if the 90 % interval of the paired difference lies within ± MARGIN (two one-sided
+tests at 5 %) or above -MARGIN altogether (not worse; "better than on par" if the 90 % interval lies beyond MARGIN or
+the 95 % interval above 0); else not replicated if the 95 % interval lies wholly below 0 and reaches past -MARGIN; else
+not testable, and the reason says how many seeds it would take.
 Absolute milliseconds are never compared. The paper's claims are about a GPU: a time or a memory measured on a CPU
 leaves them not testable, and the reason says what the rule would give.
 """
@@ -39,7 +41,7 @@ NOT_TESTABLE = "not testable here"
 CLOSE = 1.10
 CLOSE_MEMORY = 1.02
 COST_PARAMS = 1e9
-MIN_SEEDS = 3
+MIN_SEEDS = 5
 MARGIN = 2.0
 
 
@@ -50,8 +52,8 @@ def _percent(factor: float) -> str:
 RULES = (
     "Rules, fixed in advance (`src/adafuse/report/verdicts.py`): a ratio is replicated if our 95 % interval meets the "
     f"paper's number ± {_percent(CLOSE)} (memory ± {_percent(CLOSE_MEMORY)}; a bound: stays on its side), in part if "
-    f"only the direction holds. Accuracy needs {MIN_SEEDS} seeds and a paired interval above -{MARGIN:g} points. The "
-    "paper's absolute milliseconds are never compared."
+    f"only the direction holds. Accuracy is on par if a paired equivalence test at 5 % says so, over {MIN_SEEDS} seeds "
+    f"or more, with a margin of {MARGIN:g} points. The paper's absolute milliseconds are never compared."
 )
 
 
@@ -141,20 +143,6 @@ def judge_cost(paper: float, ours: Interval | None, base_params: float | None, r
         NOT_REPLICATED,
         f"the added share is {excess:.2g} times the paper's, whose rank and targets are unstated",
     )
-
-
-def judge_difference(ours: Difference | None, reason: str) -> Verdict:
-    """Judge "on par": ours is a paired difference as a fraction, better upwards."""
-    if ours is None:
-        return NOT_TESTABLE, reason
-    if ours.n_seeds < MIN_SEEDS:
-        return NOT_TESTABLE, f"only {ours.n_seeds} of {MIN_SEEDS} seeds were run ({ours.method})"
-    low, high = 100 * ours.low, 100 * ours.high
-    if low > -MARGIN:
-        return REPLICATED, f"the interval stays above -{MARGIN:g} points"
-    if high < 0:
-        return NOT_REPLICATED, f"worse beyond the interval, and by up to {-low:.1f} points"
-    return NOT_TESTABLE, f"the interval holds 0 and reaches past -{MARGIN:g} points"
 
 
 def on_cell(cell: Cell, why: str) -> str:

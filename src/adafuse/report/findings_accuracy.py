@@ -1,0 +1,155 @@
+"""What the records say about accuracy, in sentences: every number is looked up, and a sentence without its records is
+left out.
+
+In: studies, why studies, strategies and routers. Out: lines of Markdown under those about speed. Next: readme.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from adafuse.report.accuracy import Study, averages, budget_text, difference, paired
+from adafuse.report.agreement import agreements
+from adafuse.report.cells import Cell, model_name
+from adafuse.report.fits import Fits
+from adafuse.report.generation import NEVER, SWITCH, Generated, identical_share
+from adafuse.report.knobs import BYPASS, GATE_INPUT
+from adafuse.report.on_par import equivalent, is_not_worse, judge_difference, p_text
+from adafuse.report.text import points_text
+from adafuse.report.trained import Trained
+from adafuse.report.variants import ADAFUSE, LORA, TWIN
+from adafuse.report.verdicts import MARGIN, MIN_SEEDS, NOT_REPLICATED, REPLICATED
+from adafuse.report.why import bypassed_share, value_text
+from adafuse.report.why_studies import Why
+from adafuse.stats import SIZE, Difference
+
+COMPARED = {LORA: "plain LoRA", "mola": "MoLA", TWIN: "a gate per layer with the same experts"}
+MERGING = ("rebase", SWITCH, f"{SWITCH}, {NEVER}")
+
+
+def sentences(found: Trained) -> list[str]:
+    """A bullet for each question that the records answer; none where there is no such record."""
+    lines = [
+        *(_on_par(study) for study in found.studies),
+        *(_gate_input(why) for why in found.whys if why.knob.name == GATE_INPUT),
+        *(_agreement(cell) for cell in found.routing),
+        *(_bypass(why, found.fits) for why in found.whys if why.knob.name == BYPASS),
+        *(_generation(group) for group in found.generated),
+    ]
+    return [f"- {line}" for line in lines if line]
+
+
+def _on_par(study: Study) -> str | None:
+    """AdaFuse against what it is compared with, by the rule of the claims."""
+    said = []
+    for other, words in COMPARED.items():
+        found = difference(study, ADAFUSE, other)
+        if found and found.n_seeds >= MIN_SEEDS:
+            said.append(f"{points_text(found)} points to {words}, {_verdict(found)}")
+    if not said:
+        return None
+    tasks = f"{len(study.tasks)} task{'' if len(study.tasks) == 1 else 's'}"
+    return (
+        f"**Accuracy** ({_place(study.cell)}, {budget_text(study.cell)}, mean of {tasks}): "
+        f"AdaFuse's difference is {'; '.join(said)}. On par means within ± {MARGIN:g} points at 5 %."
+    )
+
+
+def _verdict(found: Difference) -> str:
+    tested = equivalent(found)
+    assert tested is not None
+    verdict, why = judge_difference(found, "")
+    if verdict == REPLICATED:
+        words = "on par" if tested.p < SIZE else why.split(":")[0]
+    else:
+        words = "worse" if verdict == NOT_REPLICATED else "not decided"
+    return f"{words} ({p_text(tested)}, {found.n_seeds} seeds)"
+
+
+def _gate_input(why: Why) -> str | None:
+    """Where the gate had better look."""
+    points = why.lines.get(ADAFUSE, {})
+    means = {v: _mean(averages(points[v], why.tasks)) for v in why.values if v in points}
+    known = {value: mean for value, mean in means.items() if mean is not None}
+    if len(known) < 2:
+        return None
+    best = max(known, key=lambda value: known[value])
+    said = ", ".join(f"{value} {100 * mean:.1f} %" for value, mean in known.items())
+    rest = max((value for value in known if value != best), key=lambda value: known[value])
+    gain = paired(points[best], points[rest], why.tasks)
+    ahead = f"; {best} is {points_text(gain)} points ahead of {rest} ({gain.method})" if gain else ""
+    levels = {name: _mean(averages(seeds, why.tasks)) for name, seeds in why.levels.items()}
+    beside = ", ".join(f"{name} {100 * mean:.1f} %" for name, mean in levels.items() if mean is not None)
+    return f"**Where the gate looks** ({_place(why.cell)}): {said}{ahead}{'; beside it ' if beside else ''}{beside}."
+
+
+def _agreement(cell: Cell) -> str | None:
+    """Whether layers agree, as one gate for all of them supposes."""
+    one = next((found for found in agreements(cell) if found.method == TWIN), None)
+    if one is None:
+        return None
+    within = "" if one.within_blocks is None else f", of one block {one.within_blocks:.2f}"
+    return (
+        f"**Do layers agree?** ({_place(cell)}): with a gate per layer the choices of two layers tell {one.mean:.2f} "
+        f"of each other{within} (normalised mutual information; 0: nothing, 1: all)."
+    )
+
+
+def _bypass(why: Why, known: Fits) -> str | None:
+    """How many tokens may go without any adapter before that costs more than the margin."""
+    points = why.lines.get(ADAFUSE, {})
+    shares = {}
+    for value, seeds in points.items():
+        share = bypassed_share(seeds, known) if value is not None else None
+        cost = paired(seeds, points[None], why.tasks) if None in points else None
+        if share is not None and cost:
+            shares[share] = (value, cost)
+    if not shares:
+        return None
+    kept = [
+        share for share in sorted(shares) if all(is_not_worse(shares[s][1]) for s in shares if s <= share)
+    ]
+    if not kept:
+        least = min(shares)
+        value, cost = shares[least]
+        penalty = value_text(why, value)
+        said = f"already {_share(least)} of the tokens (penalty {penalty}) cost {points_text(cost)} points"
+    else:
+        value, cost = shares[kept[-1]]
+        said = (
+            f"{_share(kept[-1])} of the tokens can be left to the backbone alone (penalty {value_text(why, value)}) "
+            f"before accuracy may have fallen by {MARGIN:g} points: {points_text(cost)}"
+        )
+    return f"**Bypass** ({_place(why.cell)}): {said}; measured up to {_share(max(shares))}."
+
+
+def _generation(group: Generated) -> str | None:
+    """Whether rounding in merged weights shows in answers."""
+    said = list(_by_dtype(group))
+    if not said:
+        return None
+    return f"**Drift in answers** ({_place(group.cell)}, {group.method}): against unmerged experts, {'; '.join(said)}."
+
+
+def _by_dtype(group: Generated) -> Iterator[str]:
+    for strategy, dtype in group.arms:
+        dense = group.to_dense((strategy, dtype))
+        found = paired(group.arms[strategy, dtype], dense, group.tasks)
+        if strategy not in MERGING or not found:
+            continue
+        same = identical_share(group.arms[strategy, dtype], dense, group.tasks) or 0.0
+        yield f"{strategy} in {dtype} {points_text(found)} points, {100 * same:.1f} % of the results the same"
+
+
+def _place(cell: Cell) -> str:
+    where = "CPU" if cell.is_cpu else str(cell.machine["gpu"])
+    data = cell.config["data"]
+    return f"{where}, {model_name(cell.config)}, data {data['name']}"
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"

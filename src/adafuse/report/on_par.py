@@ -1,0 +1,87 @@
+"""When two methods are on par: an equivalence test over seeds, with the margin of verdicts.py.
+
+In: a paired difference. Out: a verdict and the reason in words, or the numbers behind it in one line. Next:
+claims_accuracy.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+from adafuse.report.text import points_text
+from adafuse.report.verdicts import (
+    MARGIN,
+    MIN_SEEDS,
+    NOT_REPLICATED,
+    NOT_TESTABLE,
+    REPLICATED,
+    Verdict,
+)
+from adafuse.stats import LEVEL, SIZE, Difference, Equivalence, equivalence, seeds_needed
+
+
+def judge_difference(ours: Difference | None, reason: str) -> Verdict:
+    """Judge "on par": ours is a paired difference as a fraction, better upwards; `reason` says why it is missing."""
+    if ours is None:
+        return NOT_TESTABLE, reason
+    if ours.n_seeds < MIN_SEEDS:
+        return NOT_TESTABLE, f"only {ours.n_seeds} of {MIN_SEEDS} seeds were run ({ours.method})"
+    found = equivalent(ours)
+    assert found is not None
+    ends = _ends(found.low, found.high, "90 %")
+    if found.p < SIZE:
+        return REPLICATED, f"the {ends} lies within ± {MARGIN:g} points ({p_text(found)})"
+    if 100 * found.low > -MARGIN:
+        better = ours.low > 0 or 100 * found.low > MARGIN
+        return (
+            REPLICATED,
+            f"{'better than on par' if better else 'not worse'}: the {ends} lies above -{MARGIN:g}",
+        )
+    if ours.high < 0 and 100 * ours.low < -MARGIN:
+        worse = _ends(ours.low, ours.high, "95 %")
+        return NOT_REPLICATED, f"worse: the {worse} lies below 0 and reaches past -{MARGIN:g} points"
+    return NOT_TESTABLE, f"the {ends} is too wide to tell; {_seeds_text(ours)}"
+
+
+def is_not_worse(ours: Difference) -> bool:
+    """True if the 90 % interval lies above -MARGIN; with one seed, the interval over its items."""
+    found = equivalent(ours)
+    return 100 * (found.low if found else ours.low) > -MARGIN
+
+
+def equivalent(ours: Difference) -> Equivalence | None:
+    """The test of a difference against MARGIN; None for one seed."""
+    return equivalence(ours.by_seed, MARGIN / 100) if ours.n_seeds > 1 else None
+
+
+def difference_text(ours: Difference) -> str:
+    """The difference, its interval, the test, and where the noise comes from, in points."""
+    found = equivalent(ours)
+    said = f"{points_text(ours)} points ({ours.method}"
+    if found:
+        said += f"; equivalent within ± {MARGIN:g}: {p_text(found)}; between seeds {_points(ours.spread)}"
+    items = "" if math.isnan(ours.items_error) else f", items of a seed {_points(ours.items_error)}"
+    return said + items + ")"
+
+
+def p_text(found: Equivalence) -> str:
+    """p = 0.013, or p < 0.001."""
+    return "p < 0.001" if found.p < 0.001 else f"p = {found.p:.2g}"
+
+
+def _seeds_text(ours: Difference) -> str:
+    """How many seeds would decide if neither the difference nor the spread between seeds changed."""
+    above = 100 * ours.value + MARGIN
+    # above the margin the 90 % interval has to end before it; below it the 95 % interval before 0
+    half, level = (above / 100, 1 - 2 * SIZE) if above > 0 else (-ours.value, LEVEL)
+    count = seeds_needed(ours.spread, half, level)
+    differ = f"if seeds go on differing by {_points(ours.spread)}"
+    return f"about {count} seeds would do {differ}" if count else f"no number of seeds would do {differ}"
+
+
+def _ends(low: float, high: float, level: str) -> str:
+    return f"{level} interval [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.1f} points"

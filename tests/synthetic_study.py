@@ -1,0 +1,127 @@
+"""Made-up accuracy studies: evaluations whose accuracy is known, and the training runs behind them."""
+
+import copy
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adafuse.records import open_record
+from adafuse.report.variants import method_file
+from synthetic import FAMILIES, config, run_fields
+from synthetic_arms import ROUTING
+
+GPU = {
+    "name": "h200",
+    "cpu": "Test CPU",
+    "cores": 8,
+    "memory_gib": 100.0,
+    "gpu": "NVIDIA H200",
+    "driver": "1",
+}
+LAYERS = [f"model.layers.{block}.self_attn.{name}" for block in range(4) for name in ("q_proj", "v_proj")]
+
+
+def study_config(
+    method: str, changes: dict[str, Any] | None = None, task: str = "evaluate"
+) -> dict[str, Any]:
+    """A resolved configuration; `changes` are by dotted name: {"experts.rank": 4}."""
+    plain = copy.deepcopy(config(about=method if method in ROUTING else "base"))
+    plain |= {
+        "task": task,
+        "method": dict(method_file(method)),
+        "pretrain": {"steps": 100},
+        "train": {"steps": 100, "learning_rate": 1e-3},
+        "evaluate_strategy": "dense",
+        "evaluate_dtype": "float32",
+        "budget": "published",
+    }
+    plain["data"]["level"] = 1
+    for name, value in (changes or {}).items():
+        group, _, entry = name.rpartition(".")
+        (plain[group] if group else plain)[entry] = value
+    return plain
+
+
+def write_evaluation(
+    folder: Path,
+    method: str = "adafuse",
+    accuracy: float = 0.7,
+    seed: int = 0,
+    changes: dict[str, Any] | None = None,
+    items: int = 100,
+    flips: int = 0,
+    trainable: int | None = 1_200_000,
+    machine: dict[str, Any] = GPU,
+) -> Path:
+    """One evaluation: each task's items are right up to `accuracy`; of them the first `flips` are turned around."""
+    plain = study_config(method, changes)
+    path, header = _header(folder, "evaluate", method, seed, plain, machine)
+    rng = np.random.default_rng(seed)
+    with open_record(path, header) as record:
+        for task in plain["suite"]["tasks"]:
+            # the same items are hard for every method
+            right = (rng.permutation(items) + 0.5) / items < accuracy
+            right[:flips] = ~right[:flips]
+            fields = {"suite_task": task, "metric": "acc"}
+            hashed = f"{task}-{plain['data']['level']}"
+            stderr = float(right.std(ddof=1) / np.sqrt(items))
+            record.write("metric", **fields, value=right.mean(), stderr=stderr, n=items, task_hash=hashed)
+            record.write("items", **fields, correct=right.astype(float))
+        if trainable is not None:
+            record.write("parameters", trainable=trainable)
+    return path
+
+
+def write_fit(
+    folder: Path,
+    method: str = "adafuse",
+    seed: int = 0,
+    changes: dict[str, Any] | None = None,
+    loss: float = 0.8,
+    loads: dict[str, list[float]] | None = None,
+    bypassed: float = 0.0,
+    information: float | None = None,
+    machine: dict[str, Any] = GPU,
+) -> Path:
+    """One training run: every router has the same `loads` by family; pairs of routers share `information`."""
+    plain = study_config(method, changes, "train")
+    path, header = _header(folder, "train", method, seed, plain, machine)
+    names = {"token": ["token"], "none": []}.get(plain["method"]["routing"], LAYERS)
+    with open_record(path, header) as record:
+        record.write("loss", step=5, loss=loss + 1, balance_loss=1.0, learning_rate=1e-3)
+        record.write("metric", suite_task="validation", metric="loss", value=loss, stderr=None, n=10)
+        for router in names:
+            for family, load in (loads or {family: [0.125] * 8 for family in FAMILIES}).items():
+                fields = {"load": load, "entropy_nats": 1.5, "bypassed": bypassed}
+                record.write("routing", router=router, family=family, **fields)
+        if information is not None and len(names) > 1:
+            matrix = np.full((len(names), len(names)), information)
+            np.fill_diagonal(matrix, 1.0)
+            record.write("agreement", routers=names, information=matrix)
+    return path
+
+
+def write_study(
+    folder: Path, accuracy: dict[str, float], seeds: int = 5, spread: float = 0.0, **how: Any
+) -> Path:
+    """An evaluation and a training run for each method and seed; seed s lies `spread` times (s - mean) higher."""
+    fit = {name: how.pop(name) for name in ("loads", "bypassed", "information", "loss") if name in how}
+    for method, value in accuracy.items():
+        for seed in range(seeds):
+            shift = spread * (seed - (seeds - 1) / 2) * (1 if method == "adafuse" else 0)
+            write_evaluation(folder, method, value + shift, seed, **how)
+            common = {name: how[name] for name in ("changes", "machine") if name in how}
+            if method != "base":
+                write_fit(folder, method, seed, **fit, **common)
+    return folder
+
+
+def _header(
+    folder: Path, task: str, method: str, seed: int, plain: dict[str, Any], machine: dict[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    mark = zlib.crc32(json.dumps([plain, machine["name"]], sort_keys=True).encode())
+    name = f"{method}-s{seed}-{mark:08x}"
+    return folder / task / f"{name}.jsonl", run_fields(task, name, plain, seed=seed, machine=machine)

@@ -1,0 +1,122 @@
+"""Studies: which evaluations are pooled, which stand in Tables 2 to 4, and what a row says of its size."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import synthetic
+import synthetic_study as study
+from adafuse.records import load
+from adafuse.report import accuracy, find, sheet
+from adafuse.report.accuracy_table import table
+from adafuse.report.paper import load_paper
+
+METHODS = {"base": 0.35, "lora": 0.70, "adafuse": 0.71}
+
+
+def studies(folder: Path) -> list[accuracy.Study]:
+    return find(load([folder])).trained.studies
+
+
+def table2(folder: Path) -> sheet.Sheet:
+    return table("table2", studies(folder), load_paper())
+
+
+def test_budgets_are_studies_of_their_own_and_say_so(tmp_path: Path) -> None:
+    study.write_study(tmp_path, METHODS, seeds=2)
+    study.write_study(tmp_path, METHODS, seeds=2, changes={"budget": "equal", "method.rank": 3})
+    headings = [section.heading for section in table2(tmp_path).sections]
+    assert [heading.split(" · ")[-1] for heading in headings[:2]] == ["equal parameters", "published sizes"]
+    claims = {claim.cell for claim in find(load([tmp_path])).claims if claim.where == "Table 2"}
+    assert claims == set(headings[:2])
+
+
+def test_records_older_than_a_setting_are_pooled_with_its_default(tmp_path: Path) -> None:
+    study.write_evaluation(tmp_path, "lora", seed=0)
+    records = load([tmp_path])
+    for name in ("budget", "evaluate_dtype", "evaluate_strategy"):
+        del records[0].run["config"][name]
+    del records[0].run["config"]["data"]["level"]
+    study.write_evaluation(tmp_path, "lora", seed=1)
+    newer = [r for r in load([tmp_path]) if r.run["seed"] == 1]
+    (found,) = accuracy.studies([*records, *newer])
+    assert sorted(found.variants["lora"]) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"evaluate_dtype": "bfloat16"}, {"evaluate_strategy": "switch"}], ids=["dtype", "strategy"]
+)
+def test_other_precisions_and_strategies_make_no_section(tmp_path: Path, changes: dict) -> None:
+    study.write_study(tmp_path, METHODS, seeds=2)
+    study.write_evaluation(tmp_path, "adafuse", 0.5, changes=changes)
+    study.write_evaluation(tmp_path, "base", 0.5, changes=changes)
+    (found,) = studies(tmp_path)
+    assert sorted(found.variants["adafuse"]) == sorted(found.variants["base"]) == [0, 1]
+    assert all(len(records) == 1 for records in found.variants["base"].values())
+
+
+def test_a_study_of_one_knob_makes_no_section_and_no_claim(tmp_path: Path) -> None:
+    study.write_study(tmp_path, METHODS, seeds=2)
+    before = [(c.cell, c.text, c.ours) for c in find(load([tmp_path])).claims]
+    study.write_study(tmp_path, {"adafuse": 0.6}, seeds=2, changes={"method.balance_coefficient": 0.0})
+    study.write_study(tmp_path, {"adafuse": 0.6}, seeds=2, changes={"experts.rank": 64})
+    # families of their own: only AdaFuse is trained on them
+    for point in ("first_linear", "embedding"):
+        changes = {"data.name": "twins", "method.router_input": point}
+        study.write_study(tmp_path, {"base": 0.3, "adafuse": 0.6}, seeds=2, changes=changes)
+    (found,) = studies(tmp_path)
+    assert list(found.variants) == ["base", "lora", "adafuse"]
+    assert [(c.cell, c.text, c.ours) for c in find(load([tmp_path])).claims] == before
+
+
+def test_data_made_for_a_question_are_no_table_2(tmp_path: Path) -> None:
+    study.write_study(tmp_path, METHODS, seeds=2)
+    study.write_study(tmp_path, METHODS, seeds=2, changes={"data.name": "same_tokens"})
+    (found,) = studies(tmp_path)
+    assert found.cell.config["data"]["name"] == "mixture"
+
+
+def test_one_method_alone_is_still_shown(tmp_path: Path) -> None:
+    study.write_study(tmp_path, {"adafuse": 0.6}, seeds=2)
+    assert [list(found.variants) for found in studies(tmp_path)] == [["adafuse"]]
+
+
+def test_items_under_another_hash_are_not_paired(tmp_path: Path) -> None:
+    study.write_study(tmp_path, METHODS, seeds=2)
+    (found,) = studies(tmp_path)
+    assert accuracy.difference(found, "adafuse", "lora").value == pytest.approx(0.01)
+    for seed in (0, 1):
+        for line in found.variants["lora"][seed][0].of("metric"):
+            line["task_hash"] = "other"
+    assert accuracy.difference(found, "adafuse", "lora") is None
+
+
+def test_rows_say_how_many_parameters_were_trained(tmp_path: Path) -> None:
+    study.write_study(tmp_path, {"adafuse": 0.71}, seeds=2, trainable=1_234_000)
+    study.write_study(tmp_path, {"full": 0.75}, seeds=2, trainable=25_000_000)
+    study.write_study(tmp_path, {"lora": 0.7}, seeds=2, trainable=None)
+    section = table2(tmp_path).sections[0]
+    shown = {row["method"]: section.columns["trainable (M)"](row) for row in section.rows}
+    assert (shown["adafuse"], shown["full"], shown["lora"]) == ("1.23", "25.0", "–")
+
+
+def test_notes_hold_difference_test_and_spread(tmp_path: Path) -> None:
+    accuracies = {"lora": 0.7, "mola": 0.7, "adafuse_layerwise": 0.7, "adafuse": 0.7}
+    study.write_study(tmp_path, accuracies, spread=0.01)
+    notes = table2(tmp_path).sections[0].notes
+    assert len(notes) == 4 and all("equivalent within ± 2: p = 0.024" in note for note in notes[1:])
+    assert "between seeds 1.6 points" in notes[1] and "a gate per layer, same experts" in notes[3]
+
+
+def test_a_csv_row_holds_plain_numbers(tmp_path: Path) -> None:
+    study.write_study(tmp_path, METHODS, seeds=2)
+    rows = [sheet.flat(row) for row in table2(tmp_path).sections[0].rows]
+    assert json.dumps(rows) and rows[-1]["to_lora_method"] == "t over 2 seeds"
+
+
+def test_the_backbone_of_older_records_belongs_to_new_adapters(tmp_path: Path) -> None:
+    synthetic.write_accuracy(tmp_path, "base")
+    synthetic.write_accuracy(tmp_path, "lora", plain={"budget": "equal"})
+    (found,) = studies(tmp_path)
+    assert list(found.variants) == ["base", "lora"]

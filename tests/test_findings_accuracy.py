@@ -1,0 +1,80 @@
+"""Sentences about accuracy: the numbers of the tables in plain words, and nothing without records."""
+
+from pathlib import Path
+
+import pytest
+
+import synthetic_study as study
+from adafuse.records import load
+from adafuse.report import find
+from adafuse.report.findings_accuracy import sentences
+from test_generation import write as write_generation
+from test_why import vary, write_bypass
+
+
+def said(folder: Path) -> list[str]:
+    return sentences(find(load([folder])).trained)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "words"),
+    [
+        (0.70, "+0.0 [-0.2, +0.2] points to plain LoRA, on par (p < 0.001, 5 seeds)"),
+        (0.74, "+4.0 [+3.8, +4.2] points to plain LoRA, better than on par"),
+        (0.66, "-4.0 [-4.2, -3.8] points to plain LoRA, worse"),
+    ],
+)
+def test_the_verdict_in_plain_words(tmp_path: Path, accuracy: float, words: str) -> None:
+    how = {"spread": 0.001, "items": 1000}
+    study.write_study(tmp_path, {"lora": 0.7, "adafuse_layerwise": 0.7, "adafuse": accuracy}, **how)
+    (line,) = said(tmp_path)
+    assert words in line and "a gate per layer" in line and "MoLA" not in line
+    assert line.startswith(
+        "- **Accuracy** (NVIDIA H200, tiny, data mixture, published sizes, mean of 4 tasks)"
+    )
+
+
+def test_too_few_seeds_say_nothing(tmp_path: Path) -> None:
+    study.write_study(tmp_path, {"lora": 0.7, "adafuse": 0.7}, seeds=4)
+    assert said(tmp_path) == []
+
+
+def test_the_best_gate_input_is_ahead_of_the_next(tmp_path: Path) -> None:
+    vary(tmp_path, {"adafuse": 0.7}, "method.router_input", ["embedding", "first_linear", "block0_output"])
+    (line,) = said(tmp_path)
+    assert "first_linear 71.0 %, embedding 70.0 %, block0_output 72.0 %" in line
+    assert "block0_output is +1.0 [+1.0, +1.0] points ahead of first_linear" in line
+
+
+def test_methods_beside_the_gate_input_are_said(tmp_path: Path) -> None:
+    vary(tmp_path, {"adafuse": 0.7}, "method.router_input", ["embedding", "first_linear"], seeds=1)
+    study.write_study(tmp_path, {"lora": 0.72}, seeds=1)
+    assert said(tmp_path)[0].endswith("; beside it lora 72.0 %.")
+
+
+def test_agreement_between_layers(tmp_path: Path) -> None:
+    study.write_fit(tmp_path, "adafuse_layerwise", information=0.25)
+    (line,) = said(tmp_path)
+    assert "tell 0.25 of each other, of one block 0.25" in line
+
+
+def test_the_share_that_may_skip_before_it_costs_the_margin(tmp_path: Path) -> None:
+    write_bypass(tmp_path)
+    (line,) = said(tmp_path)
+    assert "20 % of the tokens can be left to the backbone alone (penalty 0)" in line
+    assert "+0.0 [+0.0, +0.0]; measured up to 60 %" in line
+
+
+def test_a_bypass_that_costs_at_once_is_said(tmp_path: Path) -> None:
+    study.write_study(tmp_path, {"adafuse": 0.70})
+    changes = {"method.null_expert": True, "method.bypass_penalty": 0.5}
+    study.write_study(tmp_path, {"adafuse": 0.6}, bypassed=0.1, changes=changes)
+    (line,) = said(tmp_path)
+    assert "already 10 % of the tokens (penalty 0.5) cost -10.0" in line
+
+
+def test_drift_in_answers_by_dtype(tmp_path: Path) -> None:
+    write_generation(tmp_path)
+    (line,) = said(tmp_path)
+    assert "switch in bfloat16" in line and "96.0 % of the results the same" in line
+    assert "switch in float32 +0.0 [+0.0, +0.0] points, 100.0 %" in line
