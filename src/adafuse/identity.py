@@ -138,7 +138,8 @@ def _cell(config: Config) -> dict[str, Any]:
     """Arms, adapters and workload, whatever of them is measured."""
     arms = {name: config.arms.table[name] for name in config.arms.run}
     methods = {name: config.methods[name] for name in sorted({arm.method for arm in arms.values()})}
-    adapters: dict[str, Any] = {"experts": config.experts, "methods": methods}
+    untrained = {name: dataclasses.replace(m, learning_rate_factor=1.0) for name, m in methods.items()}
+    adapters: dict[str, Any] = {"experts": config.experts, "methods": untrained}
     if config.latency.trained_adapters:
         adapters = {n: _train(config, m) if m.has_experts else None for n, m in methods.items()}
     return as_plain(

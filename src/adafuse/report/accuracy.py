@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from adafuse.records import Record
-from adafuse.report.cells import BACKBONE, Cell, cells, is_domain, method_name, title
+from adafuse.report.cells import BACKBONE, Cell, cells, method_name, title
 from adafuse.report.older import BEFORE, entry
+from adafuse.report.pooling import is_domain
 from adafuse.report.variants import budget, variants
 from adafuse.stats import Difference, paired_difference
 

@@ -1,4 +1,4 @@
-"""From records to cells: which records may be pooled, what they are called, and which round holds which time.
+"""From records to cells: records of one thing, what they are called, and which round holds which time.
 
 In: records of any status. Out: a list of `Cell`, each a set of replicates of one thing that was measured, in
 a fixed order. Next: timing.py for latency cells, accuracy.py for studies, layers.py for single layers,
@@ -7,7 +7,6 @@ kernels.py and drift.py.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +17,9 @@ from typing import Any
 import pandas as pd
 
 from adafuse.frames import counted_blocks
-from adafuse.identity import without_unused
 from adafuse.records import Record
-from adafuse.report.older import BEFORE, entry
+from adafuse.report.pooling import backbone_key, pooling_key
 
-# What may differ between records of one cell: how often and how long, never what.
-REPEATS = ("rounds", "settle_tokens", "check_tokens", "warmup", "runs", "replays", "save_every_steps")
 BACKBONE = "base"
 
 
@@ -77,11 +73,11 @@ def cells(records: list[Record], task: str) -> list[Cell]:
     shared = [record for record in own if task == "evaluate" and method_name(record) == BACKBONE]
     for record in own:
         if record not in shared:
-            groups.setdefault(_key(record), []).append(record)
+            groups.setdefault(pooling_key(record), []).append(record)
     for record in shared:
         # The plain backbone is measured once for all adapters that stand on it, however they were trained.
-        homes = [key for key, group in groups.items() if _backbone_key(group[0]) == _backbone_key(record)]
-        for key in homes or [_key(record)]:
+        homes = [key for key, group in groups.items() if backbone_key(group[0]) == backbone_key(record)]
+        for key in homes or [pooling_key(record)]:
             groups.setdefault(key, []).append(record)
     found = {key: Cell(tuple(group)) for key, group in groups.items()}
     return [found[key] for key in sorted(found, key=lambda key: (found[key].is_cpu, title(found[key]), key))]
@@ -89,12 +85,7 @@ def cells(records: list[Record], task: str) -> list[Cell]:
 
 def base_key(cell: Cell) -> str:
     """Cells that share it differ in their set of arms only."""
-    return _key(cell.records[0], with_arms=False)
-
-
-def workload_key(record: Record) -> str:
-    """What a memory record and a latency cell must agree in to be of one workload; arms are looked at one by one."""
-    return json.dumps(_same(record, "model", "experts", "batch", "context"), sort_keys=True)
+    return pooling_key(cell.records[0], with_arms=False)
 
 
 def title(cell: Cell) -> str:
@@ -161,11 +152,6 @@ def method_name(record: Record) -> str:
     return str(record.run["config"].get("method", {}).get("name"))
 
 
-def is_domain(record: Record) -> bool:
-    """True for an adapter trained on one domain by itself, as in the paper's Tables 3 and 4."""
-    return str(record.run["config"].get("data", {}).get("name")) == "domain"
-
-
 def first_error(records: list[Record], word: str = "") -> str | None:
     """The first error line, of those whose place or text names `word`."""
     for record in records:
@@ -180,65 +166,6 @@ def why_empty(cell: Cell, kind: str) -> str:
     if not cell.finished:
         return "unfinished record: run the same command again"
     return first_error(cell.finished) or f"no {kind} line in the record"
-
-
-def _key(record: Record, with_arms: bool = True) -> str:
-    """What must agree for two records to be pooled, as text."""
-    config, task = record.run["config"], record.run["task"]
-    same = _same(record, "model", "experts")
-    if task in ("latency", "trace"):
-        trained = config.get("latency", {}).get("trained_adapters")
-        same |= _same(
-            record, "batch", "context", "latency", *(("pretrain", "train", "data") if trained else ())
-        )
-        same |= _arms(config) if with_arms else {}
-    else:
-        names = {
-            "layer": ("layer",),
-            "kernel": ("kernel",),
-            "memory": ("methods", "batch", "context"),
-            "drift": ("method", "drift", "latency"),
-            "pretrain": ("pretrain",),
-            "train": ("pretrain", "train", "data", "budget"),
-            "evaluate": ("pretrain", "train", "data", "suite", *BEFORE),
-        }
-        same |= _same(record, *names.get(task, ()))
-    if task == "drift":
-        # Dtypes are lines of one table and one figure.
-        same["drift"] = {k: v for k, v in (same["drift"] or {}).items() if k != "dtype"}
-    return json.dumps(without_unused(same), sort_keys=True)
-
-
-def _backbone_key(record: Record) -> str:
-    """What must agree for a backbone's record to belong to an adapter's."""
-    same = _same(record, "model", "pretrain", "data", "suite")
-    same["data"] = {k: v for k, v in same["data"].items() if k not in ("train_items", "validation_items")}
-    return json.dumps(same, sort_keys=True)
-
-
-def _same(record: Record, *names: str) -> dict[str, Any]:
-    config, machine = record.run["config"], record.run["machine"]
-    same: dict[str, Any] = {"machine": {name: machine.get(name) for name in ("name", "cpu", "gpu")}}
-    for name in names:
-        value = entry(config, name)
-        same[name] = (
-            {k: v for k, v in value.items() if k not in REPEATS} if isinstance(value, dict) else value
-        )
-    if is_domain(record):
-        # One adapter for each domain: together they are one study.
-        drop = {"data": ("families", "path"), "suite": ("name", "tasks")}
-        for name in drop.keys() & same.keys():
-            same[name] = {k: v for k, v in same[name].items() if k not in drop[name]}
-    return same
-
-
-def _arms(config: dict[str, Any]) -> dict[str, Any]:
-    """Arms and methods of a latency cell; a label is prose and may change."""
-    arms = config.get("arms", {})
-    table = {name: arms.get("table", {}).get(name, {}) for name in arms.get("run", [])}
-    what = {name: [arm.get(k) for k in ("method", "strategy", "runtime")] for name, arm in table.items()}
-    methods = {arm.get("method"): config.get("methods", {}).get(arm.get("method")) for arm in table.values()}
-    return {"arms": what, "methods": {str(name): value for name, value in methods.items()}}
 
 
 def _commit(record: Record) -> str:

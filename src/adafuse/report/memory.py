@@ -11,7 +11,8 @@ import dataclasses
 from typing import Any
 
 from adafuse.records import Record
-from adafuse.report.cells import Cell, cells, first_error, short_name, workload_key
+from adafuse.report.cells import Cell, cells, first_error, short_name
+from adafuse.report.pooling import workload_key
 
 # what conf/experiment/table5.yaml goes through
 OF_TABLE5 = ("base", "mola_loop", "pesc_loop", "moral_loop", "adafuse_switch")
