@@ -200,6 +200,7 @@ IMPOSSIBLE = [
     ("method=lora method.full=true", "expert_targets must be"),
     ("method=adafuse evaluate_restore=false", "evaluate_strategy=switch"),
     ("data.level=4", "data.level"),
+    ("method=pesc method.first_expert_block=1", "first_expert_block"),
     ("method=pesc method.bottleneck_dim=0", "bottleneck_dim"),
     ("method=moral method.expert_targets=[mlp]", "expert_targets"),
     ("methods.mola.rank=3", "method=mola method.FIELD=VALUE"),

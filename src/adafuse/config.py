@@ -34,6 +34,7 @@ Budget = Enum("Budget", "published equal")
 LATER: dict[str, Any] = {
     "null_expert": False,
     "bypass_penalty": 0.0,
+    "first_expert_block": 0,
     "bypass_share": 0.0,
     "learning_rate_factor": 1.0,
     "full": False,
@@ -94,6 +95,8 @@ class Method:
     # the router may leave a token to the backbone alone, and what a token that it does not leave costs in the loss
     null_expert: bool = False
     bypass_penalty: float = 0.0
+    # no experts before this block: what a gate that is known late must do without
+    first_expert_block: int = 0
     # times train.learning_rate: what suits all of a backbone's weights is too much for factors of rank 8, or too little
     learning_rate_factor: float = 1.0
     # full fine-tuning: all of the backbone's weights are trained, and there are no experts

@@ -135,6 +135,10 @@ def _check_method(method: Method, experts: Experts) -> None:
         f"method {name}: bypass_penalty without null_expert=true does nothing",
     )
     refuse(
+        method.first_expert_block > 0 and method.routing is Routing.blockwise,
+        f"method {name}: first_expert_block is for experts on linears; routing=blockwise has them on MLPs",
+    )
+    refuse(
         method.full and method.has_experts,
         f"method {name}: full=true trains the backbone itself, so expert_targets must be []",
     )
