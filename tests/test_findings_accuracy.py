@@ -19,7 +19,7 @@ def said(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("accuracy", "words"),
     [
-        (0.70, "+0.0 [-0.2, +0.2] points to plain LoRA, on par (p < 0.001, 5 seeds)"),
+        (0.70, "+0.0 [-0.2, +0.2] points to plain LoRA, on par (equivalence: p < 0.001, 5 seeds)"),
         (0.74, "+4.0 [+3.8, +4.2] points to plain LoRA, better than on par"),
         (0.66, "-4.0 [-4.2, -3.8] points to plain LoRA, worse"),
     ],

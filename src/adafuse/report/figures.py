@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -120,17 +121,16 @@ def figure2(cell: Cell) -> Figure:
 
 
 def loss_figure(curves: list[Curve]) -> Figure:
-    """Training loss: the backbone's pre-training if it was run here, and every method's adapters."""
+    """Training loss, mean over seeds: the backbone's pre-training if it was run here, and every method's adapters."""
     stages = [stage for stage in ("pretrain", "train") if any(curve.stage == stage for curve in curves)]
     figure, axes = canvas(4.2 * len(stages) + 0.6, 3.2, len(stages))
     for axis, stage in zip(axes, stages, strict=True):
         own = [curve for curve in curves if curve.stage == stage]
         for curve in own:
             colour = INK if stage == "pretrain" else METHODS.get(curve.method, FAINT)
-            for steps, loss in curve.seeds:
-                axis.plot(
-                    steps, loss, color=colour, linewidth=1.3, alpha=0.9 if len(curve.seeds) == 1 else 0.55
-                )
+            # of seeds that were logged at the same steps the mean: nine methods times their seeds are a tangle
+            same = [loss for steps, loss in curve.seeds if steps == curve.seeds[0][0]]
+            axis.plot(curve.seeds[0][0], np.mean(same, axis=0), color=colour, linewidth=1.3, alpha=0.9)
             axis.plot([], [], color=colour, linewidth=2, label=curve.method)
         axis.set_title("Pre-training the backbone" if stage == "pretrain" else "Training the adapters")
         axis.set_xlabel("step")

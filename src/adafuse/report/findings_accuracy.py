@@ -59,11 +59,12 @@ def _verdict(found: Difference) -> str:
     tested = equivalent(found)
     assert tested is not None
     verdict, why = judge_difference(found, "")
-    if verdict == REPLICATED:
-        words = "on par" if tested.p < SIZE else why.split(":")[0]
-    else:
-        words = "worse" if verdict == NOT_REPLICATED else "not decided"
-    return f"{words} ({p_text(tested)}, {found.n_seeds} seeds)"
+    if verdict == NOT_REPLICATED:
+        # the interval says it; the p of equivalence would be read as that of the difference
+        return f"worse ({found.n_seeds} seeds)"
+    decided = "on par" if tested.p < SIZE else why.split(":")[0]
+    words = decided if verdict == REPLICATED else "not decided"
+    return f"{words} (equivalence: {p_text(tested)}, {found.n_seeds} seeds)"
 
 
 def _gate_input(why: Why) -> str | None:

@@ -14,9 +14,9 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 INK, FAINT, PALE = "#1f2328", "#6e7781", "#d8dee4"
 # Okabe and Ito's colours, by routing: what readers compare.
@@ -69,10 +69,9 @@ def canvas(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of `columns` panels side by side, or `rows` one under another; sizes in inches."""
     with mpl.rc_context(RC):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options
-        )
-    figure.get_layout_engine().set(wspace=0.08)
+        # not pyplot's, which would keep every figure open
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.08))
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, list(axes.flat)
 
 
@@ -89,13 +88,12 @@ def settle(figure: Figure) -> None:
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write `path`.svg and `path`.png and close the figure."""
+    """Write `path`.svg and `path`.png."""
     path.parent.mkdir(parents=True, exist_ok=True)
     svg, png = path.with_suffix(".svg"), path.with_suffix(".png")
     with mpl.rc_context(RC):
         figure.savefig(svg, metadata={"Date": None, "Creator": None})
         figure.savefig(png, dpi=160, metadata={"Software": None})
-    plt.close(figure)
     return [svg, png]
 
 
