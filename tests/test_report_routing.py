@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -98,7 +97,6 @@ def test_agreement_is_the_mean_over_pairs_and_seeds(tmp_path: Path) -> None:
     shown = axis.collections[0].get_array()
     # the diagonal is left out
     assert np.ma.masked_invalid(shown).count() == 8 * 8 - 8 and float(shown[0, 1]) == pytest.approx(0.3)
-    plt.close(figure)
 
 
 def test_the_load_of_the_first_seed_is_drawn_by_family(tmp_path: Path) -> None:
@@ -113,7 +111,6 @@ def test_the_load_of_the_first_seed_is_drawn_by_family(tmp_path: Path) -> None:
     points = next(line for line in right.lines if len(line.get_xdata()) == len(study.LAYERS))
     assert points.get_ydata().tolist() == pytest.approx([1.0] * len(study.LAYERS))
     assert "adafuse 0.50" in [line.get_label() for line in right.lines]
-    plt.close(figure)
 
 
 def test_without_families_or_agreement_nothing_is_drawn(tmp_path: Path) -> None:

@@ -182,12 +182,11 @@ def test_the_figure_shows_what_the_spans_say(cell):
         "40.0 ms, 70 % gap",
         "2.41 ms, 9 % gap",
     ]
-    mpl.pyplot.close(figure)
 
 
 def test_nothing_overlaps(cell):
     figure = traces_figure.timeline_figure(cell)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (legend,), (axis,) = figure.legends, figure.axes
     whole = figure.bbox
     assert not legend.get_window_extent().overlaps(axis.get_tightbbox())
@@ -195,7 +194,6 @@ def test_nothing_overlaps(cell):
     for artist in (*axis.texts, *axis.get_yticklabels(), legend):
         box = artist.get_window_extent()
         assert box.x0 >= 0 and box.x1 <= whole.x1, artist
-    mpl.pyplot.close(figure)
 
 
 def test_it_is_drawn_with_stable_bytes_and_stale_ones_go(cell, tmp_path):

@@ -1,6 +1,5 @@
 """An arm is compared with the backbone in its own runtime: ratios, the A/A pair, tables, timing, the figure."""
 
-import matplotlib as mpl
 import pytest
 
 import synthetic
@@ -148,7 +147,6 @@ def test_the_figure_has_a_panel_for_each_runtime(mixed):
     assert labels[1][0] == "AdaFuse (switch)" and labels[1][-1] == "Backbone (own GEMV)"
     assert not {"Backbone", "Backbone (again)"} & {label for panel in labels for label in panel}
     assert len(figure.legends[0].get_texts()) == 4
-    mpl.pyplot.close(figure)
 
 
 def test_several_panels_draw_the_same_bytes_wherever_they_lie_in_memory(mixed, tmp_path):

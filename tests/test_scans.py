@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 
 from adafuse.records import load
@@ -65,7 +64,6 @@ def test_shares_of_bypassed_tokens_are_one_scan_on_an_even_axis(tmp_path: Path) 
     (axis,) = figure.axes
     assert axis.get_xscale() == "linear" and axis.get_xlabel() == "share of tokens left to the backbone alone"
     assert axis.get_xticks().tolist() == [0.0, 0.25, 0.5, 1.0]
-    plt.close(figure)
     assert [" · 25 % of tokens bypassed · " in title(cell) for cell in scan.cells] == [
         False,
         True,
@@ -82,13 +80,11 @@ def test_the_figure_holds_every_arm_at_every_value(tmp_path: Path) -> None:
     assert all(places == [1.0, 2.0, 8.0] for places in lines.values())
     assert "Backbone" not in lines and "Backbone (again)" not in lines and "AdaFuse (switch)" in lines
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", "8"]
-    plt.close(figure)
 
 
 def test_a_scans_cells_have_no_bars_of_their_own(tmp_path: Path) -> None:
     cells = latency(tmp_path, batch=[1, 2, 8])
     names = set(all_figures(cells, [], [], load_paper()))
-    plt.close("all")
     assert names == {"scan_batch"}
 
 
@@ -101,4 +97,3 @@ def test_an_arm_without_a_ratio_somewhere_leaves_a_gap(tmp_path: Path, values) -
     (axis,) = scan_figure(scan).axes
     lines = {c.get_label(): c.lines[0].get_xdata().tolist() for c in axis.containers}
     assert lines["AdaFuse (switch)"] == [1.0, 4.0]
-    plt.close("all")

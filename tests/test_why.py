@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pytest
 
 import synthetic_study as study
@@ -143,7 +142,6 @@ def test_the_figure_has_a_line_a_method_with_intervals(tmp_path: Path) -> None:
     low, high = bars.get_segments()[0][:, 1]
     # t of four degrees of freedom times the standard error of five seeds one point apart
     assert (high - low) / 2 == pytest.approx(2.776 * (2.5 / 5) ** 0.5, rel=1e-3)
-    plt.close(figure)
 
 
 def test_bypass_is_drawn_over_the_measured_share(tmp_path: Path) -> None:
@@ -155,7 +153,6 @@ def test_bypass_is_drawn_over_the_measured_share(tmp_path: Path) -> None:
     assert container.lines[0].get_xdata().tolist() == pytest.approx([20.0, 60.0])
     level = next(line for line in axis.lines if line.get_label() == "adafuse, no bypass")
     assert level.get_ydata() == pytest.approx([70.0, 70.0])
-    plt.close(figure)
 
 
 def test_methods_without_a_gate_input_stand_beside_it(tmp_path: Path) -> None:
@@ -169,7 +166,6 @@ def test_methods_without_a_gate_input_stand_beside_it(tmp_path: Path) -> None:
     figure = why_figure(why, {})
     levels = {line.get_label(): line.get_ydata()[0] for line in figure.axes[0].lines}
     assert levels["lora"] == pytest.approx(72) and "base" not in levels
-    plt.close(figure)
 
 
 def test_other_knobs_have_no_methods_beside_them(tmp_path: Path) -> None:
@@ -211,5 +207,5 @@ def test_one_seed_and_no_fit_can_be_drawn(tmp_path: Path) -> None:
     study.write_evaluation(tmp_path)
     found = trained(tmp_path)
     for why in found.whys:
-        plt.close(why_figure(why, found.fits))
+        why_figure(why, found.fits)
     assert {why.knob.name for why in found.whys} == {"bypass", "rank"}
