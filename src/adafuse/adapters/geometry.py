@@ -30,10 +30,8 @@ def expert_count(method: Method, geometry: Experts, block: int, depth: int) -> i
 
 def expert_targets(method: Method, geometry: Experts, block: int) -> list[str]:
     """Linears with experts in a block; none where the gates are not known yet."""
-    too_early = (
-        method.routing is Routing.token and method.router_input is RouterInput.block0_output and block == 0
-    )
-    too_early = too_early or block < method.first_expert_block
-    if method.expert_kind is not ExpertKind.lora or too_early:
+    late = method.routing is Routing.token and method.router_input is RouterInput.block0_output
+    first = max(method.first_expert_block, int(late))
+    if method.expert_kind is not ExpertKind.lora or block < first:
         return []
     return geometry.targets if method.expert_targets is None else method.expert_targets
