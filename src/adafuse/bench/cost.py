@@ -60,7 +60,7 @@ def count_macs(model: nn.Module, adapter: Adapter | None, strategy: StrategyName
         token = decoder.start(prompt).argmax(-1, keepdim=True)
         with decoder.decoding():
             token = decoder.step(token).argmax(-1, keepdim=True)
-            with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+            with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
                 decoder.step(token)
     return int(counter.get_total_flops()) // 2 + _switch_macs(adapter, strategy)
 
@@ -83,8 +83,20 @@ def _addmm_flops(total: Shape, left: Shape, right: Shape, *_: Any, **__: Any) ->
     return 2 * left[0] * left[1] * right[1]
 
 
-# torch counts `addmm`, but not its form in place, which is how merges and `dense` add
-IN_PLACE = {torch.ops.aten.addmm_: _addmm_flops}
+def _attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """Scores and their product with the values, of every query head: grouped heads share keys, not work."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[-2] * (width + value[-1])
+
+
+# torch counts `addmm`, but not its form in place, which is how merges and `dense` add; up to torch 2.11 its own count of
+# attention refuses grouped heads
+UNCOUNTED = {
+    torch.ops.aten.addmm_: _addmm_flops,
+    torch.ops.aten._scaled_dot_product_efficient_attention: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention: _attention_flops,
+    torch.ops.aten._scaled_dot_product_cudnn_attention: _attention_flops,
+}
 
 
 def _switch_macs(adapter: Adapter | None, strategy: StrategyName) -> int:
