@@ -47,11 +47,14 @@ GRAPH = [name for name in ARMS if "_graph" in name]
 COMPILED = [name for name in ARMS if "_compiled" in name]
 TWIN = "adafuse_layerwise_gather_graph"
 ARMS[TWIN] = ("AdaFuse layer-wise (gather, graph)", "adafuse_layerwise", "gather", 1.09)
+ARMS["adafuse_loop"] = ("AdaFuse (loop)", "adafuse", "loop", 18.0)
+ARMS["adafuse_dense"] = ("AdaFuse (dense)", "adafuse", "dense", 3.7)
 # arms=NAME: the arms that it runs
 RUNS = {
     "twin": [*GRAPH, TWIN],
     "paper": PAPER_ARMS,
     "controls": ["base", "base_again", *EAGER[8:], "adafuse_switch"],
+    "strategies": ["base", "base_again", "adafuse_loop", "adafuse_gather", "adafuse_dense", "adafuse_switch"],
     "graph": GRAPH,
     "compiled": COMPILED,
     "mixed": ["base", "base_again", "adafuse_gather", "mola_gather", *GRAPH, *COMPILED],

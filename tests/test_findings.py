@@ -70,3 +70,26 @@ def test_drift_names_the_error_of_each_dtype(tmp_path: Path) -> None:
         "1,000 switches in place leave an error of 6.3 % of the weights' norm in bfloat16 and 0.79 %" in line
     )
     assert "bit-identical" in line
+
+
+def test_points_of_a_scan_are_one_sentence(tmp_path: Path) -> None:
+    for rank in (8, 16, 64):
+        synthetic_gpu.write_gpu_latency(tmp_path, "twin", rank)
+    (line,) = said(tmp_path)
+    cells = latency_cells(load([tmp_path]))
+    cells.sort(key=lambda cell: cell.config["experts"]["rank"])
+    switched = ", ".join(f"{ratio(cell, 'adafuse_switch_graph').ratio:.2f}" for cell in cells)
+    assert f"the paper's switch {switched} times the backbone" in line
+    assert "r=8" in line and "r=64" in line
+
+
+def test_one_gate_is_said_under_every_strategy_or_not_at_all(tmp_path: Path) -> None:
+    synthetic_gpu.write_gpu_latency(tmp_path, "strategies", context=64)
+    (line,) = said(tmp_path)
+    (cell,) = latency_cells(load([tmp_path]))
+    found = ratio(cell, "adafuse_loop")
+    assert f"a loop over experts {found.ratio:.2f} [{found.low:.2f}, {found.high:.2f}], gathered" in line
+    for folder in (tmp_path / "latency").glob("*"):
+        folder.unlink()
+    synthetic_gpu.write_gpu_latency(tmp_path, "strategies", context=64, failed=("adafuse_dense",))
+    assert said(tmp_path) == []

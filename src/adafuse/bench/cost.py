@@ -89,8 +89,8 @@ def _attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any)
     return 2 * batch * heads * queries * key[-2] * (width + value[-1])
 
 
-# torch counts `addmm`, but not its form in place, which is how merges and `dense` add; its own count of attention refuses
-# grouped heads up to version 2.11
+# torch counts `addmm`, but not its form in place, which is how merges and `dense` add; its own count of attention stops
+# at grouped heads up to version 2.11
 UNCOUNTED = {
     torch.ops.aten.addmm_: _addmm_flops,
     torch.ops.aten._scaled_dot_product_efficient_attention: _attention_flops,

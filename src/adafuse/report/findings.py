@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from adafuse.report import findings_controls as controls
 from adafuse.report.cells import Cell, model_name
 from adafuse.report.claims_latency import ADAFUSE, OTHERS
 from adafuse.report.drift import traces
+from adafuse.report.scans import scans
 from adafuse.report.text import digits, ratio_text
 from adafuse.report.timing import AGAIN, BASE, ArmResult, again, base_of, ratio, results
 from adafuse.report.traces import timelines
@@ -27,10 +29,17 @@ GATHERED, LAYERWISE, SWITCHED = (
 def sentences(latency: Sequence[Cell], traced: Sequence[Cell], drifts: Sequence[Cell]) -> list[str]:
     """A bullet for each question that the records of a GPU answer; none where there is no such record."""
     timed = [cell for cell in latency if cell.rounds and not cell.is_cpu]
+    # points of a scan are one sentence together; those with the arms of a sentence of their own have that too
+    varied = scans(timed)
+    points = {id(cell) for scan in varied for cell in scan.cells}
     lines = [
         *_each(timed, _eager),
         *_each([cell for cell in traced if not cell.is_cpu], _host),
-        *_each(timed, _captured),
+        *_each(timed, lambda cell: controls.eager(cell, _place(cell))),
+        *_each(timed, lambda cell: controls.peft(cell, _place(cell))),
+        *_each([cell for cell in timed if id(cell) not in points], _captured),
+        *_each(timed, lambda cell: controls.captured(cell, _place(cell))),
+        *(line for scan in varied if (line := controls.scanned(scan, _model(scan.cells[0])))),
         *_each(timed, _memory),
         *_each([cell for cell in drifts if not cell.is_cpu], _drift),
     ]
@@ -41,10 +50,15 @@ def _each(cells: Sequence[Cell], say: Callable[[Cell], str | None]) -> Iterator[
     yield from (line for line in map(say, cells) if line)
 
 
+def _model(cell: Cell) -> str:
+    return f"{cell.machine['gpu']}, {model_name(cell.config)}"
+
+
 def _place(cell: Cell) -> str:
     experts = cell.config["experts"]
     targets = "all seven linears" if len(experts["targets"]) == 7 else ", ".join(experts["targets"])
-    return f"{cell.machine['gpu']}, {model_name(cell.config)}, rank {experts['rank']} on {targets}"
+    whole = ", whole queries" if cell.config["latency"].get("queries") else ""
+    return f"{_model(cell)}, rank {experts['rank']} on {targets}{whole}"
 
 
 def _said(found: Interval | None) -> str:

@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adafuse.config import GateSource
-from adafuse.report.cells import Cell, base_key, model_name, title
+from adafuse.report.cells import Cell, model_name, title
+from adafuse.report.pooling import pooling_key
 from adafuse.report.style import FAINT, INK, METHODS, PALE, canvas, source_line
 from adafuse.report.timing import again_of, base_of, results
 
@@ -95,7 +96,7 @@ def scan_figure(scan: Scan) -> Figure:
     axis.yaxis.grid(True, color=PALE, linewidth=0.6)
     axis.set_title(f"Over {scan.what}")
     figure.legend(loc="outside upper left", ncols=2)
-    source_line(figure, title(scan.cells[0]))
+    source_line(figure, f"first point: {title(scan.cells[0])}")
     return figure
 
 
@@ -141,13 +142,13 @@ VARIED: dict[str, Callable[[Cell], Any]] = {
 
 
 def _rest(cell: Cell, what: str) -> str:
-    """All that must agree, as text: the arms by name, and the cell without what varies."""
-    same = json.loads(base_key(cell))
+    """All that must agree, as text: the cell with its arms and their methods, without what varies."""
+    same = json.loads(pooling_key(cell.records[0]))
     if what in KNOBS:
         same["latency"] = {k: v for k, v in same["latency"].items() if k != what}
     else:
         same.pop(what, None)
-    return json.dumps([same, sorted(cell.config["arms"]["run"])], sort_keys=True)
+    return json.dumps(same, sort_keys=True)
 
 
 def _order(what: str, cell: Cell) -> tuple[Any, ...]:

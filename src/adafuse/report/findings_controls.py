@@ -1,0 +1,92 @@
+"""What the rows that the paper lacks say, in sentences: which part of AdaFuse brings its gain, and how far it carries.
+
+In: latency cells of a GPU. Out: lines of Markdown. Next: findings.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adafuse.report.cells import Cell
+from adafuse.report.scans import Scan
+from adafuse.report.timing import results
+
+EAGER = {
+    "adafuse_loop": "one gate for all layers and a loop over experts",
+    "adafuse_gather": "gathered",
+    "adafuse_dense": "all experts at once",
+    "adafuse_switch": "merged by one launch",
+}
+PEFT = {
+    "lora_peft": "an unmerged LoRA",
+    "adafuse_peft_merge": "a selection merged and unmerged for every token",
+}
+CAPTURED = {
+    "mola_masked_loop_graph": "MoLA's loop",
+    "pesc_masked_loop_graph": "PESC's loop",
+    "adafuse_masked_loop_graph": "the loop behind one gate",
+    "adafuse_layerwise_simple_merge_graph": "merging layer by layer",
+}
+SCANNED = {
+    "adafuse_gather_graph": "gathered experts",
+    "adafuse_layerwise_gather_graph": "the same with a gate per layer",
+    "adafuse_switch_graph": "the paper's switch",
+}
+BEFORE = {
+    "batch": "Batch",
+    "context": "Context",
+    "model": "Backbone",
+    "experts": "Linears, rank, experts",
+    "gates": "Order of experts",
+    "bypass_share": "Tokens without experts",
+}
+
+
+def eager(cell: Cell, place: str) -> str | None:
+    """One gate, under one strategy after another."""
+    said = _listed(cell, EAGER)
+    return (
+        said
+        and f"**What brings the gain** (eager, batch 1; {place}), in units of the backbone's token: {said}."
+    )
+
+
+def peft(cell: Cell, place: str) -> str | None:
+    """PEFT as its users run it."""
+    said = _listed(cell, PEFT)
+    return said and f"**PEFT** (eager, batch 1; {place}), in units of the backbone's token: {said}."
+
+
+def captured(cell: Cell, place: str) -> str | None:
+    """The loops, once nothing waits for the host."""
+    said = _listed(cell, CAPTURED)
+    return said and (
+        f"**Loops without launches** (one CUDA graph, batch 1; {place}), in units of the backbone's token: {said}."
+    )
+
+
+def scanned(scan: Scan, place: str) -> str | None:
+    """How each ratio moves with what was varied."""
+    rows = [results(cell, list(SCANNED)) for cell in scan.cells]
+    said = []
+    for arm, name in SCANNED.items():
+        ratios = [row[arm].ratio if arm in row else None for row in rows]
+        if all(ratios):
+            said.append(f"{name} {', '.join(f'{found.ratio:.2f}' for found in ratios if found)}")
+    values = ", ".join(str(value).replace("\n", " ") for value in scan.values)
+    if not said:
+        return None
+    return f"**{BEFORE[scan.what]}** (one CUDA graph; {place}): over {values}: {'; '.join(said)} times the backbone."
+
+
+def _listed(cell: Cell, wanted: Mapping[str, str]) -> str | None:
+    """Each name with its ratio and interval; None unless the cell has them all."""
+    found = results(cell, list(wanted))
+    ratios = {arm: found[arm].ratio for arm in wanted if arm in found}
+    if len(ratios) < len(wanted) or not all(ratios.values()):
+        return None
+    return ", ".join(
+        f"{wanted[arm]} {ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+        for arm, ratio in ratios.items()
+        if ratio
+    )
