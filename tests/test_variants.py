@@ -7,7 +7,7 @@ import pytest
 import synthetic_study as study
 from adafuse.identity import as_plain
 from adafuse.records import Record, load
-from adafuse.report.variants import as_its_file, overridden, variants
+from adafuse.report.variants import as_its_file, method_file, overridden, variants
 from conftest import METHODS, compose
 
 
@@ -60,3 +60,12 @@ def test_composed_methods_are_as_their_files(method: str, budget: str) -> None:
 def test_an_override_is_seen(tmp_path: Path) -> None:
     plain = as_plain(compose("method=adafuse", "budget=equal", "method.balance_coefficient=0"))
     assert overridden(Record(tmp_path, {"config": plain}, [], "ok")) == {"balance_coefficient": 0.0}
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu", "paper"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_file_says_what_a_profile_composes(method: str, profile: str) -> None:
+    composed = as_plain(compose(f"method={method}", f"profile={profile}").method)
+    file = method_file(method, profile)
+    assert "learning_rate_factor" in file
+    assert {field: composed[field] for field in file} == file

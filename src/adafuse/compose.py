@@ -12,16 +12,17 @@ from omegaconf import OmegaConf
 
 from adafuse import backbone
 from adafuse.adapters.budget import at_equal_budget, trainable_parameters
-from adafuse.config import Budget, Config
+from adafuse.config import Budget, Config, by_profile
 from adafuse.refusals import validate
 
 
 def register() -> None:
-    """Make the schema and the `mul` resolver known to Hydra; called once by the entry script."""
+    """Make the schema and the resolvers known to Hydra; called once by the entry script."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("mul", lambda *xs: _product(xs), replace=True)
+    OmegaConf.register_new_resolver("by_profile", by_profile, replace=True)
 
 
 def _product(factors: tuple[float, ...]) -> float | int:

@@ -5,6 +5,7 @@ In: nothing. Out: the dataclasses whose fields are all the keys that there are. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -39,6 +40,16 @@ LATER: dict[str, Any] = {
     "learning_rate_factor": 1.0,
     "full": False,
 }
+
+
+def by_profile(profile: str, values: Mapping[str, Any]) -> Any:
+    """The value of a setting that is chosen by profile: `${by_profile:${profile},{cpu:3.0,gpu:1.0}}`.
+
+    Raises ValueError for a profile without one.
+    """
+    if profile not in values:
+        raise ValueError(f"profile={profile} has no value here: add it beside {', '.join(values)}")
+    return values[profile]
 
 
 @dataclass

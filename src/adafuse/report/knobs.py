@@ -80,4 +80,10 @@ KNOBS = (
         lambda c: entry(c, "data")["level"],
         (("data", "level"),),
     ),
+    Knob(
+        "train_items",
+        "items of a family to learn from",
+        lambda c: c["data"]["train_items"],
+        (("data", "train_items"),),
+    ),
 )

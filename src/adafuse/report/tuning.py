@@ -70,4 +70,5 @@ def _rate(record: Record) -> float:
 def _file_rate(records: Iterable[Record]) -> float:
     """What training with the method's file as it is now would use."""
     first = next(iter(records))
-    return learning_rate(first.run["config"] | {"method": method_file(method_name(first))})
+    file = method_file(method_name(first), str(first.run.get("profile", "cpu")))
+    return learning_rate(first.run["config"] | {"method": file})

@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from adafuse.config import by_profile
 from adafuse.identity import without_unused
 from adafuse.records import Record
 from adafuse.report.cells import method_name
@@ -64,17 +65,24 @@ def as_its_file(record: Record) -> bool:
 
 def overridden(record: Record) -> dict[str, Any]:
     """The settings of the method that are not those of its file, which a record does not keep."""
-    file = method_file(method_name(record))
+    file = method_file(method_name(record), str(record.run.get("profile", "cpu")))
     return {k: v for k, v in setting(record).items() if k in file and v != file[k]}
 
 
 @cache
-def method_file(name: str) -> dict[str, Any]:
+def method_file(name: str, profile: str = "cpu") -> dict[str, Any]:
     """What conf/method says of a method, without what follows from the experts; nothing for an unknown one."""
     path = METHOD_FILES / f"{name}.yaml"
-    found = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
-    assert isinstance(found, dict)
-    return {str(k): v for k, v in found.items() if not str(v).startswith("${")}
+    if not path.is_file():
+        return {}
+    OmegaConf.register_new_resolver("by_profile", by_profile, replace=True)
+    # where the profile chooses, that is the file's word; what stands for something of the cell's is not
+    file = OmegaConf.merge({"profile": profile}, OmegaConf.load(path))
+    written = OmegaConf.to_container(file)
+    assert isinstance(written, dict) and isinstance(file, DictConfig)
+    chosen = {k for k, v in written.items() if str(v).startswith("${by_profile:")}
+    plain = {str(k): v for k, v in written.items() if k != "profile" and not str(v).startswith("${")}
+    return plain | {str(k): file[k] for k in chosen}
 
 
 def _label(name: str, one: dict[str, Any], own: dict[str, dict[str, Any]], files: set[str]) -> str:
