@@ -83,7 +83,7 @@ KNOBS = (
     Knob(
         "train_items",
         "items of a family to learn from",
-        lambda c: c["data"]["train_items"],
+        lambda c: entry(c, "data").get("train_items"),
         (("data", "train_items"),),
     ),
 )
