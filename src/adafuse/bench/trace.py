@@ -35,6 +35,8 @@ from adafuse.records import Recorder
 # of these the median is kept; the profiler sees one before them, which pays for its start, and one that ends the last
 TOKENS = 5
 PROFILED = TOKENS + 2
+# of settle and measured tokens each
+WARM_PASSES = 6
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
     settle = config.latency.settle_tokens
     length = config.context + settle + TOKENS + 2 * PROFILED
     # a process's first tokens load and allocate for the first time: the first arm would show that as its own gaps
-    _warm(decoders.make(model, None, StrategyName.dense, Runtime.eager, length), prompt)
+    _warm(decoders.make(model, None, StrategyName.dense, Runtime.eager, length), prompt, settle)
     folder = Path(config.runs_dir) / "traces" / identity.record_path(config).stem
     for name in tqdm(config.arms.run, desc="traced arms", unit="arm"):
         arm = config.arms.table[name]
@@ -72,8 +74,15 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
             record.fail(f"arm {name}", error)
 
 
-def _warm(decoder: Decoder, prompt: Tensor) -> None:
+def _warm(decoder: Decoder, prompt: Tensor, settle: int) -> None:
+    """Tokens with and without the profiler: after the profiled ones alone, an H200's host took twice its time for the
+    first arm's.
+    """
     with decoder.installed():
+        for _ in range(WARM_PASSES):
+            decoder.start(prompt)
+            with decoder.decoding():
+                decoder.run(settle + TOKENS)
         decoder.start(prompt)
         with decoder.decoding():
             _profiled(lambda: _decode(decoder, decoder.run), prompt.device.type)
