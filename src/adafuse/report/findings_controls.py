@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adafuse.report.cells import Cell
-from adafuse.report.scans import Scan
+from adafuse.report.scans import WORDS, Scan
 from adafuse.report.timing import results
 
 EAGER = {
@@ -31,14 +31,6 @@ SCANNED = {
     "adafuse_gather_graph": "gathered experts",
     "adafuse_layerwise_gather_graph": "the same with a gate per layer",
     "adafuse_switch_graph": "the paper's switch",
-}
-BEFORE = {
-    "batch": "Batch",
-    "context": "Context",
-    "model": "Backbone",
-    "experts": "Linears, rank, experts",
-    "gates": "Order of experts",
-    "bypass_share": "Tokens without experts",
 }
 
 
@@ -66,17 +58,22 @@ def captured(cell: Cell, place: str) -> str | None:
 
 
 def scanned(scan: Scan, place: str) -> str | None:
-    """How each ratio moves with what was varied."""
+    """How each ratio moves with what was varied; the intervals stand in table attribution."""
     rows = [results(cell, list(SCANNED)) for cell in scan.cells]
-    said = []
+    said, processes = [], set()
     for arm, name in SCANNED.items():
-        ratios = [row[arm].ratio if arm in row else None for row in rows]
-        if all(ratios):
-            said.append(f"{name} {', '.join(f'{found.ratio:.2f}' for found in ratios if found)}")
-    values = ", ".join(str(value).replace("\n", " ") for value in scan.values)
+        ratios = [found for row in rows if (found := row[arm].ratio)]
+        if len(ratios) == len(rows):
+            said.append(f"{name} {', '.join(f'{found.ratio:.2f}' for found in ratios)}")
+            processes |= {found.n_processes for found in ratios}
     if not said:
         return None
-    return f"**{BEFORE[scan.what]}** (one CUDA graph; {place}): over {values}: {'; '.join(said)} times the backbone."
+    values = ", ".join(str(value).replace("\n", " ") for value in scan.values)
+    once = ", one process a point" if processes == {1} else ""
+    return (
+        f"**Over {scan.what.replace('_', ' ')}** (one CUDA graph; {place}{once}; intervals in table attribution), "
+        f"{WORDS[scan.what]} {values}: {'; '.join(said)} times the backbone."
+    )
 
 
 def _listed(cell: Cell, wanted: Mapping[str, str]) -> str | None:
