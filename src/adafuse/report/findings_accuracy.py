@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from adafuse.report.accuracy import Study, averages, budget_text, difference, paired
+from adafuse.report.accuracy import Seeds, Study, averages, budget_text, difference, paired
 from adafuse.report.agreement import agreements
 from adafuse.report.cells import Cell, model_name
 from adafuse.report.fits import Fits
@@ -32,7 +32,7 @@ def sentences(found: Trained) -> list[str]:
     lines = [
         *(_on_par(study) for study in found.studies),
         *(_gate_input(why) for why in found.whys if why.knob.name == GATE_INPUT),
-        *(_agreement(cell) for cell in found.routing),
+        *(_agreement(cell) for cell in _widest(found.routing)),
         *(_bypass(why, found.fits) for why in found.whys if why.knob.name == BYPASS),
         *(_generation(group) for group in found.generated),
     ]
@@ -79,9 +79,25 @@ def _gate_input(why: Why) -> str | None:
     rest = max((value for value in known if value != best), key=lambda value: known[value])
     gain = paired(points[best], points[rest], why.tasks)
     ahead = f"; {best} is {points_text(gain)} points ahead of {rest} ({gain.method})" if gain else ""
-    levels = {name: _mean(averages(seeds, why.tasks)) for name, seeds in why.levels.items()}
-    beside = ", ".join(f"{name} {100 * mean:.1f} %" for name, mean in levels.items() if mean is not None)
+    beside = ", ".join(_level(name, seeds, points[best], why.tasks) for name, seeds in why.levels.items())
     return f"**Where the gate looks** ({_place(why.cell)}): {said}{ahead}{'; beside it ' if beside else ''}{beside}."
+
+
+def _level(name: str, seeds: Seeds, best: Seeds, tasks: list[str]) -> str:
+    """What a method without the knob reaches, and for those that AdaFuse is compared with by how much it beats them."""
+    mean = _mean(averages(seeds, tasks))
+    gap = paired(best, seeds, tasks) if name in COMPARED else None
+    reached = "–" if mean is None else f"{100 * mean:.1f} %"
+    return f"{name} {reached}" + (f" (the best of them minus it: {points_text(gap)} points)" if gap else "")
+
+
+def _widest(found: list[Cell]) -> list[Cell]:
+    """Of each backbone and data set the cell with the most records: those at one value of a knob say the same again."""
+    widest: dict[str, Cell] = {}
+    for cell in found:
+        known = widest.setdefault(_place(cell), cell)
+        widest[_place(cell)] = max(known, cell, key=lambda one: len(one.records))
+    return list(widest.values())
 
 
 def _agreement(cell: Cell) -> str | None:
