@@ -108,6 +108,19 @@ def test_two_processes_share_a_fit_and_leave_one_record(own_model: Path, tmp_pat
     assert len(list(tmp_path.glob("adapters/*/router_config.json"))) == 1
 
 
+def test_a_fit_names_the_backbone_it_stands_on_and_stands_on_no_other(tmp_path: Path) -> None:
+    few = ["pretrain.steps=2", "pretrain.warmup_steps=1", "pretrain.batch=2", "pretrain.max_length=32"]
+    job = ["task=train", "method=lora", f"runs_dir={tmp_path}", *few, *QUICK]
+    run(*job, check=True)
+    fitted = {record.run["task"]: record for record in records.load([tmp_path / "records"])}
+    written = fitted["pretrain"].of("artifact")[0]["sha256"]
+    assert [line["sha256"] for line in fitted["train"].of("backbone")] == [written]
+    (weights,) = tmp_path.glob("backbones/*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    again = run(*job, "seed=1")
+    assert again.returncode == 2 and "is not the backbone that" in again.stderr, again.stderr
+
+
 def test_what_is_wrong_is_one_line_and_nothing_is_loaded(own_model: Path, tmp_path: Path) -> None:
     for overrides, message in (
         ([f"model.path={tmp_path}/nowhere"], "is not a folder"),

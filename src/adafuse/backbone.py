@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+# in the folder of one that was fitted here, the file that stands for it
+WEIGHTS_FILE = "model.safetensors"
 
 
 def check_source(model: Model) -> None:

@@ -50,6 +50,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "agreement": ("routers", "information"),
     "parameters": ("trainable",),
     "artifact": ("path", "sha256"),
+    # the one that a fit or an evaluation stood on, where it was pre-trained here: a GPU never makes the same twice
+    "backbone": ("sha256",),
     "error": ("where", "message", "traceback"),
     "end": ("status", "seconds", "peak_rss_gib", "sha256"),
 }

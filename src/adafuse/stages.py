@@ -12,6 +12,7 @@ import importlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from adafuse import backbone, identity, machine, records, tracking
@@ -88,6 +89,13 @@ def needs(config: Config) -> Iterator[Config]:
         yield dataclasses.replace(config, task=Task.train)
 
 
+def _name_backbone(config: Config, record: Recorder) -> None:
+    if config.model.path is None and config.model.weights is Weights.scratch:
+        record.write(
+            "backbone", sha256=identity.file_hash(identity.backbone_dir(config) / backbone.WEIGHTS_FILE)
+        )
+
+
 def _pretrain(config: Config, record: Recorder) -> None:
     from adafuse.training import stage
 
@@ -97,12 +105,14 @@ def _pretrain(config: Config, record: Recorder) -> None:
 def _train(config: Config, record: Recorder) -> None:
     from adafuse.training import stage
 
+    _name_backbone(config, record)
     stage.train(config, record)
 
 
 def _evaluate(config: Config, record: Recorder) -> None:
     from adafuse.evaluation import stage
 
+    _name_backbone(config, record)
     stage.run(config, record)
 
 
@@ -140,10 +150,20 @@ _STAGES: dict[Task, Callable[[Config, Any], None]] = {
 def _result_there(config: Config) -> bool:
     """A finished record of a fit stands for a folder; if somebody removed it, the fit runs again."""
     if config.task is Task.pretrain:
-        return (identity.backbone_dir(config) / "config.json").is_file()
+        return _is_recorded(identity.backbone_dir(config), identity.record_path(config))
     if config.task is Task.train:
         file = "config.json" if config.method.full else "router_config.json"
         return (identity.adapter_dir(config, config.method) / file).is_file()
+    return True
+
+
+def _is_recorded(folder: Path, path: Path) -> bool:
+    """Whether a backbone is there, and that it is the one of its record. Raises ValueError if it is another one."""
+    if not (folder / "config.json").is_file():
+        return False
+    written = [line["sha256"] for line in records.read(path).of("artifact")]
+    if [identity.file_hash(folder / backbone.WEIGHTS_FILE)] != written:
+        raise ValueError(f"{folder} is not the backbone that {path} describes: delete both and run again")
     return True
 
 

@@ -32,7 +32,7 @@ def sentences(found: Trained) -> list[str]:
     lines = [
         *(_on_par(study) for study in found.studies),
         *(_gate_input(why) for why in found.whys if why.knob.name == GATE_INPUT),
-        *(_agreement(cell) for cell in _widest(found.routing)),
+        *(_agreement(cell) for cell in found.routing),
         *(_bypass(why, found.fits) for why in found.whys if why.knob.name == BYPASS),
         *(_generation(group) for group in found.generated),
     ]
@@ -89,15 +89,6 @@ def _level(name: str, seeds: Seeds, best: Seeds, tasks: list[str]) -> str:
     gap = paired(best, seeds, tasks) if name in COMPARED else None
     reached = "–" if mean is None else f"{100 * mean:.1f} %"
     return f"{name} {reached}" + (f" (the best of them minus it: {points_text(gap)} points)" if gap else "")
-
-
-def _widest(found: list[Cell]) -> list[Cell]:
-    """Of each backbone and data set the cell with the most records: those at one value of a knob say the same again."""
-    widest: dict[str, Cell] = {}
-    for cell in found:
-        known = widest.setdefault(_place(cell), cell)
-        widest[_place(cell)] = max(known, cell, key=lambda one: len(one.records))
-    return list(widest.values())
 
 
 def _agreement(cell: Cell) -> str | None:

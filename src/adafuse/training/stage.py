@@ -53,7 +53,7 @@ def pretrain(config: Config, record: Any) -> None:
             loss = _mean_loss(model, ids.view(-1, knobs.max_length), knobs.batch)
             record.write("metric", suite_task=name, metric="loss", value=loss, stderr=None, n=ids.numel())
         record.write("parameters", trainable=sum(p.numel() for p in model.parameters()))
-        _finish(record, fitted, folder, "model.safetensors")
+        _finish(record, fitted, folder, backbone.WEIGHTS_FILE)
 
 
 def train(config: Config, record: Any) -> None:
@@ -104,7 +104,7 @@ def _save(model: Any, adapter: Adapter | None, tokenizer: Any, folder: Path, con
     if adapter is None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        return "model.safetensors"
+        return backbone.WEIGHTS_FILE
     store.save(adapter, folder, config.model.path or config.model.hub_id or config.model.name)
     return "router_config.json"
 
