@@ -92,6 +92,21 @@ def test_items_under_another_hash_are_not_paired(tmp_path: Path) -> None:
     assert accuracy.difference(found, "adafuse", "lora") is None
 
 
+def test_methods_on_different_backbones_are_not_paired(tmp_path: Path) -> None:
+    study.write_study(tmp_path, METHODS, seeds=3)
+    (found,) = studies(tmp_path)
+    for method in ("lora", "adafuse"):
+        for seed in range(3):
+            # the last seed's adapter was fitted on the weights of another pre-training run
+            other = method == "adafuse" and seed == 2
+            found.variants[method][seed][0].lines.append(
+                {"kind": "backbone", "sha256": "b" if other else "a"}
+            )
+    difference = accuracy.difference(found, "adafuse", "lora")
+    assert difference is not None and difference.n_seeds == 2
+    assert "stand on 2 backbones" in table("table2", [found], load_paper()).sections[0].notes[1]
+
+
 def test_rows_say_how_many_parameters_were_trained(tmp_path: Path) -> None:
     study.write_study(tmp_path, {"adafuse": 0.71}, seeds=2, trainable=1_234_000)
     study.write_study(tmp_path, {"full": 0.75}, seeds=2, trainable=25_000_000)

@@ -119,15 +119,24 @@ def difference(study: Study, left: str, right: str) -> Difference | None:
 
 
 def paired(left: Seeds, right: Seeds, tasks: list[str]) -> Difference | None:
-    """Accuracy of `left` minus that of `right`; a seed counts if both have the same items of all `tasks`."""
+    """Accuracy of `left` minus that of `right`; a seed counts if both have the same items of all `tasks`, and stand
+    on the same backbone as far as they name it.
+    """
     pairs = []
     for seed in sorted(set(left) & set(right)):
+        if len(backbones([*left[seed], *right[seed]])) > 1:
+            continue
         one, two = scores(left[seed]), scores(right[seed])
         if tasks and all(same_items(one, two, task) for task in tasks):
             pairs.append([[found[task]["correct"] for task in tasks] for found in (one, two)])
     if not pairs:
         return None
     return paired_difference([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+
+def backbones(records: Iterable[Record]) -> set[str]:
+    """The checksums of the backbones that these records name."""
+    return {line["sha256"] for record in records for line in record.of("backbone")}
 
 
 def same_items(one: Scores, two: Scores, task: str) -> bool:

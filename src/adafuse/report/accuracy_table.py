@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from adafuse.records import Record
-from adafuse.report.accuracy import Seeds, Study, averages, difference, heading, scores, trainable
+from adafuse.report.accuracy import Seeds, Study, averages, backbones, difference, heading, scores, trainable
 from adafuse.report.cells import caption, first_error, short_name
 from adafuse.report.on_par import difference_text
 from adafuse.report.sheet import Columns, Row, Section, Sheet
@@ -85,6 +85,12 @@ def _notes(study: Study) -> list[str]:
     known = {task: line for r in study.cell.finished for task, line in scores([r]).items()}
     parts = [f"{task} ({known[task]['metric']}, {known[task]['n']} items)" for task in study.tasks]
     notes = [f"Tasks: {', '.join(parts)}."] if parts else []
+    several = backbones(study.cell.records)
+    if len(several) > 1:
+        notes.append(
+            f"These records stand on {len(several)} backbones, pre-trained by one recipe but not the same: methods "
+            "are compared only where they share one."
+        )
     for other, said in COMPARED.items():
         found = difference(study, ADAFUSE, other)
         if found:
