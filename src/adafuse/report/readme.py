@@ -10,7 +10,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from adafuse.report import Findings, claims, draw, findings, findings_accuracy, goals, tables
+from adafuse.report import Findings, claims, conclusions, draw, findings, findings_accuracy, goals, tables
 from adafuse.report.cells import short_name
 from adafuse.report.sheet import Sheet, section_parts
 from adafuse.report.verdicts import Claim
@@ -30,7 +30,9 @@ def block(found: Findings, out: Path, readme: Path) -> str:
     parts = ["Generated from the records by `scripts/report.py`; CI draws it again and compares."]
     said = findings.sentences(found.latency, found.traces, found.drift)
     said += findings_accuracy.sentences(found.trained)
-    parts += ["### In short", "\n".join(said)] if said else []
+    concluded = conclusions.paragraph(found.latency, found.trained)
+    parts += ["### Conclusions", concluded] if concluded else []
+    parts += ["### What was found", "\n".join(said)] if said else []
     parts += ["### Verdicts", *_sheet_parts(claims.sheet(_without_cpu(found.claims)))]
     on_gpu = [cell for cell in found.latency if not cell.is_cpu]
     latency = on_gpu or found.latency
