@@ -48,8 +48,9 @@ def test_the_best_gate_input_is_ahead_of_the_next(tmp_path: Path) -> None:
 
 def test_methods_beside_the_gate_input_are_said(tmp_path: Path) -> None:
     vary(tmp_path, {"adafuse": 0.7}, "method.router_input", ["embedding", "first_linear"], seeds=1)
-    study.write_study(tmp_path, {"lora": 0.72}, seeds=1)
-    assert said(tmp_path)[0].endswith("; beside it lora 72.0 %.")
+    study.write_study(tmp_path, {"lora": 0.72, "base": 0.3}, seeds=1)
+    (line,) = said(tmp_path)
+    assert "; beside it base 30.0 %, lora 72.0 % (the best of them minus it: -1.0 [" in line
 
 
 def test_agreement_between_layers(tmp_path: Path) -> None:
