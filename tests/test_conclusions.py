@@ -62,6 +62,17 @@ def test_accuracy_on_the_mixture(tmp_path: Path, accuracy: float, words: str) ->
     assert words in said(tmp_path)
 
 
+def test_domains_are_said_apart_from_the_mixture(tmp_path: Path) -> None:
+    methods = {"lora": 0.7, "adafuse_layerwise": 0.7, "adafuse": 0.7}
+    for family in ("copy", "sort"):
+        changes = {"data.name": "domain", "data.families": [family], "suite.tasks": [family]}
+        study.write_study(tmp_path, methods, spread=0.001, items=1000, changes=changes)
+    assert said(tmp_path).startswith("Trained on one of 2 families at a time (backbone tiny)")
+    study.write_study(tmp_path, methods, spread=0.001, items=1000)
+    assert said(tmp_path).startswith("Trained on a mixture of 4 families")
+    assert "one of 2 families" in said(tmp_path)
+
+
 def test_a_few_seeds_conclude_nothing(tmp_path: Path) -> None:
     study.write_study(tmp_path, {"lora": 0.7, "adafuse_layerwise": 0.7, "adafuse": 0.6}, seeds=4)
     assert said(tmp_path) == ""

@@ -37,7 +37,8 @@ def paragraph(latency: Sequence[Cell], trained: Trained) -> str:
     said = [
         _first(timed, _launched),
         _first(timed, _captured),
-        _first(trained.studies, _mixture),
+        # all of them: backbones may disagree
+        *map(_accuracy, trained.studies),
         _first([why for why in trained.whys if why.knob.name == GATE_INPUT], _same_tokens),
         _first(trained.generated, _rounding),
     ]
@@ -94,13 +95,17 @@ def _and_one_gate(cell: Cell, one: Interval, many: Interval) -> str:
     return "" if apart else ", nor in the shared gate; gathered experts in a graph are what to deploy"
 
 
-def _mixture(study: Study) -> str | None:
-    """One gate for all layers on tasks that differ in their tokens."""
+def _accuracy(study: Study) -> str | None:
+    """One gate for all layers on all families together, whose tokens tell them apart, or on one at a time."""
     to_lora, to_twin = (_enough(difference(study, ADAFUSE, other)) for other in (LORA, TWIN))
     if to_lora is None or to_twin is None:
         return None
+    count = len(study.tasks)
+    how = (
+        f"a mixture of {count} families" if study.table == "table2" else f"one of {count} families at a time"
+    )
     return (
-        f"Trained on a mixture of {len(study.tasks)} families (backbone {model_name(study.cell.config)}), AdaFuse is "
+        f"Trained on {how} (backbone {model_name(study.cell.config)}), AdaFuse is "
         f"{points_text(to_lora)} points from plain LoRA ({_word(to_lora)}) and {points_text(to_twin)} from its twin "
         f"with a gate per layer ({_word(to_twin)})."
     )
