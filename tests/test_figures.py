@@ -4,6 +4,7 @@ import pytest
 
 import synthetic
 import synthetic_study
+from adafuse import records
 from adafuse.records import load
 from adafuse.report import draw, find, style
 
@@ -53,6 +54,20 @@ def test_the_loss_of_a_methods_own_setting_is_drawn_alone(tmp_path):
     synthetic_study.write_fit(tmp_path, "full")
     curves = find(load([tmp_path])).curves
     assert [(curve.method, len(curve.seeds)) for curve in curves] == [("full", 1), ("adafuse", 1)]
+
+
+@pytest.mark.parametrize("own", [100, 400])
+def test_the_backbones_loss_is_that_under_the_adapters(tmp_path, own):
+    # as many records of each backbone: the number of steps alone says whose the adapters are
+    synthetic_study.write_fit(tmp_path, changes={"pretrain.steps": own})
+    for name, steps in (("one", 100), ("two", 400)):
+        plain = synthetic_study.study_config("base", {"pretrain.steps": steps}, "pretrain")
+        header = synthetic.run_fields("pretrain", name, plain, machine=synthetic_study.GPU)
+        with records.open_record(tmp_path / "pretrain" / f"{name}.jsonl", header) as record:
+            record.write("loss", step=steps, loss=1.0, balance_loss=0.0, learning_rate=1e-3)
+    curves = find(load([tmp_path])).curves
+    backbone = next(curve for curve in curves if curve.stage == "pretrain")
+    assert backbone.seeds == [([own], [1.0])]
 
 
 def test_a_second_cell_gets_a_number_and_stale_figures_go(tmp_path):

@@ -113,7 +113,7 @@ def test_an_arm_that_failed_says_why(tmp_path):
     (section,) = traces.trace_table([cell]).sections
     row = shown(section)["mola_loop"]
     assert row["ms"] == "error: RuntimeError: out of memory" and row["launches"] == row["gap"] == "–"
-    assert [own.arm for own in traces_figure.shown(cell)] == ["base", "adafuse_switch"]
+    assert [own.arm for own in traces_figure.shown(cell)] == ["base_again", "adafuse_switch"]
 
 
 def test_what_is_less_sure_is_noted(tmp_path):
@@ -157,11 +157,11 @@ def test_the_figure_shows_what_the_spans_say(cell):
     figure = figures.all_figures([], [], [], {}, [], [cell])["timeline_paper"]
     (axis,) = figure.axes
     labels = [label.get_text() for label in axis.get_yticklabels()]
-    assert labels == ["Backbone", "MoLA", "AdaFuse (switch)"], "the twin is the table's"
+    assert labels == ["Backbone (again)", "MoLA", "AdaFuse (switch)"], "the first arm is the table's"
     assert axis.get_ylim()[0] > axis.get_ylim()[1], "the backbone on top"
     drawn = {own.get_label(): own for own in axis.collections}
     assert set(drawn) == {
-        *(f"base {part}" for part in ("base_gemm", "other")),
+        *(f"base_again {part}" for part in ("base_gemm", "other")),
         *(f"mola_loop {part}" for part in ("base_gemm", "adapters", "routing")),
         *(f"adafuse_switch {part}" for part in ("base_gemm", "switch", "other")),
     }

@@ -159,7 +159,7 @@ def _result_there(config: Config) -> bool:
 
 def _is_recorded(folder: Path, path: Path) -> bool:
     """Whether a backbone is there, and that it is the one of its record. Raises ValueError if it is another one."""
-    if not (folder / "config.json").is_file():
+    if not all((folder / name).is_file() for name in ("config.json", backbone.WEIGHTS_FILE)):
         return False
     written = [line["sha256"] for line in records.read(path).of("artifact")]
     if [identity.file_hash(folder / backbone.WEIGHTS_FILE)] != written:

@@ -111,6 +111,12 @@ def averages(seeds: Seeds, tasks: list[str]) -> list[float]:
     return [float(np.mean([one[task]["value"] for task in tasks])) for one in whole]
 
 
+def average(seeds: Seeds, tasks: list[str]) -> float | None:
+    """The mean of `averages`; None if no seed has all tasks."""
+    values = averages(seeds, tasks)
+    return float(np.mean(values)) if values else None
+
+
 def difference(study: Study, left: str, right: str) -> Difference | None:
     """Accuracy of `left` minus that of `right`, on the seeds, tasks and items that both have; None if there
     are none.

@@ -18,6 +18,8 @@ from adafuse.stats import Interval, is_resolved
 
 ADAFUSE = "adafuse_switch"
 OTHERS = ("mola_loop", "pesc_loop", "moral_loop")
+# how many times faster than other dynamic adapters, by the abstract
+PAPER_GAIN = 2.4
 ORDER = ("moral_loop", "moral_simple_merge", "adafuse_simple_merge", ADAFUSE, BASE)
 
 

@@ -9,24 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adafuse.report.accuracy import Seeds, Study, averages, difference, paired
+from adafuse.report.accuracy import Study, average, difference, paired
 from adafuse.report.cells import Cell, model_name
 from adafuse.report.claims_latency import ADAFUSE as SWITCH_ARM
-from adafuse.report.claims_latency import OTHERS
-from adafuse.report.findings import GATHERED, LAYERWISE, SWITCHED
+from adafuse.report.claims_latency import OTHERS, PAPER_GAIN
+from adafuse.report.findings import GATHERED, LAYERWISE, SWITCHED, fastest_other
 from adafuse.report.generation import NEVER, SWITCH, Generated
 from adafuse.report.knobs import GATE_INPUT
-from adafuse.report.on_par import equivalent
+from adafuse.report.on_par import equivalent, verdict_word
 from adafuse.report.text import points_text, ratio_text
 from adafuse.report.timing import ratio, results
 from adafuse.report.trained import Trained
 from adafuse.report.variants import ADAFUSE, LORA, TWIN
-from adafuse.report.verdicts import MARGIN, MIN_SEEDS
+from adafuse.report.verdicts import MIN_SEEDS
 from adafuse.report.why_studies import Why
 from adafuse.stats import SIZE, Difference, Interval
-
-# what the paper says that AdaFuse is faster than other dynamic adapters
-PAPER_GAIN = 2.4
 
 
 def paragraph(latency: Sequence[Cell], trained: Trained) -> str:
@@ -52,14 +49,12 @@ def _first(found: Sequence[Any], say: Callable[[Any], str | None]) -> str | None
 
 def _launched(cell: Cell) -> str | None:
     """The claim, where it was made: launched eagerly, one process to the next."""
-    others = [arm for arm in OTHERS if arm in cell.config["arms"]["run"]]
-    found = results(cell, [SWITCH_ARM, *others])
-    times = {arm: found[arm].ms_per_token for arm in others if arm in found and found[arm].ms_per_token}
-    if not times or SWITCH_ARM not in found:
+    if not {SWITCH_ARM, *OTHERS} <= set(cell.config["arms"]["run"]):
         return None
-    fastest = min(times, key=lambda arm: times[arm] or 0.0)
-    own, gain = found[SWITCH_ARM].ratio, ratio(cell, fastest, SWITCH_ARM)
-    if own is None or gain is None:
+    found = results(cell, [SWITCH_ARM, *OTHERS])
+    fastest = fastest_other(found)
+    own, gain = found[SWITCH_ARM].ratio, ratio(cell, fastest, SWITCH_ARM) if fastest else None
+    if own is None or gain is None or fastest is None:
         return None
     holds = "holds" if gain.ratio >= PAPER_GAIN else "does not hold"
     return (
@@ -106,16 +101,16 @@ def _accuracy(study: Study) -> str | None:
     )
     return (
         f"Trained on {how} (backbone {model_name(study.cell.config)}), AdaFuse is "
-        f"{points_text(to_lora)} points from plain LoRA ({_word(to_lora)}) and {points_text(to_twin)} from its twin "
-        f"with a gate per layer ({_word(to_twin)})."
+        f"{points_text(to_lora)} points from plain LoRA ({verdict_word(to_lora)}) and {points_text(to_twin)} "
+        f"from its twin with a gate per layer ({verdict_word(to_twin)})."
     )
 
 
 def _same_tokens(why: Why) -> str | None:
     """The same where only the context tells the tasks apart, with the best of the places where one gate can look."""
     points = why.lines.get(ADAFUSE, {})
-    means = {value: _mean(seeds, why.tasks) for value, seeds in points.items()}
-    best = max(means, key=lambda value: means[value], default=None)
+    means = {value: average(seeds, why.tasks) for value, seeds in points.items()}
+    best = max(means, key=lambda value: means[value] or 0.0, default=None)
     if best is None or TWIN not in why.levels:
         return None
     gap = _enough(paired(points[best], why.levels[TWIN], why.tasks))
@@ -133,7 +128,7 @@ def _rounding(group: Generated) -> str | None:
     arm = f"{SWITCH}, {NEVER}", "bfloat16"
     if arm not in group.arms:
         return None
-    found = paired(group.arms[arm], group.to_dense(arm), group.tasks)
+    found = _enough(paired(group.arms[arm], group.to_dense(arm), group.tasks))
     tested = equivalent(found) if found else None
     if found is None or tested is None:
         return None
@@ -146,21 +141,3 @@ def _rounding(group: Generated) -> str | None:
 
 def _enough(found: Difference | None) -> Difference | None:
     return found if found and found.n_seeds >= MIN_SEEDS else None
-
-
-def _word(found: Difference) -> str:
-    """The verdict in two words."""
-    tested = equivalent(found)
-    assert tested is not None
-    if tested.p < SIZE:
-        return f"on par within ± {MARGIN:g}"
-    if found.low > 0:
-        return "better"
-    if found.high < 0:
-        return "worse"
-    return "not worse" if 100 * tested.low > -MARGIN else "not decided"
-
-
-def _mean(seeds: Seeds, tasks: list[str]) -> float:
-    values = averages(seeds, tasks)
-    return sum(values) / len(values) if values else float("-inf")

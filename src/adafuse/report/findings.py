@@ -6,11 +6,11 @@ Next: readme.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from adafuse.report import findings_controls as controls
 from adafuse.report.cells import Cell, model_name
-from adafuse.report.claims_latency import ADAFUSE, OTHERS
+from adafuse.report.claims_latency import ADAFUSE, OTHERS, PAPER_GAIN
 from adafuse.report.drift import traces
 from adafuse.report.scans import scans
 from adafuse.report.text import digits, ratio_text
@@ -72,18 +72,24 @@ def _eager(cell: Cell) -> str | None:
     if not {BASE, ADAFUSE, *OTHERS} <= set(cell.config["arms"]["run"]) or cell.config["batch"] != 1:
         return None
     found = results(cell, [ADAFUSE, *OTHERS])
-    timed = {arm: r.ms_per_token for arm, r in found.items() if r.ms_per_token and r.ratio}
-    if ADAFUSE not in timed or len(timed) < 2:
+    timed = [arm for arm, result in found.items() if result.ms_per_token and result.ratio]
+    fastest = fastest_other(found)
+    if ADAFUSE not in timed or fastest is None:
         return None
-    fastest = min((arm for arm in timed if arm != ADAFUSE), key=lambda arm: timed[arm] or 0.0)
     said = ", ".join(f"{found[arm].label} {_said(found[arm].ratio)}" for arm in timed)
     noise = again(cell)
     return (
         f"**Where the paper measured** (eager, batch 1; {_place(cell)}), a token costs, in units of the backbone's: "
         f"{said}{f'; the backbone against itself, {_said(noise)}' if noise else ''}. AdaFuse is "
         f"{_said(ratio(cell, fastest, ADAFUSE))} times faster than {found[fastest].label}, the fastest of the others "
-        "(paper: 2.4 and more)."
+        f"(paper: {PAPER_GAIN:g} and more)."
     )
+
+
+def fastest_other(found: Mapping[str, ArmResult]) -> str | None:
+    """The fastest of the adapters that AdaFuse is compared with, as their authors run them; None if none has a time."""
+    timed = {arm: found[arm].ms_per_token or 0.0 for arm in OTHERS if found[arm].ratio}
+    return min(timed, key=lambda arm: timed[arm], default=None)
 
 
 def _host(cell: Cell) -> str | None:

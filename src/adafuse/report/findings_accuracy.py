@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from adafuse.report.accuracy import Seeds, Study, averages, budget_text, difference, paired
+from adafuse.report.accuracy import Seeds, Study, average, budget_text, difference, paired
 from adafuse.report.agreement import agreements
 from adafuse.report.cells import Cell, model_name
 from adafuse.report.fits import Fits
 from adafuse.report.generation import NEVER, SWITCH, Generated, identical_share
 from adafuse.report.knobs import BYPASS, GATE_INPUT
-from adafuse.report.on_par import equivalent, is_not_worse, judge_difference, p_text
+from adafuse.report.on_par import WORSE, equivalent, is_not_worse, p_text, verdict_word
 from adafuse.report.text import points_text
 from adafuse.report.trained import Trained
 from adafuse.report.variants import ADAFUSE, LORA, TWIN
-from adafuse.report.verdicts import MARGIN, MIN_SEEDS, NOT_REPLICATED, REPLICATED
+from adafuse.report.verdicts import MARGIN, MIN_SEEDS
 from adafuse.report.why import bypassed_share, value_text
 from adafuse.report.why_studies import Why
-from adafuse.stats import SIZE, Difference
+from adafuse.stats import Difference
 
 COMPARED = {LORA: "plain LoRA", "mola": "MoLA", TWIN: "a gate per layer with the same experts"}
 MERGING = ("rebase", SWITCH, f"{SWITCH}, {NEVER}")
@@ -58,19 +58,16 @@ def _on_par(study: Study) -> str | None:
 def _verdict(found: Difference) -> str:
     tested = equivalent(found)
     assert tested is not None
-    verdict, why = judge_difference(found, "")
-    if verdict == NOT_REPLICATED:
-        # the interval says it; the p of equivalence would be read as that of the difference
-        return f"worse ({found.n_seeds} seeds)"
-    decided = "on par" if tested.p < SIZE else why.split(":")[0]
-    words = decided if verdict == REPLICATED else "not decided"
-    return f"{words} (equivalence: {p_text(tested)}, {found.n_seeds} seeds)"
+    word = verdict_word(found)
+    # where it is worse the interval says it; the p of equivalence would be read as that of the difference
+    test = "" if word == WORSE else f"equivalence: {p_text(tested)}, "
+    return f"{word} ({test}{found.n_seeds} seeds)"
 
 
 def _gate_input(why: Why) -> str | None:
     """Where the gate had better look."""
     points = why.lines.get(ADAFUSE, {})
-    means = {v: _mean(averages(points[v], why.tasks)) for v in why.values if v in points}
+    means = {v: average(points[v], why.tasks) for v in why.values if v in points}
     known = {value: mean for value, mean in means.items() if mean is not None}
     if len(known) < 2:
         return None
@@ -85,7 +82,7 @@ def _gate_input(why: Why) -> str | None:
 
 def _level(name: str, seeds: Seeds, best: Seeds, tasks: list[str]) -> str:
     """What a method without the knob reaches, and for those that AdaFuse is compared with by how much it beats them."""
-    mean = _mean(averages(seeds, tasks))
+    mean = average(seeds, tasks)
     gap = paired(best, seeds, tasks) if name in COMPARED else None
     reached = "–" if mean is None else f"{100 * mean:.1f} %"
     return f"{name} {reached}" + (f" (the best of them minus it: {points_text(gap)} points)" if gap else "")
@@ -153,10 +150,6 @@ def _place(cell: Cell) -> str:
     where = "CPU" if cell.is_cpu else str(cell.machine["gpu"])
     data = cell.config["data"]
     return f"{where}, {model_name(cell.config)}, data {data['name']}"
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _share(value: float) -> str:

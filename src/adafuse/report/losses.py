@@ -7,10 +7,11 @@ figures.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from adafuse.records import Record
 from adafuse.report.accuracy import is_pilot
-from adafuse.report.cells import cells, title
+from adafuse.report.cells import Cell, cells, title
 from adafuse.report.sheet import Row
 from adafuse.report.variants import variants
 
@@ -26,21 +27,29 @@ class Curve:
 
 
 def loss_curves(records: list[Record]) -> list[Curve]:
-    """Curves of the largest cell of each stage (the rest is in the records), methods in the usual order."""
-    found: list[Curve] = []
-    for stage in ("pretrain", "train"):
-        done = [r for r in records if r.run.get("task") == stage and r.status != "unfinished"]
-        own = [record for record in done if record.of("loss") and not is_pilot(record)]
-        most = sorted(cells(own, stage), key=lambda cell: -len(cell.records))[:1]
-        for cell in most:
-            if stage == "pretrain":
-                found.append(Curve(stage, "backbone", [_curve(r) for r in cell.records], title(cell)))
-                continue
-            by_name = variants(list(cell.records))
-            # a method's further settings are studies of their own: table why
-            plain = [name for name in by_name if " " not in name] or list(by_name)
-            found += [Curve(stage, n, [_curve(r) for r in by_name[n]], title(cell)) for n in plain]
+    """Curves of the largest cell of adapters and of the backbone under them, methods in the usual order; the rest is
+    in the records. Without adapters, the first backbone.
+    """
+    fitted = sorted(_cells(records, "train"), key=lambda cell: -len(cell.records))[:1]
+    backbones = _cells(records, "pretrain")
+    under = [cell for cell in backbones if not fitted or _backbone(cell) == _backbone(fitted[0])][:1]
+    found = [Curve("pretrain", "backbone", [_curve(r) for r in cell.records], title(cell)) for cell in under]
+    for cell in fitted:
+        by_name = variants(list(cell.records))
+        # a method's further settings are studies of their own: table why
+        plain = [name for name in by_name if " " not in name] or list(by_name)
+        found += [Curve("train", n, [_curve(r) for r in by_name[n]], title(cell)) for n in plain]
     return found
+
+
+def _cells(records: list[Record], stage: str) -> list[Cell]:
+    done = [r for r in records if r.run.get("task") == stage and r.status != "unfinished"]
+    return cells([record for record in done if record.of("loss") and not is_pilot(record)], stage)
+
+
+def _backbone(cell: Cell) -> list[Any]:
+    """What a backbone is made of, and the kind of machine that made it."""
+    return [cell.is_cpu, *(cell.config.get(name) for name in ("model", "pretrain"))]
 
 
 def loss_rows(curves: list[Curve]) -> list[Row]:

@@ -19,6 +19,8 @@ from adafuse.report.verdicts import (
 )
 from adafuse.stats import LEVEL, SIZE, Difference, Equivalence, equivalence, seeds_needed
 
+WORSE = "worse"
+
 
 def judge_difference(ours: Difference | None, reason: str) -> Verdict:
     """Judge "on par": ours is a paired difference as a fraction, better upwards; `reason` says why it is missing."""
@@ -41,6 +43,17 @@ def judge_difference(ours: Difference | None, reason: str) -> Verdict:
         worse = _ends(ours.low, ours.high, "95 %")
         return NOT_REPLICATED, f"worse: the {worse} lies below 0 and reaches past -{MARGIN:g} points"
     return NOT_TESTABLE, f"the {ends} is too wide to tell; {_seeds_text(ours)}"
+
+
+def verdict_word(ours: Difference) -> str:
+    """The same verdict in a word or three, as sentences have it; `ours` has the seeds that it takes."""
+    verdict, why = judge_difference(ours, "")
+    if verdict == NOT_REPLICATED:
+        return WORSE
+    if verdict != REPLICATED:
+        return "not decided"
+    tested = equivalent(ours)
+    return "on par" if tested and tested.p < SIZE else why.split(":")[0]
 
 
 def is_not_worse(ours: Difference) -> bool:

@@ -30,7 +30,7 @@ from adafuse.report.style import (
     source_line,
 )
 from adafuse.report.text import digits
-from adafuse.report.timing import RUNTIMES, again_of
+from adafuse.report.timing import RUNTIMES, again_of, base_of
 from adafuse.report.traces import PARTS, Timeline, heading, timelines
 
 COLOURS = {
@@ -74,10 +74,15 @@ def timeline_figure(cell: Cell) -> Figure:
 
 
 def shown(cell: Cell) -> list[Timeline]:
-    """Every arm that was traced once, the backbone first: its twin, the noise of the timing, would be drawn twice."""
-    twins = {again_of(runtime) for runtime in RUNTIMES}
-    lanes = [timeline for timeline in timelines(cell) if timeline.arm not in twins]
-    return sorted(lanes, key=lambda lane: not lane.arm.startswith("base"))
+    """Every arm that was traced, the backbone first and once: its twin where there is one, for the first arm of a
+    process may show the host warming up.
+    """
+    lanes = timelines(cell)
+    traced = {lane.arm for lane in lanes}
+    first = {base_of(runtime) for runtime in RUNTIMES if again_of(runtime) in traced}
+    return sorted(
+        (lane for lane in lanes if lane.arm not in first), key=lambda lane: not lane.arm.startswith("base")
+    )
 
 
 def columns(lane: Timeline, width_ms: float) -> tuple[np.ndarray, dict[str, np.ndarray]]:
