@@ -52,7 +52,10 @@ def test_nothing_is_recommended_where_merging_is_cheap(tmp_path: Path) -> None:
     ("accuracy", "words"),
     [
         (0.70, "(on par)"),
-        (0.74, "+4.0 [+3.8, +4.2] points from plain LoRA (better than on par)"),
+        (
+            0.74,
+            "+4.0 [+3.8, +4.2] (better than on par) and +4.0 [+3.8, +4.2] (better than on par) on backbone tiny",
+        ),
         (0.6, "(worse)"),
     ],
 )
@@ -67,10 +70,12 @@ def test_domains_are_said_apart_from_the_mixture(tmp_path: Path) -> None:
     for family in ("copy", "sort"):
         changes = {"data.name": "domain", "data.families": [family], "suite.tasks": [family]}
         study.write_study(tmp_path, methods, spread=0.001, items=1000, changes=changes)
-    assert said(tmp_path).startswith("Trained on one of 2 families at a time (backbone tiny)")
-    study.write_study(tmp_path, methods, spread=0.001, items=1000)
-    assert said(tmp_path).startswith("Trained on a mixture of 4 families")
-    assert "one of 2 families" in said(tmp_path)
+    assert "per layer: on one family at a time, +0.0" in said(tmp_path) and "mixture" not in said(tmp_path)
+    worse = {"lora": 0.7, "adafuse_layerwise": 0.7, "adafuse": 0.6}
+    study.write_study(tmp_path, worse, spread=0.001, items=1000)
+    mixture, single = said(tmp_path).split("; ")
+    assert "trained on a mixture of families, -10.0" in mixture and "(worse)" in mixture
+    assert single.startswith("on one family at a time, +0.0") and "(on par)" in single
 
 
 def test_a_few_seeds_conclude_nothing(tmp_path: Path) -> None:

@@ -88,12 +88,12 @@ def test_agreement_is_the_mean_over_pairs_and_seeds(tmp_path: Path) -> None:
         study.write_fit(tmp_path, "adafuse_layerwise", seed, information=information)
     (cell,) = find(load([tmp_path])).trained.routing
     (one,) = agreements(cell)
-    assert one.mean == pytest.approx(0.3) and one.by_seed == pytest.approx((0.2, 0.4))
+    assert one.mean == pytest.approx(0.3) and one.by_adapter == pytest.approx((0.2, 0.4))
     assert one.blocks == [2, 4, 6] and one.within_blocks == pytest.approx(0.3)
     assert "0.30, 0.30 within a block" in routing_table([cell]).sections[0].notes[0]
     figure = agreement_figure(cell)
     axis = figure.axes[0]
-    assert "0.30" in axis.get_title() and "2 seeds" in axis.get_title()
+    assert "0.30" in axis.get_title() and "2 adapters" in axis.get_title()
     shown = axis.collections[0].get_array()
     # the diagonal is left out
     assert np.ma.masked_invalid(shown).count() == 8 * 8 - 8 and float(shown[0, 1]) == pytest.approx(0.3)

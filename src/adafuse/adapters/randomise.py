@@ -12,8 +12,8 @@ from adafuse.adapters.adapter import Adapter
 
 def randomise(adapter: Adapter, seed: int, scale: float = 0.02) -> None:
     """Seeded values for factors that start at zero, so that untrained experts do something."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(adapter.model.device).manual_seed(seed)
     for parameter in adapter.parameters():
         if not parameter.any():
-            noise = torch.randn(parameter.shape, generator=generator) * scale
-            parameter.data.copy_(noise.to(parameter.dtype))
+            noise = torch.randn(parameter.shape, generator=generator, device=parameter.device) * scale
+            parameter.data.copy_(noise)

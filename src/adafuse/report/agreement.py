@@ -22,17 +22,17 @@ BLOCK = re.compile(r"layers\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Agreement:
-    """One method: routers in running order, and for each pair the normalised information, mean over seeds."""
+    """One method: routers in running order, and for each pair the normalised information, mean over its adapters."""
 
     method: str
     routers: tuple[str, ...]
     information: NDArray[np.float64]
-    by_seed: tuple[float, ...]
+    by_adapter: tuple[float, ...]
 
     @property
     def mean(self) -> float:
         """Over all pairs of two routers."""
-        return float(np.mean(self.by_seed))
+        return float(np.mean(self.by_adapter))
 
     @property
     def blocks(self) -> list[int]:
@@ -65,7 +65,7 @@ def agreement_text(one: Agreement) -> str:
     within = "" if one.within_blocks is None else f", {one.within_blocks:.2f} within a block"
     return (
         f"How much the first choices of two routers of {one.method} tell of each other, normalised mutual information, "
-        f"mean over pairs and seeds: {one.mean:.2f}{within}; 0: nothing, 1: all (figure agreement)."
+        f"mean over pairs and adapters: {one.mean:.2f}{within}; 0: nothing, 1: all (figure agreement)."
     )
 
 

@@ -34,8 +34,7 @@ def paragraph(latency: Sequence[Cell], trained: Trained) -> str:
     said = [
         _first(timed, _launched),
         _first(timed, _captured),
-        # all of them: backbones may disagree
-        *map(_accuracy, trained.studies),
+        _accuracy(trained.studies),
         _first([why for why in trained.whys if why.knob.name == GATE_INPUT], _same_tokens),
         _first(trained.generated, _rounding),
     ]
@@ -90,20 +89,34 @@ def _and_one_gate(cell: Cell, one: Interval, many: Interval) -> str:
     return "" if apart else ", nor in the shared gate; gathered experts in a graph are what to deploy"
 
 
-def _accuracy(study: Study) -> str | None:
-    """One gate for all layers on all families together, whose tokens tell them apart, or on one at a time."""
-    to_lora, to_twin = (_enough(difference(study, ADAFUSE, other)) for other in (LORA, TWIN))
-    if to_lora is None or to_twin is None:
+def _accuracy(studies: Sequence[Study]) -> str | None:
+    """One gate for all layers against one LoRA and against a gate per layer; all studies: backbones may disagree."""
+    mixed = [study for study in studies if study.table == "table2"]
+    single = [study for study in studies if study.table != "table2"]
+    said = [
+        _studied("trained on a mixture of families", mixed),
+        _studied("on one family at a time", single),
+    ]
+    parts = [part for part in said if part]
+    if not parts:
         return None
-    count = len(study.tasks)
-    how = (
-        f"a mixture of {count} families" if study.table == "table2" else f"one of {count} families at a time"
-    )
     return (
-        f"Trained on {how} (backbone {model_name(study.cell.config)}), AdaFuse is "
-        f"{points_text(to_lora)} points from plain LoRA ({verdict_word(to_lora)}) and {points_text(to_twin)} "
-        f"from its twin with a gate per layer ({verdict_word(to_twin)})."
+        "AdaFuse's accuracy, as its difference in points to plain LoRA and to its twin with a gate per layer: "
+        f"{'; '.join(parts)}."
     )
+
+
+def _studied(how: str, studies: Sequence[Study]) -> str | None:
+    """Of one kind of training: each backbone's two differences with their verdicts."""
+    said = []
+    for study in studies:
+        to_lora, to_twin = (_enough(difference(study, ADAFUSE, other)) for other in (LORA, TWIN))
+        if to_lora is not None and to_twin is not None:
+            said.append(
+                f"{points_text(to_lora)} ({verdict_word(to_lora)}) and {points_text(to_twin)} "
+                f"({verdict_word(to_twin)}) on backbone {model_name(study.cell.config)}"
+            )
+    return f"{how}, {', '.join(said)}" if said else None
 
 
 def _same_tokens(why: Why) -> str | None:

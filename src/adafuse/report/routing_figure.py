@@ -70,10 +70,9 @@ def agreement_figure(cell: Cell) -> Figure | None:
     axis.set_yticks(places, names, fontsize=8)
     axis.tick_params(length=0)
     axis.set_xlabel("router, by block of the backbone")
-    seeds = len(one.by_seed)
-    axis.set_title(
-        f"{one.method}: mean of two routers {one.mean:.2f}, {seeds} seed{'' if seeds == 1 else 's'}"
-    )
+    # not seeds: a study of domains trains one adapter for each domain and seed
+    count = len(one.by_adapter)
+    axis.set_title(f"{one.method}: mean of two routers {one.mean:.2f}, {count} adapter{'s'[: count > 1]}")
     figure.colorbar(squares, ax=axis, shrink=0.8, label="normalised mutual information of first choices")
     source_line(figure, heading(cell))
     settle(figure)
