@@ -207,6 +207,7 @@ IMPOSSIBLE = [
     ("batch=0", "batch"),
     ("train.steps=0", "train.steps"),
     ("latency.rounds=1", "latency.rounds"),
+    ("latency.check_tokens=3", "latency.check_tokens"),
     ("latency.block_tokens=8", "latency.block_tokens"),
     ("data.families=[]", "data.families"),
     ("suite.tasks=[]", "suite.tasks"),

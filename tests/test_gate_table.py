@@ -66,7 +66,7 @@ def test_an_arm_follows_its_table_and_passes_its_checks(strategy, runtime, tiny_
     adapter = with_table(model, config, GateSource.uniform)
     own, prompt = adapter.context.gate_table, torch.randint(4, 260, (1, 9))
     decoder = decoders.make(model, adapter, strategy, runtime, 40)
-    checks = run_checks(decoder, reference.float_view(model), prompt, 8)
+    checks = run_checks(decoder, reference.float_view(model), prompt, 8).checks
     assert all(c.passed for c in checks), [c for c in checks if not c.passed]
     # what is decoded is not routed; what is read as a whole is, and is held to it
     assert [c.check for c in checks if c.check.startswith("routing")] == ["routing_whole"]
@@ -139,7 +139,7 @@ def test_all_strategies_agree_where_tokens_are_left_to_the_backbone(share: float
         adapter = with_table(model, config, GateSource.uniform, share=share)
         runtime = Runtime.eager if strategy is StrategyName.loop else Runtime.graph
         decoder = decoders.make(model, adapter, strategy, runtime, 64)
-        checks = run_checks(decoder, reference.float_view(model), prompt, 12)
+        checks = run_checks(decoder, reference.float_view(model), prompt, 12).checks
         assert all(c.passed for c in checks), (strategy, [c for c in checks if not c.passed])
         with decoder.installed(), decoder.watching():
             token = decoder.start(prompt).argmax(-1, keepdim=True)
@@ -171,7 +171,7 @@ def test_a_captured_step_leaves_the_tokens_of_its_table_to_the_backbone(strategy
     adapter.context.gate_table = made
     prompt = torch.randint(4, 260, (1, 9), generator=torch.Generator().manual_seed(0)).cuda()
     decoder = decoders.make(model, adapter, strategy, Runtime.graph, 64)
-    checks = run_checks(decoder, reference.float_view(model), prompt, 12)
+    checks = run_checks(decoder, reference.float_view(model), prompt, 12).checks
     assert all(c.passed for c in checks), [c for c in checks if not c.passed]
     weight = adapter.linears()[0].base.weight
     clean = weight.clone()

@@ -1,13 +1,19 @@
 """bench/routing.py: what is said of the experts in use is what a batch used."""
 
+from itertools import pairwise
+from statistics import mean
+
 import pytest
 import torch
 
 from adafuse.adapters import gate_table
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.randomise import randomise
+from adafuse.adapters.reference import float_view
 from adafuse.bench import cost, routing
-from adafuse.config import GateSource, StrategyName
+from adafuse.bench.checks import run_checks
+from adafuse.config import GateSource, Runtime, StrategyName
+from adafuse.engine import decoders
 from conftest import GEOMETRY, compose
 
 
@@ -30,7 +36,7 @@ def test_a_table_is_seen_as_it_is(source, rows, changed, distinct, tiny_llama) -
     model = tiny_llama()
     adapter = adapter_of(model, "method=adafuse")
     adapter.context.gate_table = gate_table.make(source, adapter.geometry, rows, 0, "cpu")
-    seen = routing.watch(adapter, model, prompts(rows))
+    seen = routing.shares(adapter, {})
     assert seen == {
         "changed_share": changed,
         "distinct_experts": distinct,
@@ -47,7 +53,7 @@ def test_tokens_that_are_left_to_the_backbone_use_no_expert(tiny_llama) -> None:
     for share in (0.25, 1.0):
         made = gate_table.make(GateSource.same, adapter.geometry, 1, 0, "cpu", share)
         adapter.context.gate_table, used = made, made.used_NB[: routing.STEPS, 0]
-        seen = routing.watch(adapter, model, prompts(1))
+        seen = routing.shares(adapter, {})
         assert seen["used_share"] == 1 - share == pytest.approx(float(used.float().mean()))
         assert seen["distinct_experts"] == 2 * seen["used_share"] and seen["touched_share"] == (1 - share) / 2
         assert seen["merged_share"] == pytest.approx(float((used[1:] | used[:-1]).float().mean()))
@@ -85,10 +91,46 @@ def test_macs_are_those_of_a_token_with_experts(tiny_llama) -> None:
         assert counted[0] == counted[1] > cost.count_macs(model, None, strategy, prompts(1))
 
 
+def decoded(model, adapter: Adapter, rows: int, tokens: int = 24) -> dict[str, torch.Tensor]:
+    decoder = decoders.make(model, adapter, StrategyName.gather, Runtime.eager, 8 + tokens)
+    return run_checks(decoder, float_view(model), prompts(rows), tokens).choices
+
+
 def test_routers_of_many_layers_are_told_together(tiny_llama) -> None:
     model = tiny_llama()
-    seen = routing.watch(adapter_of(model, "method=mola"), model, prompts(2))
+    adapter = adapter_of(model, "method=mola")
+    choices = decoded(model, adapter, 2)
+    assert {index.shape for index in choices.values()} == {(2, 23, 2)}
+    seen = routing.shares(adapter, choices)
     assert seen["routers"] == 28 and 0 < seen["changed_share"] <= 1 and 2 <= seen["distinct_experts"] <= 4
+
+
+def test_what_was_decoded_is_counted_as_by_hand(tiny_llama) -> None:
+    model = tiny_llama()
+    adapter = adapter_of(model, "method=adafuse", "method.null_expert=true")
+    choices = decoded(model, adapter, 3)
+    (index_BNK,) = choices.values()
+    steps = [[frozenset(chosen) - {-1} for chosen in step] for step in index_BNK.transpose(0, 1).tolist()]
+    pairs = [pair for last, now in pairwise(steps) for pair in zip(last, now, strict=True)]
+    distinct = mean(len(frozenset.union(*step)) for step in steps)
+    assert routing.shares(adapter, choices) == pytest.approx(
+        {
+            "changed_share": mean(last != now for last, now in pairs),
+            "distinct_experts": distinct,
+            "touched_share": distinct / 4,
+            "used_share": mean(bool(chosen) for step in steps for chosen in step),
+            "merged_share": mean(bool(last or now) for last, now in pairs),
+            "routers": 1.0,
+        }
+    )
+
+
+def test_a_router_of_fewer_experts_than_the_others_choose_is_told_with_them(tiny_llama) -> None:
+    adapter = adapter_of(tiny_llama(), "method=mola")
+    one, many = torch.tensor([[[0], [0]]]), torch.tensor([[[0, 1], [1, 0]]])
+    names = list(adapter.routers())
+    seen = routing.shares(adapter, {name: one if name == names[0] else many for name in names})
+    assert seen["changed_share"] == 0.0 and seen["distinct_experts"] == pytest.approx(2 - 1 / 28)
 
 
 def test_the_floor_counts_the_experts_that_were_seen(tiny_llama) -> None:

@@ -40,7 +40,7 @@ def checks_of(
     """Off a GPU the static runtimes run the step that they would capture."""
     oracle = reference.float_view(adapter.model)
     decoder = decoders.make(adapter.model, adapter, strategy, runtime, ids.shape[1] + tokens + 8)
-    return run_checks(decoder, oracle, ids, tokens)
+    return run_checks(decoder, oracle, ids, tokens).checks
 
 
 def refused(config: Config, strategy: StrategyName) -> bool:

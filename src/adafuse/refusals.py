@@ -62,6 +62,8 @@ def validate(config: Config) -> None:
             refuse(getattr(fit, key) < 1, f"{stage}.{key} must be at least 1")
     refuse(config.latency.block_tokens < 64, "latency.block_tokens must be at least 64")
     refuse(config.latency.rounds < 2, "latency.rounds must be at least 2")
+    # the check behind padding holds four positions against the reference
+    refuse(config.latency.check_tokens < 4, "latency.check_tokens must be at least 4")
     _check_kernel(config.kernel)
     _check_drift(config.drift)
     if config.task is Task.drift:

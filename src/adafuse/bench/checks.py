@@ -1,6 +1,6 @@
 """What an arm must meet before it is timed; every condition is a line in the record, met or not.
 
-In: an arm's decoder, prompts [B, S]. Out: `Check`s. The oracle is adapters/reference.py in fp32. Errors are relative
+In: an arm's decoder, prompts [B, S]. Out: `Checked`. The oracle is adapters/reference.py in fp32. Errors are relative
 and in the mean (root mean square over all logits); bounds follow from the dtype: n independent roundings grow as
 sqrt(n). Next: rounds.py.
 """
@@ -55,7 +55,19 @@ class Pass:
     choices: dict[str, Tensor]
 
 
-def run_checks(decoder: Decoder, float_model: nn.Module, prompt: Tensor, tokens: int) -> list[Check]:
+@dataclass
+class Checked:
+    """What an arm met, and what its routers chose for the N tokens that it decoded: [B, N, K] by name, -1 for none."""
+
+    checks: list[Check]
+    choices: dict[str, Tensor]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+def run_checks(decoder: Decoder, float_model: nn.Module, prompt: Tensor, tokens: int) -> Checked:
     """All checks of one arm over a greedy decode of `tokens` tokens; the backbone is left as it was found.
 
     `decoder` is the one that will be timed, `float_model` the backbone in fp32 (reference.float_view), made while the
@@ -72,7 +84,7 @@ def run_checks(decoder: Decoder, float_model: nn.Module, prompt: Tensor, tokens:
             whole = _whole(model, adapter, prompt, ids)
             padded = _decode_padded(decoder, prompt, ids)
     except ValueError as error:
-        return [Check("runs", 1.0, 0.0, False, str(error)), _restored(model, clean)]
+        return Checked([Check("runs", 1.0, 0.0, False, str(error)), _restored(model, clean)], {})
     # before the reference runs, which reads the same weights
     restored = _restored(model, clean)
     oracle = reference.Reference(float_model, adapter)
@@ -101,7 +113,8 @@ def run_checks(decoder: Decoder, float_model: nn.Module, prompt: Tensor, tokens:
                 _at_most(f"routing_{name}", oracle.regret, bound * max(1.0, oracle.router_scale), missed)
             )
     oracle.close()
-    return [*checks, restored]
+    decoded = {router: index[:, prompt.shape[1] :] for router, index in stepwise.choices.items()}
+    return Checked([*checks, restored], decoded)
 
 
 def _rows(prompt: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adafuse.adapters.reference import float_view
 from adafuse.bench import calibration, cost, routing
-from adafuse.bench.checks import PADDING, run_checks
+from adafuse.bench.checks import PADDING, Checked, run_checks
 from adafuse.bench.rounds import Block, TimedArm, run_rounds
 from adafuse.bench.timed_arms import DecodeArm, QueryArm
 from adafuse.bench.workload import adapters, prompts
@@ -46,9 +46,10 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
         adapter = own_adapters.get(arm.method)
         try:
             decoder = decoders.make(model, adapter, arm.strategy, arm.runtime, length)
-            if _check(name, decoder, float_model, prompt, config, record):
+            checked = _check(name, decoder, float_model, prompt, config, record)
+            if checked.passed:
                 if adapter is not None and adapter.routers() and arm.method not in seen:
-                    seen[arm.method] = routing.watch(adapter, model, prompt)
+                    seen[arm.method] = routing.shares(adapter, checked.choices)
                 _account(record, name, decoder, prompt, bandwidth["read_gbps"], seen.get(arm.method))
                 arms[name] = _timed(decoder, config, model, where)
         except Exception as error:  # an arm's failure is a record; the other arms go on
@@ -78,11 +79,11 @@ def _check(
     prompt: Tensor,
     config: Config,
     record: Recorder,
-) -> bool:
-    results = run_checks(decoder, float_model, prompt, config.latency.check_tokens)
-    for result in results:
-        record.write("check", arm=name, **asdict(result))
-    return all(result.passed for result in results)
+) -> Checked:
+    checked = run_checks(decoder, float_model, prompt, config.latency.check_tokens)
+    for check in checked.checks:
+        record.write("check", arm=name, **asdict(check))
+    return checked
 
 
 def _account(
