@@ -72,8 +72,10 @@ def agreement_figure(cell: Cell) -> Figure | None:
     axis.set_xlabel("router, by block of the backbone")
     # not seeds: a study of domains trains one adapter for each domain and seed
     count = len(one.by_adapter)
-    axis.set_title(f"{one.method}: mean of two routers {one.mean:.2f}, {count} adapter{'s'[: count > 1]}")
-    figure.colorbar(squares, ax=axis, shrink=0.8, label="normalised mutual information of first choices")
+    axis.set_title(f"{one.method}: mean {one.mean:.2f}, {count} adapter{'s'[: count > 1]}")
+    figure.colorbar(
+        squares, ax=axis, shrink=0.8, label="normalised mutual information of two routers' first choices"
+    )
     source_line(figure, heading(cell))
     settle(figure)
     return figure
