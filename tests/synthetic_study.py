@@ -55,15 +55,18 @@ def write_evaluation(
     flips: int = 0,
     trainable: int | None = 1_200_000,
     machine: dict[str, Any] = GPU,
+    tilt: dict[str, float] | None = None,
 ) -> Path:
-    """One evaluation: each task's items are right up to `accuracy`; of them the first `flips` are turned around."""
+    """One evaluation: each task's items are right up to `accuracy`, more or less by `tilt`; of them the first `flips`
+    are turned around.
+    """
     plain = study_config(method, changes)
     path, header = _header(folder, "evaluate", method, seed, plain, machine)
     rng = np.random.default_rng(seed)
     with open_record(path, header) as record:
         for task in plain["suite"]["tasks"]:
             # the same items are hard for every method
-            right = (rng.permutation(items) + 0.5) / items < accuracy
+            right = (rng.permutation(items) + 0.5) / items < accuracy + (tilt or {}).get(task, 0.0)
             right[:flips] = ~right[:flips]
             fields = {"suite_task": task, "metric": "acc"}
             hashed = f"{task}-{plain['data']['level']}"

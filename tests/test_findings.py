@@ -9,9 +9,10 @@ import synthetic_gpu
 from adafuse.records import load
 from adafuse.report.drift import drift_cells
 from adafuse.report.findings import sentences
-from adafuse.report.text import ratio_text
+from adafuse.report.text import process_text, ratio_text
 from adafuse.report.timing import latency_cells, ratio
 from adafuse.report.traces import trace_cells
+from adafuse.stats import Interval
 
 
 def said(folder: Path) -> list[str]:
@@ -81,6 +82,22 @@ def test_points_of_a_scan_are_one_sentence(tmp_path: Path) -> None:
     switched = ", ".join(f"{ratio(cell, 'adafuse_switch_graph').ratio:.2f}" for cell in cells)
     assert f"the paper's switch {switched} times the backbone" in line
     assert "r=8" in line and "r=64" in line
+
+
+def test_points_of_a_scan_with_one_process_are_named(tmp_path: Path) -> None:
+    for rank, processes in ((8, 3), (16, 3), (64, 1)):
+        synthetic_gpu.write_gpu_latency(tmp_path, "twin", rank, processes=processes)
+    (line,) = said(tmp_path)
+    assert "one process at" in line and "r=64" in line.split("one process at")[1].split(";")[0]
+    assert "r=8" not in line.split("one process at")[1].split(";")[0]
+
+
+def test_a_ratio_that_the_twin_cannot_tell_apart_is_marked() -> None:
+    found = Interval(1.69, 0.68, 4.24, 2, 6, "t over 2 processes")
+    assert process_text(found, resolved=False) == "not resolved: 1.69 [0.68, 4.24]"
+    assert process_text(Interval(1.02, 1.01, 1.05, 1, 3, "one process: rounds only")).endswith(
+        "(one process)"
+    )
 
 
 def test_one_gate_is_said_under_every_strategy_or_not_at_all(tmp_path: Path) -> None:

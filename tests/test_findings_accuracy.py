@@ -34,6 +34,38 @@ def test_the_verdict_in_plain_words(tmp_path: Path, accuracy: float, words: str)
     )
 
 
+def test_the_p_of_equivalence_stands_beside_on_par_alone(tmp_path: Path) -> None:
+    study.write_study(tmp_path, {"lora": 0.7, "adafuse": 0.74}, spread=0.001, items=1000)
+    (line,) = said(tmp_path)
+    assert "better than on par (5 seeds)" in line and "equivalence" not in line
+
+
+def test_what_the_mean_over_tasks_hides_is_said(tmp_path: Path) -> None:
+    study.write_study(tmp_path, {"lora": 0.7})
+    for seed in range(5):
+        study.write_evaluation(tmp_path, "adafuse", 0.7, seed, tilt={"sort": 0.2, "copy": -0.2})
+    (line,) = said(tmp_path)
+    assert "+0.0 [+0.0, +0.0] points to plain LoRA, on par" in line
+    assert "from -20.0 [-20.0, -20.0] (copy) to +20.0 [+20.0, +20.0] (sort)." in line
+
+
+def test_every_routed_method_is_held_against_one_lora(tmp_path: Path) -> None:
+    routed = {"mola": 0.67, "moral": 0.6, "pesc": 0.65, "mixlora": 0.72, "adafuse": 0.69}
+    study.write_study(tmp_path, {"lora": 0.7, **routed})
+    assert not any("Does routing pay" in line for line in said(tmp_path)), "the twin is missing"
+    study.write_study(tmp_path, {"adafuse_layerwise": 0.68})
+    (line,) = [line for line in said(tmp_path) if "Does routing pay" in line]
+    assert "mola -3.0 [-3.0, -3.0], moral -10.0" in line and "adafuse_layerwise -2.0" in line
+
+
+def test_the_distance_to_a_gate_per_layer_is_said_over_a_setting(tmp_path: Path) -> None:
+    for rank, twin in ((4, 0.68), (8, 0.70), (16, 0.73)):
+        changes = {"experts.rank": rank}
+        study.write_study(tmp_path, {"adafuse": 0.70, "adafuse_layerwise": twin}, changes=changes)
+    (line,) = [line for line in said(tmp_path) if "Over the rank" in line]
+    assert "4: +2.0 [+2.0, +2.0], 8: +0.0 [+0.0, +0.0], 16: -3.0 [-3.0, -3.0]" in line
+
+
 def test_too_few_seeds_say_nothing(tmp_path: Path) -> None:
     study.write_study(tmp_path, {"lora": 0.7, "adafuse": 0.7}, seeds=4)
     assert said(tmp_path) == []
@@ -63,7 +95,7 @@ def test_the_share_that_may_skip_before_it_costs_the_margin(tmp_path: Path) -> N
     write_bypass(tmp_path)
     (line,) = said(tmp_path)
     assert "20 % of the tokens can be left to the backbone alone (penalty 0)" in line
-    assert "+0.0 [+0.0, +0.0]; measured up to 60 %" in line
+    assert "+0.0 points, 90 % interval [+0.0, +0.0]; measured up to 60 %" in line
 
 
 def test_a_bypass_that_costs_at_once_is_said(tmp_path: Path) -> None:

@@ -124,6 +124,16 @@ def difference(study: Study, left: str, right: str) -> Difference | None:
     return paired(study.variants.get(left, {}), study.variants.get(right, {}), study.tasks)
 
 
+def extremes(study: Study, left: str, right: str) -> list[tuple[str, Difference]] | None:
+    """The tasks on which `left` is furthest behind and ahead of `right`; None for fewer than two tasks."""
+    sides = study.variants.get(left, {}), study.variants.get(right, {})
+    by_task = {task: paired(*sides, [task]) for task in study.tasks}
+    known = [(task, found) for task, found in by_task.items() if found]
+    if len(known) < 2:
+        return None
+    return [end(known, key=lambda own: own[1].value) for end in (min, max)]
+
+
 def paired(left: Seeds, right: Seeds, tasks: list[str]) -> Difference | None:
     """Accuracy of `left` minus that of `right`; a seed counts if both have the same items of all `tasks`, and stand
     on the same backbone as far as they name it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adafuse.report.accuracy import Study, average, difference, paired
+from adafuse.report.accuracy import Study, average, difference, extremes, paired
 from adafuse.report.cells import Cell, model_name
 from adafuse.report.claims_latency import ADAFUSE as SWITCH_ARM
 from adafuse.report.claims_latency import OTHERS, PAPER_GAIN
@@ -114,9 +114,18 @@ def _studied(how: str, studies: Sequence[Study]) -> str | None:
         if to_lora is not None and to_twin is not None:
             said.append(
                 f"{points_text(to_lora)} ({verdict_word(to_lora)}) and {points_text(to_twin)} "
-                f"({verdict_word(to_twin)}) on backbone {model_name(study.cell.config)}"
+                f"({verdict_word(to_twin)}) on backbone {model_name(study.cell.config)}{_families(study)}"
             )
     return f"{how}, {', '.join(said)}" if said else None
+
+
+def _families(study: Study) -> str:
+    """What the mean over families hides."""
+    ends = extremes(study, ADAFUSE, LORA)
+    if not ends:
+        return ""
+    (least, low), (most, high) = ends
+    return f" (to plain LoRA from {100 * low.value:+.0f} in {least} to {100 * high.value:+.0f} in {most})"
 
 
 def _same_tokens(why: Why) -> str | None:

@@ -13,10 +13,9 @@ from adafuse.report.cells import Cell, model_name
 from adafuse.report.claims_latency import ADAFUSE, OTHERS, PAPER_GAIN
 from adafuse.report.drift import traces
 from adafuse.report.scans import scans
-from adafuse.report.text import digits, ratio_text
+from adafuse.report.text import digits, process_text
 from adafuse.report.timing import AGAIN, BASE, ArmResult, again, base_of, ratio, results
 from adafuse.report.traces import timelines
-from adafuse.stats import Interval
 
 GRAPH = "graph"
 GATHERED, LAYERWISE, SWITCHED = (
@@ -61,12 +60,6 @@ def _place(cell: Cell) -> str:
     return f"{_model(cell)}, rank {experts['rank']} on {targets}{whole}"
 
 
-def _said(found: Interval | None) -> str:
-    """A ratio with its interval, and how little stands behind it where it is one process."""
-    once = found is not None and found.n_processes == 1
-    return ratio_text(found) + (" (one process)" if once else "")
-
-
 def _eager(cell: Cell) -> str | None:
     """Where the paper measured."""
     if not {BASE, ADAFUSE, *OTHERS} <= set(cell.config["arms"]["run"]) or cell.config["batch"] != 1:
@@ -76,13 +69,13 @@ def _eager(cell: Cell) -> str | None:
     fastest = fastest_other(found)
     if ADAFUSE not in timed or fastest is None:
         return None
-    said = ", ".join(f"{found[arm].label} {_said(found[arm].ratio)}" for arm in timed)
+    said = ", ".join(f"{found[arm].label} {process_text(found[arm].ratio)}" for arm in timed)
     noise = again(cell)
     return (
         f"**Where the paper measured** (eager, batch 1; {_place(cell)}), a token costs, in units of the backbone's: "
-        f"{said}{f'; the backbone against itself, {_said(noise)}' if noise else ''}. AdaFuse is "
-        f"{_said(ratio(cell, fastest, ADAFUSE))} times faster than {found[fastest].label}, the fastest of the others "
-        f"(paper: {PAPER_GAIN:g} and more)."
+        f"{said}{f'; the backbone against itself, {process_text(noise)}' if noise else ''}. AdaFuse is "
+        f"{process_text(ratio(cell, fastest, ADAFUSE))} times faster than {found[fastest].label}, the fastest of the "
+        f"others (paper: {PAPER_GAIN:g} and more)."
     )
 
 
@@ -114,12 +107,12 @@ def _captured(cell: Cell) -> str | None:
     found = results(cell, [GATHERED, LAYERWISE, SWITCHED])
     if not all(result.ratio for result in found.values()):
         return None
-    one, many, merged = (_said(found[arm].ratio) for arm in (GATHERED, LAYERWISE, SWITCHED))
+    one, many, merged = (process_text(found[arm].ratio) for arm in (GATHERED, LAYERWISE, SWITCHED))
     return (
         f"**Without launches** (one CUDA graph, batch 1; {_place(cell)}): gathered experts cost {one} with one gate "
         f"for all layers and {many} with a gate per layer; the paper's switch {merged}, because it reads and writes "
-        f"every adapted weight once more. Time over the floor in bytes: {_over_floor(found[GATHERED])} and "
-        f"{_over_floor(found[SWITCHED])}."
+        f"every adapted weight once more. Time over the floor in bytes: gathered {_over_floor(found[GATHERED])}, "
+        f"switch {_over_floor(found[SWITCHED])}."
     )
 
 

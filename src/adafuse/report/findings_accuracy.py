@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from adafuse.report.accuracy import Seeds, Study, average, budget_text, difference, paired
+from adafuse.report.accuracy import Seeds, Study, average, budget_text, difference, extremes, paired
 from adafuse.report.agreement import agreements
 from adafuse.report.cells import Cell, model_name
 from adafuse.report.fits import Fits
 from adafuse.report.generation import NEVER, SWITCH, Generated, identical_share
 from adafuse.report.knobs import BYPASS, GATE_INPUT
-from adafuse.report.on_par import WORSE, equivalent, is_not_worse, p_text, verdict_word
+from adafuse.report.on_par import ON_PAR, equivalent, is_not_worse, margin_text, p_text, verdict_word
 from adafuse.report.text import points_text
 from adafuse.report.trained import Trained
 from adafuse.report.variants import ADAFUSE, LORA, TWIN
@@ -24,6 +24,7 @@ from adafuse.report.why_studies import Why
 from adafuse.stats import Difference
 
 COMPARED = {LORA: "plain LoRA", "mola": "MoLA", TWIN: "a gate per layer with the same experts"}
+ROUTED = ("mola", "moral", "pesc", "mixlora", ADAFUSE, TWIN)
 MERGING = ("rebase", SWITCH, f"{SWITCH}, {NEVER}")
 
 
@@ -31,8 +32,10 @@ def sentences(found: Trained) -> list[str]:
     """A bullet for each question that the records answer; none where there is no such record."""
     lines = [
         *(_on_par(study) for study in found.studies),
+        *(_routed(study) for study in found.studies),
         *(_gate_input(why) for why in found.whys if why.knob.name == GATE_INPUT),
         *(_agreement(cell) for cell in found.routing),
+        *(_gate_per_layer(why) for why in found.whys),
         *(_bypass(why, found.fits) for why in found.whys if why.knob.name == BYPASS),
         *(_generation(group) for group in found.generated),
     ]
@@ -51,16 +54,48 @@ def _on_par(study: Study) -> str | None:
     tasks = f"{len(study.tasks)} task{'' if len(study.tasks) == 1 else 's'}"
     return (
         f"**Accuracy** ({_place(study.cell)}, {budget_text(study.cell)}, mean of {tasks}): "
-        f"AdaFuse's difference is {'; '.join(said)}. On par means within ± {MARGIN:g} points at 5 %."
+        f"AdaFuse's difference is {'; '.join(said)}. On par means within ± {MARGIN:g} points at 5 %.{_families(study)}"
     )
+
+
+def _families(study: Study) -> str:
+    """What the mean over tasks hides: the two ends, by task."""
+    ends = extremes(study, ADAFUSE, LORA)
+    if not ends:
+        return ""
+    (least, low), (most, high) = ends
+    return f" By task, to plain LoRA, from {points_text(low)} ({least}) to {points_text(high)} ({most})."
+
+
+def _routed(study: Study) -> str | None:
+    """Whether routing pays at all: every routed method against one LoRA of as many parameters."""
+    found = {name: difference(study, name, LORA) for name in ROUTED}
+    known = {name: own for name, own in found.items() if own and own.n_seeds >= MIN_SEEDS}
+    if len(known) < len(ROUTED):
+        return None
+    said = ", ".join(f"{name} {points_text(own)}" for name, own in known.items())
+    return (
+        f"**Does routing pay?** ({_place(study.cell)}), points to plain LoRA of as many parameters: {said}."
+    )
+
+
+def _gate_per_layer(why: Why) -> str | None:
+    """How far AdaFuse's distance to its twin hangs on a setting that both have."""
+    one, many = why.lines.get(ADAFUSE, {}), why.lines.get(TWIN, {})
+    found = {v: paired(one[v], many[v], why.tasks) for v in why.values if v in one and v in many}
+    known = {v: own for v, own in found.items() if own and own.n_seeds >= MIN_SEEDS}
+    if len(known) < 2:
+        return None
+    said = ", ".join(f"{value_text(why, v)}: {points_text(own)}" for v, own in known.items())
+    return f"**Over the {why.knob.words}** ({_place(why.cell)}), AdaFuse minus a gate per layer, points at {said}."
 
 
 def _verdict(found: Difference) -> str:
     tested = equivalent(found)
     assert tested is not None
     word = verdict_word(found)
-    # where it is worse the interval says it; the p of equivalence would be read as that of the difference
-    test = "" if word == WORSE else f"equivalence: {p_text(tested)}, "
+    # where another rule gave the verdict, the p of equivalence would be read as its reason
+    test = f"equivalence: {p_text(tested)}, " if word == ON_PAR else ""
     return f"{word} ({test}{found.n_seeds} seeds)"
 
 
@@ -123,7 +158,7 @@ def _bypass(why: Why, known: Fits) -> str | None:
         value, cost = shares[kept[-1]]
         said = (
             f"{_share(kept[-1])} of the tokens can be left to the backbone alone (penalty {value_text(why, value)}) "
-            f"before accuracy may have fallen by {MARGIN:g} points: {points_text(cost)}"
+            f"before accuracy may have fallen by {MARGIN:g} points: {margin_text(cost)}"
         )
     return f"**Bypass** ({_place(why.cell)}): {said}; measured up to {_share(max(shares))}."
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from adafuse.report.cells import Cell
 from adafuse.report.scans import WORDS, Scan
-from adafuse.report.timing import results
+from adafuse.report.text import process_text
+from adafuse.report.timing import ArmResult, results
 
 EAGER = {
     "adafuse_loop": "one gate for all layers and a loop over experts",
@@ -60,30 +61,34 @@ def captured(cell: Cell, place: str) -> str | None:
 def scanned(scan: Scan, place: str) -> str | None:
     """How each ratio moves with what was varied; the intervals stand in table attribution."""
     rows = [results(cell, list(SCANNED)) for cell in scan.cells]
-    said, processes = [], set()
+    said = []
     for arm, name in SCANNED.items():
         ratios = [found for row in rows if (found := row[arm].ratio)]
         if len(ratios) == len(rows):
             said.append(f"{name} {', '.join(f'{found.ratio:.2f}' for found in ratios)}")
-            processes |= {found.n_processes for found in ratios}
     if not said:
         return None
-    values = ", ".join(str(value).replace("\n", " ") for value in scan.values)
-    once = ", one process a point" if processes == {1} else ""
+    named = [str(value).replace("\n", " ") for value in scan.values]
+    values, single = ", ".join(named), _single(named, rows)
+    some = f", one process at {', '.join(single)}" if single else ""
+    once = ", one process a point" if len(single) == len(named) else some
     return (
         f"**Over {scan.what.replace('_', ' ')}** (one CUDA graph; {place}{once}; intervals in table attribution), "
         f"{WORDS[scan.what]} {values}: {'; '.join(said)} times the backbone."
     )
 
 
+def _single(named: list[str], rows: list[dict[str, ArmResult]]) -> list[str]:
+    """The points of a scan behind which one process stands."""
+    counts = [{own.ratio.n_processes for own in row.values() if own.ratio} for row in rows]
+    return [name for name, own in zip(named, counts, strict=True) if own == {1}]
+
+
 def _listed(cell: Cell, wanted: Mapping[str, str]) -> str | None:
-    """Each name with its ratio and interval; None unless the cell has them all."""
+    """Each name with its ratio, marked where the A/A arm differs as much; None unless the cell has them all."""
     found = results(cell, list(wanted))
-    ratios = {arm: found[arm].ratio for arm in wanted if arm in found}
-    if len(ratios) < len(wanted) or not all(ratios.values()):
+    if not all(arm in found and found[arm].ratio for arm in wanted):
         return None
     return ", ".join(
-        f"{wanted[arm]} {ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-        for arm, ratio in ratios.items()
-        if ratio
+        f"{name} {process_text(found[arm].ratio, found[arm].resolved)}" for arm, name in wanted.items()
     )

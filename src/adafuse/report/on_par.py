@@ -19,7 +19,7 @@ from adafuse.report.verdicts import (
 )
 from adafuse.stats import LEVEL, SIZE, Difference, Equivalence, equivalence, seeds_needed
 
-WORSE = "worse"
+WORSE, ON_PAR = "worse", "on par"
 
 
 def judge_difference(ours: Difference | None, reason: str) -> Verdict:
@@ -53,13 +53,23 @@ def verdict_word(ours: Difference) -> str:
     if verdict != REPLICATED:
         return "not decided"
     tested = equivalent(ours)
-    return "on par" if tested and tested.p < SIZE else why.split(":")[0]
+    return ON_PAR if tested and tested.p < SIZE else why.split(":")[0]
 
 
 def is_not_worse(ours: Difference) -> bool:
     """True if the 90 % interval lies above -MARGIN; with one seed, the interval over its items."""
     found = equivalent(ours)
     return 100 * (found.low if found else ours.low) > -MARGIN
+
+
+def margin_text(ours: Difference) -> str:
+    """A difference with the interval that `is_not_worse` looks at."""
+    found = equivalent(ours)
+    return (
+        f"{100 * ours.value:+.1f} points, {_ends(found.low, found.high, '90 %')}"
+        if found
+        else points_text(ours)
+    )
 
 
 def equivalent(ours: Difference) -> Equivalence | None:

@@ -49,6 +49,12 @@ def ratio_text(found: Interval | None, resolved: bool = True, reason: str | None
     return shown if resolved else f"not resolved: {shown}"
 
 
+def process_text(found: Interval | None, resolved: bool = True) -> str:
+    """A ratio with its interval, and how little stands behind it where it is one process."""
+    once = found is not None and found.n_processes == 1
+    return ratio_text(found, resolved) + (" (one process)" if once else "")
+
+
 def points_text(found: Difference | None, reason: str | None = None) -> str:
     """A difference in percentage points with its sign: +0.5 [-1.0, +2.0]."""
     if found is None:

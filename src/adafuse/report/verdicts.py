@@ -52,8 +52,10 @@ def _percent(factor: float) -> str:
 RULES = (
     "Rules, fixed in advance (`src/adafuse/report/verdicts.py`): a ratio is replicated if our 95 % interval meets the "
     f"paper's number ± {_percent(CLOSE)} (memory ± {_percent(CLOSE_MEMORY)}; a bound: stays on its side), in part if "
-    f"only the direction holds. Accuracy is on par if a paired equivalence test at 5 % says so, over {MIN_SEEDS} seeds "
-    f"or more, with a margin of {MARGIN:g} points. The paper's absolute milliseconds are never compared."
+    f"only the direction holds. Accuracy is on par, over {MIN_SEEDS} seeds or more, if a paired equivalence test at "
+    f"5 % with a margin of {MARGIN:g} points says so; better or not worse (the 90 % interval above -{MARGIN:g}) counts "
+    f"as replicated too, worse (the 95 % interval below 0 and past -{MARGIN:g}) as not replicated. The paper's "
+    "absolute milliseconds are never compared."
 )
 
 
