@@ -56,6 +56,7 @@ def write_evaluation(
     trainable: int | None = 1_200_000,
     machine: dict[str, Any] = GPU,
     tilt: dict[str, float] | None = None,
+    backbone: str | None = None,
 ) -> Path:
     """One evaluation: each task's items are right up to `accuracy`, more or less by `tilt`; of them the first `flips`
     are turned around.
@@ -75,6 +76,8 @@ def write_evaluation(
             record.write("items", **fields, correct=right.astype(float))
         if trainable is not None:
             record.write("parameters", trainable=trainable)
+        if backbone is not None:
+            record.write("backbone", sha256=backbone)
     return path
 
 

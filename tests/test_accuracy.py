@@ -107,6 +107,15 @@ def test_methods_on_different_backbones_are_not_paired(tmp_path: Path) -> None:
     assert "stand on 2 backbones" in table("table2", [found], load_paper()).sections[0].notes[1]
 
 
+def test_the_same_weights_under_another_name_are_no_second_backbone(tmp_path: Path) -> None:
+    for model, weights in (("tiny", "aa"), ("tiny_again", "aa"), ("tiny_other", "bb")):
+        study.write_study(tmp_path, METHODS, seeds=2, changes={"model.name": model}, backbone=weights * 32)
+    found = studies(tmp_path)
+    assert [one.same_as for one in found] == [None, "tiny", None]
+    notes = [section.notes for section in table2(tmp_path).sections]
+    assert ["no second backbone" in " ".join(lines) for lines in notes[:3]] == [False, True, False]
+
+
 def test_rows_say_how_many_parameters_were_trained(tmp_path: Path) -> None:
     study.write_study(tmp_path, {"adafuse": 0.71}, seeds=2, trainable=1_234_000)
     study.write_study(tmp_path, {"full": 0.75}, seeds=2, trainable=25_000_000)

@@ -111,3 +111,23 @@ def test_drift_in_answers_by_dtype(tmp_path: Path) -> None:
     (line,) = said(tmp_path)
     assert "switch in bfloat16" in line and "96.0 % of the results the same" in line
     assert "switch in float32 +0.0 [+0.0, +0.0] points, 100.0 %" in line
+
+
+def test_seeds_beyond_the_first_five_are_said_alone(tmp_path: Path) -> None:
+    study.write_study(tmp_path, {"lora": 0.7, "adafuse": 0.75}, seeds=9)
+    assert "alone" not in said(tmp_path)[0], "four do not decide"
+    for seed in range(9, 12):
+        study.write_evaluation(tmp_path, "lora", 0.7, seed)
+        study.write_evaluation(tmp_path, "adafuse", 0.63, seed)
+    (line,) = said(tmp_path)
+    # four of the seven lie five points higher, three seven points lower
+    assert "The seeds after the first 5 alone: -0.1 [" in line and "to plain LoRA. By task" in line
+
+
+def test_the_same_weights_under_another_name_are_said_to_be_so(tmp_path: Path) -> None:
+    for model in ("tiny", "tiny_again"):
+        changes = {"model.name": model}
+        study.write_study(tmp_path, {"lora": 0.7, "adafuse": 0.7}, changes=changes, backbone="ab" * 32)
+    one, two = said(tmp_path)
+    assert "the weights of tiny again" not in one
+    assert two.startswith("- **Accuracy** (NVIDIA H200, tiny_again, data mixture, the weights of tiny again,")

@@ -61,6 +61,17 @@ def test_draw_then_check(project, report):
     assert (project / "README.md").read_text() == text
 
 
+def test_the_block_shows_the_first_cell_and_says_where_the_others_are(project, report):
+    changed = {"name": "long", "plain": {"context": 999}}
+    synthetic.write_latency(project / "results" / "reference" / "cpu", 0, **changed)
+    report("--readme", "README.md")
+    text = (project / "README.md").read_text()
+    assert "context 999" in (project / "results" / "tables" / "table1.md").read_text()
+    assert "context 999 · arms" not in text
+    for name in ("claims", "table1", "table5", "table6"):
+        assert f"1 more cell: [{name}](results/tables/{name}.md)." in text
+
+
 def test_goals_stand_in_the_block_only_with_a_gpu(project, report):
     report("--readme", "README.md")
     without = (project / "README.md").read_text()

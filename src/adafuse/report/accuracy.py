@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from adafuse.records import Record
-from adafuse.report.cells import BACKBONE, Cell, cells, method_name, title
+from adafuse.report.cells import BACKBONE, Cell, cells, method_name, model_name, title
 from adafuse.report.older import BEFORE, entry
 from adafuse.report.pooling import is_domain
 from adafuse.report.variants import budget, variants
@@ -37,6 +37,8 @@ class Study:
     cell: Cell
     variants: dict[str, Seeds]
     tasks: list[str]
+    # another backbone, by name, that has the very same weights
+    same_as: str | None = None
 
     @property
     def table(self) -> str:
@@ -48,12 +50,12 @@ class Study:
 
 def studies(records: list[Record], elsewhere: Collection[Path] = ()) -> list[Study]:
     """The accuracy studies among `records`, without those that a table of their own tells."""
-    found = []
+    found: list[Study] = []
     counted = [record for record in as_trained(records) if not is_pilot(record)]
     for cell in cells(counted, "evaluate"):
         left = Cell(tuple(record for record in cell.records if record.path not in elsewhere))
         if len(left.records) == len(cell.records) or trained(left.records):
-            found.append(_study(left))
+            found.append(_study(left, found))
     return found
 
 
@@ -181,9 +183,12 @@ def budget_text(cell: Cell) -> str:
     return BUDGETS.get(budget(cell.records[0]), budget(cell.records[0]))
 
 
-def _study(cell: Cell) -> Study:
+def _study(cell: Cell, before: list[Study]) -> Study:
     found = {name: by_seed(group) for name, group in variants(list(cell.records)).items()}
-    return Study(cell, found, tasks_of(cell.finished))
+    own = backbones(cell.records)
+    others = [model_name(study.cell.config) for study in before if own & backbones(study.cell.records)]
+    same_as = next((name for name in others if name != model_name(cell.config)), None)
+    return Study(cell, found, tasks_of(cell.finished), same_as)
 
 
 def _is_number(found: Scores, task: str) -> bool:

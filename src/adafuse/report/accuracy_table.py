@@ -85,6 +85,8 @@ def _notes(study: Study) -> list[str]:
     known = {task: line for r in study.cell.finished for task, line in scores([r]).items()}
     parts = [f"{task} ({known[task]['metric']}, {known[task]['n']} items)" for task in study.tasks]
     notes = [f"Tasks: {', '.join(parts)}."] if parts else []
+    if study.same_as:
+        notes.append(f"The weights are those of backbone {study.same_as}: this is no second backbone.")
     several = backbones(study.cell.records)
     if len(several) > 1:
         notes.append(

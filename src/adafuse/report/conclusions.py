@@ -1,6 +1,6 @@
 """The few sentences that answer the reader who must decide: what holds of the paper's claim, and what to deploy.
 
-In: latency cells and what the trained adapters say. Out: one paragraph of Markdown; each sentence is said only where
+In: latency cells and what the trained adapters say. Out: a few lines of Markdown; each sentence is said only where
 the records carry it, and turns with them. Next: readme.py, which puts it above the findings that it sums up.
 """
 
@@ -16,7 +16,15 @@ from adafuse.report.claims_latency import OTHERS, PAPER_GAIN
 from adafuse.report.findings import GATHERED, LAYERWISE, SWITCHED, fastest_other
 from adafuse.report.generation import NEVER, SWITCH, Generated
 from adafuse.report.knobs import GATE_INPUT
-from adafuse.report.on_par import equivalent, verdict_word
+from adafuse.report.on_par import (
+    BETTER,
+    NOT_DECIDED,
+    NOT_WORSE,
+    ON_PAR,
+    WORSE,
+    equivalent,
+    verdict_word,
+)
 from adafuse.report.text import points_text, ratio_text
 from adafuse.report.timing import ratio, results
 from adafuse.report.trained import Trained
@@ -25,20 +33,30 @@ from adafuse.report.verdicts import MIN_SEEDS
 from adafuse.report.why_studies import Why
 from adafuse.stats import SIZE, Difference, Interval
 
+# what AdaFuse's accuracy is held against, and the order in which verdicts are told
+OPPONENTS = {LORA: "plain LoRA", TWIN: "its twin with a gate per layer"}
+VERDICTS = (BETTER, ON_PAR, NOT_WORSE, NOT_DECIDED, WORSE)
 
-def paragraph(latency: Sequence[Cell], trained: Trained) -> str:
+
+def paragraphs(latency: Sequence[Cell], trained: Trained) -> str:
     """Speed where the paper measured, speed without launches, accuracy, rounding; empty without such records."""
     timed = [cell for cell in latency if cell.rounds and not cell.is_cpu and cell.config["batch"] == 1]
     # the cell behind which most processes stand speaks for its kind
     timed.sort(key=lambda cell: -len(cell.records))
     said = [
         _first(timed, _launched),
-        _first(timed, _captured),
+        _first(_as_launched(timed), _captured),
         _accuracy(trained.studies),
         _first([why for why in trained.whys if why.knob.name == GATE_INPUT], _same_tokens),
         _first(trained.generated, _rounding),
     ]
-    return " ".join(sentence for sentence in said if sentence)
+    return "\n\n".join(sentence for sentence in said if sentence)
+
+
+def _as_launched(timed: list[Cell]) -> list[Cell]:
+    """Those with the experts of the launched cell first: the two sentences are to be read together."""
+    launched = next((cell.config["experts"] for cell in timed if _launched(cell)), None)
+    return sorted(timed, key=lambda cell: cell.config["experts"] != launched)
 
 
 def _first(found: Sequence[Any], say: Callable[[Any], str | None]) -> str | None:
@@ -91,41 +109,40 @@ def _and_one_gate(cell: Cell, one: Interval, many: Interval) -> str:
 
 def _accuracy(studies: Sequence[Study]) -> str | None:
     """One gate for all layers against one LoRA and against a gate per layer; all studies: backbones may disagree."""
-    mixed = [study for study in studies if study.table == "table2"]
-    single = [study for study in studies if study.table != "table2"]
-    said = [
-        _studied("trained on a mixture of families", mixed),
-        _studied("on one family at a time", single),
-    ]
-    parts = [part for part in said if part]
-    if not parts:
-        return None
-    return (
-        "AdaFuse's accuracy, as its difference in points to plain LoRA and to its twin with a gate per layer: "
-        f"{'; '.join(parts)}."
-    )
+    counted = [study for study in studies if study.same_as is None]
+    said = [part for other, words in OPPONENTS.items() if (part := _by_verdict(counted, other, words))]
+    return f"AdaFuse's accuracy, in points: {'; '.join(said)}.{_furthest(counted)}" if said else None
 
 
-def _studied(how: str, studies: Sequence[Study]) -> str | None:
-    """Of one kind of training: each backbone's two differences with their verdicts."""
-    said = []
+def _by_verdict(studies: Sequence[Study], other: str, words: str) -> str | None:
+    """Where AdaFuse is on par, worse and so on, with the differences in points."""
+    found: dict[str, list[str]] = {}
     for study in studies:
-        to_lora, to_twin = (_enough(difference(study, ADAFUSE, other)) for other in (LORA, TWIN))
-        if to_lora is not None and to_twin is not None:
-            said.append(
-                f"{points_text(to_lora)} ({verdict_word(to_lora)}) and {points_text(to_twin)} "
-                f"({verdict_word(to_twin)}) on backbone {model_name(study.cell.config)}{_families(study)}"
-            )
-    return f"{how}, {', '.join(said)}" if said else None
+        own = _enough(difference(study, ADAFUSE, other))
+        if own:
+            found.setdefault(verdict_word(own), []).append(f"{_studied(study)} {100 * own.value:+.1f}")
+    parts = [f"{word} ({', '.join(found[word])})" for word in VERDICTS if word in found]
+    return f"against {words}, {', '.join(parts)}" if parts else None
 
 
-def _families(study: Study) -> str:
-    """What the mean over families hides."""
-    ends = extremes(study, ADAFUSE, LORA)
+def _furthest(studies: Sequence[Study]) -> str:
+    """What the means over tasks hide."""
+    ends = [
+        (found, f"{task}, {_studied(study)}")
+        for study in studies
+        for task, found in extremes(study, ADAFUSE, LORA) or []
+        if _enough(found)
+    ]
     if not ends:
         return ""
-    (least, low), (most, high) = ends
-    return f" (to plain LoRA from {100 * low.value:+.0f} in {least} to {100 * high.value:+.0f} in {most})"
+    least, most = (end(ends, key=lambda pair: pair[0].value) for end in (min, max))
+    low, high = (f"{100 * found.value:+.0f} ({where})" for found, where in (least, most))
+    return f" By task its difference to plain LoRA runs from {low} to {high} points."
+
+
+def _studied(study: Study) -> str:
+    data = "mixture" if study.table == "table2" else "single families"
+    return f"{data} on {model_name(study.cell.config)}"
 
 
 def _same_tokens(why: Why) -> str | None:

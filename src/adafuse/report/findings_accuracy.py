@@ -52,10 +52,24 @@ def _on_par(study: Study) -> str | None:
     if not said:
         return None
     tasks = f"{len(study.tasks)} task{'' if len(study.tasks) == 1 else 's'}"
+    same = f", the weights of {study.same_as} again" if study.same_as else ""
     return (
-        f"**Accuracy** ({_place(study.cell)}, {budget_text(study.cell)}, mean of {tasks}): "
-        f"AdaFuse's difference is {'; '.join(said)}. On par means within ± {MARGIN:g} points at 5 %.{_families(study)}"
+        f"**Accuracy** ({_place(study.cell)}{same}, {budget_text(study.cell)}, mean of {tasks}): "
+        f"AdaFuse's difference is {'; '.join(said)}. On par means within ± {MARGIN:g} points at 5 %."
+        f"{_later_seeds(study)}{_families(study)}"
     )
+
+
+def _later_seeds(study: Study) -> str:
+    """Where more seeds were run than the least that may decide: what those beyond them say alone, which no earlier
+    look at the others can have led to.
+    """
+    later = {name: dict(sorted(seeds.items())[MIN_SEEDS:]) for name, seeds in study.variants.items()}
+    found = {name: paired(later.get(ADAFUSE, {}), later.get(name, {}), study.tasks) for name in COMPARED}
+    known = [
+        f"{points_text(own)} to {COMPARED[n]}" for n, own in found.items() if own and own.n_seeds >= MIN_SEEDS
+    ]
+    return f" The seeds after the first {MIN_SEEDS} alone: {'; '.join(known)}." if known else ""
 
 
 def _families(study: Study) -> str:

@@ -19,7 +19,8 @@ from adafuse.report.verdicts import (
 )
 from adafuse.stats import LEVEL, SIZE, Difference, Equivalence, equivalence, seeds_needed
 
-WORSE, ON_PAR = "worse", "on par"
+BETTER, ON_PAR, NOT_WORSE = "better than on par", "on par", "not worse"
+NOT_DECIDED, WORSE = "not decided", "worse"
 
 
 def judge_difference(ours: Difference | None, reason: str) -> Verdict:
@@ -37,7 +38,7 @@ def judge_difference(ours: Difference | None, reason: str) -> Verdict:
         better = ours.low > 0 or 100 * found.low > MARGIN
         return (
             REPLICATED,
-            f"{'better than on par' if better else 'not worse'}: the {ends} lies above -{MARGIN:g}",
+            f"{BETTER if better else NOT_WORSE}: the {ends} lies above -{MARGIN:g}",
         )
     if ours.high < 0 and 100 * ours.low < -MARGIN:
         worse = _ends(ours.low, ours.high, "95 %")
@@ -51,7 +52,7 @@ def verdict_word(ours: Difference) -> str:
     if verdict == NOT_REPLICATED:
         return WORSE
     if verdict != REPLICATED:
-        return "not decided"
+        return NOT_DECIDED
     tested = equivalent(ours)
     return ON_PAR if tested and tested.p < SIZE else why.split(":")[0]
 

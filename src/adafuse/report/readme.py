@@ -8,9 +8,20 @@ from __future__ import annotations
 
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from adafuse.report import Findings, claims, conclusions, draw, findings, findings_accuracy, goals, tables
+from adafuse.report import (
+    Findings,
+    accuracy_table,
+    claims,
+    conclusions,
+    draw,
+    findings,
+    findings_accuracy,
+    goals,
+    tables,
+)
 from adafuse.report.cells import short_name
 from adafuse.report.sheet import Sheet, section_parts
 from adafuse.report.verdicts import Claim
@@ -25,22 +36,26 @@ NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?|-?\d+")
 
 
 def block(found: Findings, out: Path, readme: Path) -> str:
-    """What stands between the markers: verdicts, the latency tables, our goals (of a GPU), and the figures."""
+    """What stands between the markers: verdicts, the first cell of each table, goals (of a GPU), and figures."""
     folder = _relative(out, readme)
     parts = ["Generated from the records by `scripts/report.py`; CI draws it again and compares."]
     said = findings.sentences(found.latency, found.traces, found.drift)
     said += findings_accuracy.sentences(found.trained)
-    concluded = conclusions.paragraph(found.latency, found.trained)
+    concluded = conclusions.paragraphs(found.latency, found.trained)
     parts += ["### Conclusions", concluded] if concluded else []
     parts += ["### What was found", "\n".join(said)] if said else []
-    parts += ["### Verdicts", *_sheet_parts(claims.sheet(_without_cpu(found.claims)))]
     on_gpu = [cell for cell in found.latency if not cell.is_cpu]
     latency = on_gpu or found.latency
-    shown = [tables.table1(latency, found.paper), tables.table6(latency, found.paper)]
+    timed = [kind(latency, found.paper) for kind in (tables.table1, tables.table5, tables.table6)]
+    beside = {section.heading for section in timed[0].sections[1:]}
+    told = [claim for claim in _without_cpu(found.claims) if claim.cell not in beside]
+    parts += ["### Verdicts", *_sheet_parts(claims.sheet(told)), *_elsewhere(len(beside), "claims", folder)]
+    for table in (*timed, accuracy_table.table("table2", found.trained.studies, found.paper)):
+        parts += [f"### {table.title}", *_sheet_parts(replace(table, sections=table.sections[:1]))]
+        parts += _elsewhere(len(table.sections) - 1, table.name, folder)
     if goals.gpus(found.latency, found.kernels):
-        shown.append(goals.sheet(found.latency, found.kernels))
-    for table in shown:
-        parts += [f"### {table.title}", *_sheet_parts(table)]
+        own = goals.sheet(found.latency, found.kernels)
+        parts += [f"### {own.title}", *_sheet_parts(own)]
     # of several cells of one kind the first, which is a GPU's if there is one
     drawn = sorted(path for path in (out / "figures").glob("*.svg") if "_cell" not in path.stem)
     if drawn:
@@ -104,6 +119,12 @@ def _sheet_parts(table: Sheet) -> list[str]:
     for section in table.sections:
         parts += [f"**{section.heading}**", *section_parts(section, with_records=False)]
     return [part for part in parts if part]
+
+
+def _elsewhere(count: int, name: str, folder: str) -> list[str]:
+    """Where the cells stand that are left out here."""
+    cells_text = f"{count} more cell{'' if count == 1 else 's'}"
+    return [f"{cells_text}: [{name}]({folder}/tables/{name}.md)."] if count > 0 else []
 
 
 def same_file(fresh: Path, kept: Path) -> bool:

@@ -22,8 +22,9 @@ from adafuse.report.why_studies import Why
 ABOUT = (
     "One setting varied, all else equal: accuracy in per cent ± one standard error (over seeds; over items for one "
     "seed), and the difference to the value that most records share, and of one gate for all layers to a gate per "
-    "layer at the same value; both paired per item, with 95 % intervals, where the items are the same. Left alone and "
-    "effective experts are those of table routing. The figures why_* show the averages."
+    "layer at the same value; both paired per item, with 95 % intervals, over the seeds that both have (an average "
+    "is of all of a row's seeds), where the items are the same. Left alone and effective experts are those of table "
+    "routing. The figures why_* show the averages."
 )
 EXPERIMENTS = ", ".join(
     f"experiment={name}"
