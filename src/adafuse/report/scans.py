@@ -94,7 +94,7 @@ def scan_figure(scan: Scan) -> Figure:
     axis.set_xlabel(WORDS[scan.what])
     axis.set_ylabel("time over the backbone's")
     axis.yaxis.grid(True, color=PALE, linewidth=0.6)
-    axis.set_title(f"Over {scan.what}")
+    axis.set_title(f"Over {scan.what.replace('_', ' ')}")
     figure.legend(loc="outside upper left", ncols=2)
     source_line(figure, f"first point: {title(scan.cells[0])}")
     return figure
