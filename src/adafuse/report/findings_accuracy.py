@@ -67,7 +67,9 @@ def _later_seeds(study: Study) -> str:
     later = {name: dict(sorted(seeds.items())[MIN_SEEDS:]) for name, seeds in study.variants.items()}
     found = {name: paired(later.get(ADAFUSE, {}), later.get(name, {}), study.tasks) for name in COMPARED}
     known = [
-        f"{points_text(own)} to {COMPARED[n]}" for n, own in found.items() if own and own.n_seeds >= MIN_SEEDS
+        f"{points_text(own)} to {COMPARED[name]}, {verdict_word(own)}"
+        for name, own in found.items()
+        if own and own.n_seeds >= MIN_SEEDS
     ]
     return f" The seeds after the first {MIN_SEEDS} alone: {'; '.join(known)}." if known else ""
 
