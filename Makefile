@@ -15,7 +15,7 @@ EXPERIMENTS ?= table2 $(LATENCY)
 CAPTURED := graph trace_graph memory_graph graph_batch batch_scan model_scan module_scan context_scan routing_scan \
   bypass_latency compiled kernels drift
 LATENCY := table1 table5 attribution peft figure1 figure2 trace $(if $(filter gpu,$(PROFILE)),$(CAPTURED))
-ACCURACY := table2 table3 table4 gate_input gate_input_late same_tokens expert_count top_k rank balance bypass generation generation_drift
+ACCURACY := table2 table3 table4 gate_input gate_input_late gate_input_normed same_tokens expert_count top_k rank balance bypass generation generation_drift
 # More overrides for every experiment, for example OVERRIDES="seed=0,1,2"
 OVERRIDES ?=
 # Two cores take 16 minutes for table2's five seeds, two jobs at a time: there `make reproduce` shows that everything works, with one

@@ -195,6 +195,7 @@ IMPOSSIBLE = [
     ("method=pesc method.routing=token", "blockwise"),
     ("method=adafuse method.routing=blockwise", "blockwise"),
     ("method=mola method.null_expert=true", "leaves a whole token"),
+    ("method=mola method.router_norm=true", "use method=adafuse"),
     ("method=adafuse method.null_expert=true method.normalisation=softmax_topk_raw", "softmax_topk_renorm"),
     ("method=adafuse method.bypass_penalty=0.1", "null_expert=true"),
     ("method=lora method.full=true", "expert_targets must be"),

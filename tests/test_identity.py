@@ -49,6 +49,7 @@ CHANGES = [
     ("evaluate_dtype=bfloat16", "evaluate"),
     ("evaluate_strategy=switch evaluate_restore=false", "evaluate"),
     ("method.null_expert=true", "train evaluate latency memory trace drift"),
+    ("method.router_norm=true", "train evaluate latency memory trace drift"),
     ("method.learning_rate_factor=0.1", "train evaluate latency memory trace drift"),
     ("budget=equal", "latency memory trace"),
     ("evaluate_strategy=gather", "evaluate"),

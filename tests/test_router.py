@@ -58,3 +58,15 @@ def test_balance_loss_leaves_padding_out() -> None:
     padded = balance_loss(router(torch.cat([tokens, padding])), keep)
     torch.testing.assert_close(alone, padded)
     assert not torch.isclose(alone, balance_loss(router(torch.cat([tokens, padding])), torch.ones(16) > 0))
+
+
+def test_a_normed_router_sees_directions_alone() -> None:
+    plain = Router(16, 8, 2, Normalisation.softmax_topk_renorm)
+    normed = Router(16, 8, 2, Normalisation.softmax_topk_renorm, norm=True)
+    normed.load_state_dict(plain.state_dict())
+    x_TI = torch.randn(5, 16)
+    small, large = (normed(scale * x_TI).probs_TE for scale in (1e-2, 1e2))
+    assert torch.allclose(small, large, atol=1e-2) and torch.allclose(normed(x_TI).probs_TE, large, atol=1e-3)
+    assert not torch.allclose(plain(1e-2 * x_TI).probs_TE, plain(1e2 * x_TI).probs_TE, atol=0.1)
+    unit_TI = x_TI / x_TI.square().mean(-1, keepdim=True).sqrt()
+    assert torch.allclose(normed(x_TI).probs_TE, plain(unit_TI).probs_TE, atol=1e-4)

@@ -33,6 +33,7 @@ Budget = Enum("Budget", "published equal")
 # Settings that came later, with the value under which nothing is as it was not before: there they have no part in
 # what a cell is, so that records made before them stay its replicates.
 LATER: dict[str, Any] = {
+    "router_norm": False,
     "null_expert": False,
     "bypass_penalty": 0.0,
     "first_expert_block": 0,
@@ -86,6 +87,8 @@ class Method:
     name: str = MISSING
     routing: Routing = MISSING
     router_input: RouterInput = RouterInput.first_linear
+    # the token router reads its input at a root mean square of 1, wherever it looks: places differ in scale
+    router_norm: bool = False
     normalisation: Normalisation = Normalisation.softmax_topk_renorm
     expert_kind: ExpertKind = ExpertKind.lora
     # linears that carry experts; null: all of the cell's targets; []: the plain backbone

@@ -133,6 +133,10 @@ def _check_method(method: Method, experts: Experts) -> None:
         "normalisation=softmax_topk_renorm: use method=adafuse",
     )
     refuse(
+        method.router_norm and method.routing is not Routing.token,
+        f"method {name}: router_norm is of the one router that decides for all layers: use method=adafuse",
+    )
+    refuse(
         method.bypass_penalty != 0 and not method.null_expert,
         f"method {name}: bypass_penalty without null_expert=true does nothing",
     )

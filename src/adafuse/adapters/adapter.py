@@ -64,6 +64,7 @@ class Adapter:
                 self.geometry.top_k,
                 self.method.normalisation,
                 self.method.null_expert,
+                self.method.router_norm,
             )
             if at_linear:
                 at_linear.decides = self.token_router

@@ -11,7 +11,7 @@ own choices can be given, and `regret` says by how much the worst of them misses
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
 from adafuse.adapters.paths import blocks_of
-from adafuse.adapters.router import Router
+from adafuse.adapters.router import NORM_EPS, Router
 from adafuse.config import Normalisation, RouterInput
 
 
@@ -168,7 +168,10 @@ class _Oracle:
 
     def _gates(self, router: Router, x: Tensor) -> Tensor:
         """Gates [..., E], zero for experts outside the top k (or outside the choices that were given)."""
-        logits = x.float() @ router.weight.float().T
+        x = x.float()
+        if router.norm:
+            x = x / (x.square().mean(-1, keepdim=True) + NORM_EPS).sqrt()
+        logits = x @ router.weight.float().T
         null, given = None, self.choices.get(self.names[id(router)])
         if router.null_expert:
             null, logits = logits[..., -1:], logits[..., :-1]
@@ -197,6 +200,13 @@ class _Oracle:
         alone = given[..., :1] < 0
         self.regret = max(self.regret, float(torch.where(alone != own, lead.abs(), 0.0).max()))
         return alone
+
+
+def delta(lora: LoraExperts, experts: Sequence[int], gates: Sequence[float]) -> Tensor:
+    """s * sum_e g_e B_e A_e, [O, I] in fp32: what these experts add to a weight that they are merged into."""
+    chosen = zip(experts, gates, strict=True)
+    factors = ((gate, lora.lora_B[e].detach().float(), lora.lora_A[e].detach().float()) for e, gate in chosen)
+    return lora.alpha / lora.rank * torch.stack([gate * (up @ down) for gate, up, down in factors]).sum(0)
 
 
 def _lora(lora: LoraExperts, e: int, x: Tensor) -> Tensor:

@@ -14,8 +14,13 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from adafuse.config import Normalisation
+
+
+# as in Llama's own norms
+NORM_EPS = 1e-6
 
 
 @dataclass
@@ -64,9 +69,10 @@ class Router(nn.Module):
         top_k: int,
         normalisation: Normalisation,
         null_expert: bool = False,
+        norm: bool = False,
     ) -> None:
         super().__init__()
-        self.null_expert = null_expert
+        self.null_expert, self.norm = null_expert, norm
         self.weight = nn.Parameter(torch.empty(experts + null_expert, width, dtype=torch.float32))
         self.top_k = min(top_k, experts)
         self.normalisation = normalisation
@@ -75,7 +81,7 @@ class Router(nn.Module):
 
     def forward(self, x_TI: Tensor) -> Gates:
         with torch.autocast(x_TI.device.type, enabled=False):
-            logits_TE = x_TI.float() @ self.weight.float().T
+            logits_TE = self.read(x_TI) @ self.weight.float().T
             probs_TE = torch.softmax(logits_TE, dim=-1)
             if self.null_expert:
                 return _or_none(probs_TE, self.top_k)
@@ -86,6 +92,11 @@ class Router(nn.Module):
             if self.normalisation is Normalisation.softmax_topk_renorm:
                 weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
         return Gates(index_TK, weight_TK, probs_TE)
+
+    def read(self, x_TI: Tensor) -> Tensor:
+        """What the weights multiply, in fp32: the hidden state as it is, or at a root mean square of 1 (`norm`)."""
+        x_TI = x_TI.float()
+        return functional.rms_norm(x_TI, x_TI.shape[-1:], eps=NORM_EPS) if self.norm else x_TI
 
 
 def _or_none(probs_TN: Tensor, top_k: int) -> Gates:
