@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from adafuse.adapters import gate_table
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.randomise import randomise
-from adafuse.config import Runtime, StrategyName
+from adafuse.config import GateSource, Runtime, StrategyName
 from adafuse.engine import decoders
 from adafuse.engine.decode import generate
 from adafuse.engine.graph import Static
@@ -93,6 +94,29 @@ def test_a_replay_that_nobody_launched_is_noticed(tiny_llama) -> None:
     with pytest.raises(AssertionError, match="decoded up to 14, launched up to 13"), decoder.decoding():
         decoder.run(1)
         decoder._replay()
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("runtime", [Runtime.eager, Runtime.graph], ids=lambda r: r.name)
+def test_a_table_whose_rows_were_not_taken_one_by_one_is_noticed(runtime, where: str, tiny_llama) -> None:
+    """Steps that warm a graph up take none."""
+    model, ids = tiny_llama().to(where), prompt().to(where)
+    adapter = adapter_on(model, "method=adafuse")
+    table = gate_table.make(GateSource.uniform, adapter.geometry, 1, 0, where)
+    adapter.context.gate_table = table
+    decoder = decoders.make(model, adapter, StrategyName.gather, runtime, 40)
+    with decoder.installed():
+        decoder.start(ids)
+        with decoder.decoding():
+            decoder.step(decoder.run(2)[:, -1:])
+        assert int(table.step) == 3
+        with decoder.decoding():
+            table.restart()
+            decoder.run(4)
+        assert int(table.step) == 4
+        with pytest.raises(AssertionError, match="took gates up to 6, launched up to 7"), decoder.decoding():
+            decoder.run(3)
+            table.step.sub_(1)
 
 
 def test_members_leave_when_they_should(tiny_llama) -> None:

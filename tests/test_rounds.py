@@ -18,8 +18,8 @@ class Arm:
     def __init__(self, log: list[str], name: str, ms: float = 0.0, broken: bool = False) -> None:
         self.log, self.name, self.ms, self.broken = log, name, ms, broken
 
-    def enter(self) -> None:
-        self.log.append(f"enter {self.name}")
+    def enter(self, number: int) -> None:
+        self.log.append(f"enter {self.name} {number}")
         if self.broken:
             raise RuntimeError("no memory")
 
@@ -60,6 +60,26 @@ def test_every_round_has_every_arm_once_in_a_seeded_random_order() -> None:
     assert len({tuple(order) for order in orders}) > 1
     assert [b.arm for b in measure(arms())[0]] == [b.arm for b in blocks]
     assert [b.position for b in blocks if b.round == 0] == [0, 1, 2]
+
+
+def test_one_block_is_run_before_the_first_and_is_nobodys() -> None:
+    """Of the arm that is first, as a round of its own."""
+    made = arms()
+    blocks, _ = measure(made, rounds=2)
+    first = blocks[0].arm
+    assert made["a"].log[:4] == [f"enter {first} 2", f"leave {first}", f"enter {first} 0", f"leave {first}"]
+    assert len(blocks) == 6 and sum(line.startswith("enter") for line in made["a"].log) == 7
+
+
+def test_an_arm_that_breaks_at_once_does_not_spare_the_next_a_cold_start() -> None:
+    broken = arms(**{name: {"broken": name != "b"} for name in "abc"})
+    blocks, errors = measure(broken, rounds=2)
+    assert sorted(errors) == ["a: no memory", "c: no memory"] and [block.arm for block in blocks] == [
+        "b",
+        "b",
+    ]
+    entered = [line for line in broken["b"].log if line.startswith("enter b")]
+    assert entered == ["enter b 2", "enter b 0", "enter b 1"]
 
 
 def test_the_clock_runs_during_the_block_alone() -> None:

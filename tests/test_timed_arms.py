@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from adafuse.adapters import gate_table
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.randomise import randomise
+from adafuse.bench import routing
 from adafuse.bench.timed_arms import DecodeArm, QueryArm
-from adafuse.config import Config, Runtime, StrategyName
+from adafuse.config import Config, GateSource, Runtime, StrategyName
 from adafuse.engine import decoders
 from adafuse.engine.decode import generate
 from conftest import GEOMETRY, compose
@@ -33,9 +35,9 @@ def test_every_query_is_another_and_is_answered_whole(strategy, runtime, tiny_ll
     counts, run = [], decoder.run
     monkeypatch.setattr(decoder, "run", lambda count: counts.append(count) or run(count), raising=False)
     arm = QueryArm(decoder, prompts, config)
-    for query in (1, 2, 3):
-        arm.enter()
-        assert torch.equal(arm._ids, prompts(query))
+    for number in (0, 1, 2):
+        arm.enter(number)
+        assert torch.equal(arm._ids, prompts(number + 1)), "all arms answer the same query in a round"
         arm.block()
         arm.leave()
     # the first of 64 new tokens is prefill's
@@ -47,8 +49,8 @@ def test_a_block_of_tokens_goes_on_from_the_same_prompt(tiny_llama) -> None:
     model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse", *LATENCY)
     decoder = made(config, model, StrategyName.gather, Runtime.graph)
     arm, seen = DecodeArm(decoder, prompts(0), config), []
-    for _ in range(2):
-        arm.enter()
+    for number in range(2):
+        arm.enter(number)
         seen.append(decoder.run(16))
         arm.leave()
     assert torch.equal(*seen)
@@ -56,3 +58,21 @@ def test_a_block_of_tokens_goes_on_from_the_same_prompt(tiny_llama) -> None:
     whole = generate(model, decoder.adapter, prompts(0), None, 20)[:, 10:]
     decoder.adapter.remove()
     assert torch.equal(whole[:, 4:], seen[0]), "prefill's token and three that settle, then the block"
+
+
+@pytest.mark.parametrize("runtime", [Runtime.eager, Runtime.graph], ids=lambda r: r.name)
+def test_a_block_uses_the_rows_that_are_told_of_its_table(runtime: Runtime, tiny_llama) -> None:
+    """bench/routing.py reads the first rows, whatever the arms before and the tokens that settle have taken."""
+    model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse", *LATENCY)
+    decoder = made(config, model, StrategyName.gather, runtime)
+    table = gate_table.make(GateSource.uniform, config.experts, 1, 0, "cpu")
+    decoder.adapter.context.gate_table = table
+    told_BNK, arm = routing._of_table(table), DecodeArm(decoder, prompts(0), config)
+    for number in range(2):
+        arm.enter(number)
+        used, replace = [], table.replace
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(table, "replace", lambda *a: (used.append(replace(*a)), used[-1])[1])  # noqa: B023
+            arm.block()
+        arm.leave()
+        assert torch.equal(torch.stack([gates.index_TK for gates in used], dim=1), told_BNK)

@@ -9,6 +9,9 @@ experts that the table names, or zero for a token that the table leaves to the b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -30,10 +33,21 @@ class GateTable:
     def __init__(self, index_NBK: Tensor, used_NB: Tensor | None = None) -> None:
         self.index_NBK, self.used_NB = index_NBK, used_NB
         self.step = torch.zeros(1, dtype=torch.int64, device=index_NBK.device)
+        # where `step` should be by what the host has launched
+        self.launched = 0
 
     def restart(self) -> None:
         """The next token takes the first row."""
         self.step.zero_()
+        self.launched = 0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Every token that is launched inside, each added to `launched`, must have taken one row. Reads the device."""
+        self.launched = int(self.step)
+        yield
+        counted = int(self.step)
+        assert counted == self.launched, f"took gates up to {counted}, launched up to {self.launched}"
 
     def replace(self, gates: Gates, raw: bool) -> Gates:
         """The router's word [T, K] with the table's experts; `raw` gates do not sum to one. Nothing is read back."""

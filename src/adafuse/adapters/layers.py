@@ -42,7 +42,7 @@ class Context:
 
     def route(self, router: Router, x_TI: Tensor) -> Gates:
         raw = router.normalisation is Normalisation.softmax_topk_raw
-        # the kernel knows neither a null expert nor a norm; such a router, one a token, is a few launches among hundreds
+        # the kernel knows neither null expert nor norm; such a router, one a token, is a few launches among hundreds
         if self.decoding and self.decode.routes_at_once and not (router.null_expert or router.norm):
             routed = ops.route(x_TI, router.weight.detach()[None], router.top_k, raw)
             gates = Gates(*(of_all_routers[:, 0] for of_all_routers in routed))

@@ -18,7 +18,6 @@ from torch.nn import functional
 
 from adafuse.config import Normalisation
 
-
 # as in Llama's own norms
 NORM_EPS = 1e-6
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adafuse import identity
-from adafuse.adapters import store
+from adafuse.adapters import reference, store
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.layers import AdaptedLinear
 from adafuse.adapters.randomise import randomise
@@ -145,9 +145,7 @@ def _exact(model: nn.Module, adapter: Adapter, probe: Gates, ids: Tensor) -> Exa
 
 def _delta(site: AdaptedLinear, gates: Gates) -> Tensor:
     """scaling * sum_k gate_k B[e_k] A[e_k]  [O, I]."""
-    lora = site.lora
-    chosen = zip(gates.index_TK[0].tolist(), gates.weight_TK[0], strict=True)
-    return lora.scaling * sum(g * (lora.lora_B[e].float() @ lora.lora_A[e].float()) for e, g in chosen)
+    return reference.delta(site.lora, gates.index_TK[0].tolist(), gates.weight_TK[0].tolist())
 
 
 def _measure(model: nn.Module, adapter: Adapter, exact: Exact, ids: Tensor) -> dict[str, float]:

@@ -28,7 +28,7 @@ class DecodeArm:
         self.tokens, self.settle = config.latency.block_tokens, config.latency.settle_tokens
         self._stack, self._started = ExitStack(), False
 
-    def enter(self) -> None:
+    def enter(self, number: int) -> None:
         """Install, go to the end of the prompt, and decode a few untimed tokens: caches and allocator settle."""
         self._stack = ExitStack()
         self._stack.enter_context(self.decoder.installed())
@@ -37,6 +37,8 @@ class DecodeArm:
         self._stack.enter_context(self.decoder.decoding())
         restart_gates(self.decoder)
         self.decoder.run(self.settle)
+        # the block's rows are the first ones, whatever settled: bench/routing.py tells of those
+        restart_gates(self.decoder)
 
     def block(self) -> None:
         self.decoder.run(self.tokens)
@@ -53,15 +55,14 @@ class QueryArm:
     def __init__(self, decoder: Decoder, prompts: Callable[[int], Tensor], config: Config) -> None:
         self.decoder, self.prompts = decoder, prompts
         self.tokens, self.settle = config.latency.block_tokens, config.latency.settle_tokens
-        self._stack, self._query, self._ids = ExitStack(), 0, prompts(0)
+        self._stack, self._ids = ExitStack(), prompts(0)
 
-    def enter(self) -> None:
-        """Install, settle on a few untimed tokens, and fetch the next query."""
-        self._stack = ExitStack()
+    def enter(self, number: int) -> None:
+        """Install, settle on a few untimed tokens of the query before, and fetch that of this round."""
+        self._stack, self._ids = ExitStack(), self.prompts(number)
         self._stack.enter_context(self.decoder.installed())
         self._answer(self.settle)
-        self._query += 1
-        self._ids = self.prompts(self._query)
+        self._ids = self.prompts(number + 1)
 
     def block(self) -> None:
         self._answer(self.tokens)

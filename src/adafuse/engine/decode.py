@@ -6,8 +6,8 @@ Out: logits or ids. Nothing is sampled: the largest logit wins. Next: strategies
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -62,9 +62,23 @@ def decode_n_tokens(model: nn.Module, token: Tensor, count: int, cache: DynamicC
     return torch.cat(ids, dim=1)
 
 
-def decoding(adapter: Adapter | None) -> AbstractContextManager[None]:
-    """Where decode steps may merge; the plain backbone needs nothing."""
-    return nullcontext() if adapter is None else adapter.decoding()
+@contextmanager
+def decoding(adapter: Adapter | None) -> Iterator[None]:
+    """Where decode steps may merge; the plain backbone needs nothing. Whoever decodes inside says so (`launched`): at
+    the end a table of gates must have given a row to each of these tokens and to no other.
+    """
+    if adapter is None:
+        yield
+        return
+    table = adapter.context.gate_table
+    with adapter.decoding(), nullcontext() if table is None else table.counting():
+        yield
+
+
+def launched(adapter: Adapter | None, count: int) -> None:
+    """`count` decode steps were launched, of one token for each sequence."""
+    if adapter is not None and adapter.context.gate_table is not None:
+        adapter.context.gate_table.launched += count
 
 
 @torch.no_grad()
@@ -95,6 +109,7 @@ def generate(
             if attention_mask is not None:
                 attention_mask = torch.cat([attention_mask, torch.ones_like(token)], dim=1)
             token = decode_one_token(model, token, attention_mask, cache).argmax(-1, keepdim=True)
+            launched(adapter, 1)
     return ids
 
 

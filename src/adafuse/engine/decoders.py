@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.router import Gates, Router
 from adafuse.config import Runtime, StrategyName
-from adafuse.engine.decode import decode_n_tokens, decode_one_token, decoding, prefill
+from adafuse.engine.decode import decode_n_tokens, decode_one_token, decoding, launched, prefill
 from adafuse.refused_arms import PEFT
 
 
@@ -27,6 +28,8 @@ class Decoder(Protocol):
     model: nn.Module
     adapter: Adapter | None
     strategy: StrategyName
+    # whatever routers said of the last step, where it is watched; a captured step writes it anew
+    said: list[tuple[Router, Gates]]
 
     def installed(self) -> AbstractContextManager[None]: ...  # the adapter is in the model
     def start(self, ids_BS: Tensor, mask_BS: Tensor | None = None) -> Tensor: ...  # logits [B, V]
@@ -62,6 +65,7 @@ class Eager:
         self.model, self.adapter, self.strategy = model, adapter, strategy
         self._watched = False
         self._choices: dict[str, Tensor] = {}
+        self.said: list[tuple[Router, Gates]] = []
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -89,12 +93,14 @@ class Eager:
     def step(self, token_B1: Tensor) -> Tensor:
         if self._mask is not None:
             self._mask = torch.cat([self._mask, torch.ones_like(token_B1)], dim=1)
+        launched(self.adapter, 1)
         return self._watch(
             lambda: decode_one_token(self.model, token_B1, self._mask, self._cache), len(token_B1)
         )
 
     def run(self, count: int) -> Tensor:
         """Unpadded prompts only."""
+        launched(self.adapter, count)
         ids_BN = decode_n_tokens(self.model, self._token, count, self._cache)
         self._token = ids_BN[:, -1:]
         return ids_BN
@@ -113,7 +119,7 @@ class Eager:
     def _watch(self, forward: Callable[[], Tensor], rows: int) -> Tensor:
         if self.adapter is None or not self._watched:
             return forward()
-        with self.adapter.collecting() as said:
+        with self.adapter.collecting() as self.said:
             logits_BV = forward()
-        self._choices = self.adapter.by_name(said, rows)
+        self._choices = self.adapter.by_name(self.said, rows)
         return logits_BV

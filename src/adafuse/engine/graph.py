@@ -20,7 +20,7 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.router import Gates, Router
 from adafuse.config import Runtime, StrategyName
 from adafuse.engine.cache import SharedPositionCache
-from adafuse.engine.decode import decoding
+from adafuse.engine.decode import decoding, launched
 from adafuse.engine.projections import Joint, Projection, join, placed
 from adafuse.engine.strategies import Strategy, fused
 
@@ -55,7 +55,7 @@ class Static:
             self._forward = torch.compile(self._eager_forward, fullgraph=True, dynamic=False)
         self._replay: Callable[[], None] | None = None
         self._addresses: list[int] = []
-        self._said: list[tuple[Router, Gates]] = []
+        self.said: list[tuple[Router, Gates]] = []
         self._rows = 0
 
     @contextmanager
@@ -106,8 +106,8 @@ class Static:
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
-        """Decode steps happen inside; the first time, the step is captured. At the end the device's counter is read:
-        a replay too many would have written past the cache.
+        """Decode steps happen inside; the first time, the step is captured. At the end the device's counters are read:
+        a replay too many would have written past the cache, and taken a row of gates that is another token's.
         """
         with ExitStack() as stack:
             stack.enter_context(decoding(self.adapter))
@@ -128,7 +128,7 @@ class Static:
         self.token_B1.copy_(token_B1)
         self._launch(1)
         if self.adapter is not None:
-            self._choices = self.adapter.by_name(self._said, self._rows)
+            self._choices = self.adapter.by_name(self.said, self._rows)
         return self.logits_BV.clone()
 
     @torch.no_grad()
@@ -160,6 +160,7 @@ class Static:
         for _ in range(count):
             self._replay()
         self._position += count
+        launched(self.adapter, count)
 
     def _allocate(self, batch: int, device: torch.device) -> None:
         """Everything that a captured step reads or writes, once."""
@@ -205,7 +206,7 @@ class Static:
     def _uncaptured(self) -> None:
         with _collecting(self.adapter) as said:
             self._step()
-        self._said = said
+        self.said = said
 
     def _plain_joints(self) -> list[Joint]:
         """The projections that no adapter has touched."""
@@ -218,7 +219,10 @@ class Static:
     def _capture(self) -> Callable[[], None]:
         """Warm up on a side stream (first launches load modules, which capture forbids), then record one step."""
         stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-        before = self.position.clone(), self.token_B1.clone()
+        counters = [self.position, self.token_B1]
+        if self.adapter is not None and self.adapter.context.gate_table is not None:
+            counters.append(self.adapter.context.gate_table.step)
+        before = [counter.clone() for counter in counters]
         with _collecting(self.adapter) as said:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -230,9 +234,9 @@ class Static:
             with torch.cuda.graph(graph):
                 self._step()
             # these tensors are in the graph's own memory: every replay writes the choices of its token there
-            self._said = list(said)
-        self.position.copy_(before[0])
-        self.token_B1.copy_(before[1])
+            self.said = list(said)
+        for counter, was in zip(counters, before, strict=True):
+            counter.copy_(was)
         return graph.replay
 
 

@@ -21,7 +21,7 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.layers import AdaptedLinear
 from adafuse.adapters.router import Gates, Router
 from adafuse.config import Runtime, StrategyName
-from adafuse.engine.decode import decode_one_token
+from adafuse.engine.decode import decode_one_token, decoding, launched
 from adafuse.engine.decoders import Eager
 from adafuse.engine.projections import join
 from adafuse.engine.strategies.merge import SimpleMerge
@@ -97,7 +97,7 @@ class Peft(Eager):
             yield
             return
         # at its end the weights are restored, and our modules stand in the model again
-        with self._own.decoding(), ExitStack() as stack:
+        with decoding(self._own), ExitStack() as stack:
             _put(self.model, self._layers)
             for path, site in _sites(self._own).items():
                 if site.decides is not None:
@@ -119,6 +119,7 @@ class Peft(Eager):
         return torch.cat(ids, dim=1)
 
     def _one_token(self, token_B1: Tensor) -> Tensor:
+        launched(self._own, 1)
         logits_BV = decode_one_token(self._peft, token_B1, self._mask, self._cache)
         if self._merge is not None:
             self._merge.take_out()

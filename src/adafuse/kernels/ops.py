@@ -36,9 +36,10 @@ def expand_behind_(
     columns: list[int],
     scaling: float,
 ) -> None:
-    """naive.expand_all_ with u = A x standing behind y in the same rows, [T, O + S]."""
-    y, u = y_and_u[:, :outputs], y_and_u[:, outputs:]
-    _expand_all(y)(y, u, lora_B, index, weight, members_of(columns), scaling)
+    """naive.expand_all_ with u = A x standing behind y in the same rows, [T, O + S] or longer."""
+    members = members_of(columns)
+    y, u = y_and_u[:, :outputs], y_and_u[:, outputs : outputs + _shrunk(lora_B, members)]
+    _expand_all(y)(y, u, lora_B, index, weight, members, scaling)
 
 
 @torch.library.custom_op("adafuse::expand_routed_behind_", mutates_args=("product",))
@@ -51,13 +52,16 @@ def expand_routed_behind_(
     raw: bool,
     scaling: float,
 ) -> tuple[Tensor, Tensor]:
-    """naive.expand_routed_ with u, and the logits of each member's own router, standing behind y in the same rows."""
+    """naive.expand_routed_ with u, and the logits of each member's own router, standing behind y in the same rows: of
+    O + S + G * E numbers, or longer.
+    """
     members = members_of(columns)
     expand_routed_ = naive.expand_routed_
     if product.is_cuda:
         from adafuse.kernels.gather_routed import expand_routed_
-    first_router = outputs + len(members) * lora_B.shape[0] * lora_B.shape[2]
-    y, u, logits = product.tensor_split([outputs, first_router], dim=1)
+    first_router = outputs + _shrunk(lora_B, members)
+    ends = [outputs, first_router, first_router + len(members) * lora_B.shape[0]]
+    y, u, logits, _ = product.tensor_split(ends, dim=1)
     return expand_routed_(y, u, logits, lora_B, members, top_k, raw, scaling)
 
 
@@ -163,6 +167,11 @@ def _(
     turn: int,
 ) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _shrunk(lora_B: Tensor, members: naive.Members) -> int:
+    """How many numbers u = A x of all experts of all members are, G * E * R."""
+    return len(members) * lora_B.shape[0] * lora_B.shape[2]
 
 
 def _expand_all(y: Tensor) -> Callable[..., None]:

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from adafuse.adapters.layers import AdaptedLinear, Context
 
 
+# 16 bytes of bf16: rows of a joined product that are an odd multiple of 4 numbers long (4 experts and their routers
+# behind q, k, v) a library's kernel cannot store 128 bits at a time, nor ours load them so (gather_config.py)
+ROW_MULTIPLE = 8
+
+
 @dataclass
 class Group:
     """The experts of one projection: `sites` are its linears that have some, `columns` (first, width) of each in y."""
@@ -109,7 +114,9 @@ class Extended:
     outputs: int
 
     def product(self, x_TI: Tensor) -> Tensor:
-        """[T, O + G*E*R (+ G*E)]: y, behind it u = A x by member, expert and rank, then the routers' logits."""
+        """[T, O + G*E*R (+ G*E)]: y, behind it u = A x by member, expert and rank, then the routers' logits; zeros fill
+        up to the next ROW_MULTIPLE.
+        """
         return F.linear(x_TI, self.rows_OI, self.bias_O)
 
 
@@ -121,7 +128,7 @@ class Appended(Joined):
         self._extended: list[tuple[Group, Extended]] = []
 
     def lay_out(self, group: Group) -> Any:
-        rows_OI = group.projection.rows_behind(spare_rows(group.sites))
+        rows_OI = group.projection.rows_behind(spare_rows(group.projection, group.sites))
         bias_O, outputs = group.projection.bias_O, sum(group.projection.widths)
         if bias_O is not None:
             bias_O = torch.cat([bias_O, bias_O.new_zeros(len(rows_OI) - outputs)])
@@ -135,19 +142,25 @@ class Appended(Joined):
             if group.router_GEI is not None:
                 # rounded like every other row; the reference bounds by how much a choice may miss for it
                 behind.append(group.router_GEI.flatten(0, 1).to(extended.rows_OI.dtype))
-            torch.cat(behind, out=extended.rows_OI[extended.outputs :])
+            spare_CI = extended.rows_OI[extended.outputs :]
+            # other adapters write behind the same weights
+            behind.append(spare_CI.new_zeros(len(spare_CI) - sum(map(len, behind)), spare_CI.shape[1]))
+            torch.cat(behind, out=spare_CI)
 
 
 def make_room(adapter: Adapter) -> None:
     """Move the backbone's weights, if they have to move for this adapter, before anything keeps their addresses."""
     for projection in join(adapter.model):
         sites = [adapter.sites[path] for path in projection.paths if path in adapter.sites]
-        projection.rows_behind(spare_rows([site for site in sites if site.experts is not None]))
+        projection.rows_behind(spare_rows(projection, [site for site in sites if site.experts is not None]))
 
 
-def spare_rows(sites: Sequence[Any]) -> int:
-    """Rows of all experts, and of the routers, of the adapted linears of one projection."""
-    return sum(site.lora.count * (site.lora.rank + (site.router is not None)) for site in sites)
+def spare_rows(projection: Projection, sites: Sequence[Any]) -> int:
+    """Rows of all experts, and of the routers, of the adapted linears of one projection, and of zeros behind them so
+    that all rows are a ROW_MULTIPLE; none without experts.
+    """
+    used = sum(site.lora.count * (site.lora.rank + (site.router is not None)) for site in sites)
+    return used + -(sum(projection.widths) + used) % ROW_MULTIPLE if used else 0
 
 
 def is_raw(router: Router) -> bool:
