@@ -116,6 +116,7 @@ def write_latency(
                 macs=1_400_000 + extra // 4,
                 bytes_per_token=6e6,
                 floor_ms=0.3,
+                adapter_params=extra,
             )
             record.write("memory", arm=arm, weights_gib=0.006, peak_gib=None, note="needs a CUDA device")
         for number in range(rounds):

@@ -89,6 +89,7 @@ def write_fit(
     loss: float = 0.8,
     loads: dict[str, list[float]] | None = None,
     bypassed: float = 0.0,
+    entropy: float = 1.5,
     information: float | None = None,
     machine: dict[str, Any] = GPU,
 ) -> Path:
@@ -101,7 +102,7 @@ def write_fit(
         record.write("metric", suite_task="validation", metric="loss", value=loss, stderr=None, n=10)
         for router in names:
             for family, load in (loads or {family: [0.125] * 8 for family in FAMILIES}).items():
-                fields = {"load": load, "entropy_nats": 1.5, "bypassed": bypassed}
+                fields = {"load": load, "entropy_nats": entropy, "bypassed": bypassed}
                 record.write("routing", router=router, family=family, **fields)
         if information is not None and len(names) > 1:
             matrix = np.full((len(names), len(names)), information)
@@ -114,7 +115,8 @@ def write_study(
     folder: Path, accuracy: dict[str, float], seeds: int = 5, spread: float = 0.0, **how: Any
 ) -> Path:
     """An evaluation and a training run for each method and seed; seed s lies `spread` times (s - mean) higher."""
-    fit = {name: how.pop(name) for name in ("loads", "bypassed", "information", "loss") if name in how}
+    names = ("loads", "bypassed", "information", "loss", "entropy")
+    fit = {name: how.pop(name) for name in names if name in how}
     for method, value in accuracy.items():
         for seed in range(seeds):
             shift = spread * (seed - (seeds - 1) / 2) * (1 if method == "adafuse" else 0)
@@ -123,6 +125,29 @@ def write_study(
             if method != "base":
                 write_fit(folder, method, seed, **fit, **common)
     return folder
+
+
+def write_pretraining(
+    folder: Path,
+    model: str = "tiny",
+    machine: dict[str, Any] = GPU,
+    steps: int = 100,
+    losses: dict[str, float] | None = None,
+    sha256: str = "ab" * 32,
+    resumed_from_step: int = 0,
+    parameters: int = 1_022_848,
+    changes: dict[str, Any] | None = None,
+) -> Path:
+    """One pre-training run: a loss line, held-out `losses` by text, and what was saved."""
+    plain = study_config("base", {"model.name": model, "pretrain.steps": steps} | (changes or {}), "pretrain")
+    path, header = _header(folder, "pretrain", model, 0, plain, machine)
+    with open_record(path, header) as record:
+        record.write("loss", step=steps, loss=1.0, balance_loss=0.0, learning_rate=1e-3)
+        for name, value in (losses or {}).items():
+            record.write("metric", suite_task=name, metric="loss", value=value, stderr=None, n=10)
+        record.write("parameters", trainable=parameters)
+        record.write("artifact", path="somewhere", sha256=sha256, resumed_from_step=resumed_from_step)
+    return path
 
 
 def _header(

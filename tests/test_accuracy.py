@@ -144,3 +144,50 @@ def test_the_backbone_of_older_records_belongs_to_new_adapters(tmp_path: Path) -
     synthetic.write_accuracy(tmp_path, "lora", plain={"budget": "equal"})
     (found,) = studies(tmp_path)
     assert list(found.variants) == ["base", "lora"]
+
+
+def test_the_task_that_differs_most_is_left_out_whoever_is_ahead(tmp_path: Path) -> None:
+    study.write_study(tmp_path, {"lora": 0.7, "mola": 0.7})
+    for seed in range(5):
+        tilt = {"sort": -0.2, "copy": 0.1, "cloze": 0.01}
+        study.write_evaluation(tmp_path, "adafuse", 0.7, seed, tilt=tilt)
+        study.write_evaluation(tmp_path, "moral", 0.7, seed, changes={"suite.tasks": ["copy"]})
+    (found, *_) = studies(tmp_path)
+    task, rest = accuracy.without_furthest(found, "adafuse", "lora") or ("", None)
+    # copy +10, lookup 0, cloze +1
+    assert task == "sort" and rest and rest.value == pytest.approx(0.11 / 3) and rest.n_seeds == 5
+    task, rest = accuracy.without_furthest(found, "lora", "adafuse") or ("", None)
+    assert task == "sort" and rest and rest.value == pytest.approx(-0.11 / 3)
+    assert accuracy.without_furthest(found, "adafuse", "pesc") is None
+
+
+def test_one_task_has_no_rest(tmp_path: Path) -> None:
+    study.write_study(tmp_path, {"lora": 0.7, "adafuse": 0.8}, changes={"suite.tasks": ["copy"]})
+    (found,) = studies(tmp_path)
+    assert accuracy.without_furthest(found, "adafuse", "lora") is None
+
+
+def test_the_loss_of_the_training_runs_stands_in_the_table(tmp_path: Path) -> None:
+    for method, loss in (("lora", 0.5), ("adafuse", 0.75)):
+        study.write_study(tmp_path, {method: 0.7}, loss=loss)
+    study.write_evaluation(tmp_path, "base")
+    found = find(load([tmp_path])).trained
+    paper = load_paper()
+    with_losses = table("table2", found.studies, paper, found.fits)
+    section = with_losses.sections[0]
+    shown = {row["method"]: section.columns["validation loss"](row) for row in section.rows}
+    assert (shown["base"], shown["lora"], shown["adafuse"]) == ("–", "0.500", "0.750")
+    (note,) = [note for note in section.notes if note.startswith("AdaFuse minus plain LoRA")]
+    assert note.endswith("Validation loss: +0.250 [+0.250, +0.250] nats (t over 5 seeds).")
+    plain = table("table2", found.studies, paper)
+    assert "validation loss" not in plain.sections[0].columns and "Validation loss" not in sheet.markdown(
+        plain
+    )
+
+
+def test_a_claim_says_what_its_verdict_tests(tmp_path: Path) -> None:
+    study.write_study(tmp_path, {"lora": 0.7, "adafuse": 0.75})
+    found = [claim for claim in find(load([tmp_path])).claims if claim.where == "Table 2"]
+    by_text = {claim.text: claim.verdict for claim in found}
+    assert by_text["AdaFuse no worse than LoRA (plain), average"] == "replicated"
+    assert by_text["AdaFuse no worse than PESC, average"] == "not testable here"

@@ -13,6 +13,7 @@ from adafuse.report.paper import load_paper
 from adafuse.report.sheet import markdown
 from adafuse.report.verdicts import (
     IN_PART,
+    NOT_DECIDED,
     NOT_REPLICATED,
     NOT_TESTABLE,
     REPLICATED,
@@ -34,7 +35,12 @@ def interval(low: float, high: float, processes: int = 3) -> Interval:
         ("about", 3.5, 2.0, 2.5, IN_PART),
         ("about", 3.5, 8.0, 9.0, IN_PART),
         ("about", 3.5, 0.8, 0.9, NOT_REPLICATED),
-        ("about", 3.5, 0.9, 4.0, NOT_TESTABLE),
+        ("about", 3.5, 0.9, 4.0, NOT_DECIDED),
+        # noise does not count for the paper, nor the sign alone
+        ("about", 3.5, 2.0, 15.0, NOT_DECIDED),
+        ("about", 3.5, 3.8, 4.2, IN_PART),
+        ("about", 3.5, 15.0, 16.0, NOT_REPLICATED),
+        ("about", 3.5, 1.1, 1.2, NOT_REPLICATED),
         ("at_most", 1.29, 0.99, 1.10, REPLICATED),
         ("at_most", 1.29, 1.20, 1.41, REPLICATED),
         ("at_most", 1.29, 1.30, 1.50, IN_PART),
@@ -42,7 +48,7 @@ def interval(low: float, high: float, processes: int = 3) -> Interval:
         ("at_least", 2.4, 2.2, 2.3, REPLICATED),
         ("at_least", 2.4, 1.5, 2.3, IN_PART),
         ("at_least", 2.4, 0.8, 0.9, NOT_REPLICATED),
-        ("at_least", 2.4, 0.9, 3.0, NOT_TESTABLE),
+        ("at_least", 2.4, 0.9, 3.0, NOT_DECIDED),
     ],
 )
 def test_ratios(sense, paper, low, high, verdict):
@@ -74,13 +80,14 @@ def test_order():
 def test_costs_need_a_real_backbone():
     assert verdicts.judge_cost(1.05, interval(1.05, 1.05), 1e6, None)[0] == NOT_TESTABLE
     assert verdicts.judge_cost(1.05, interval(1.05, 1.05), 7e9, None)[0] == REPLICATED
-    assert verdicts.judge_cost(1.05, interval(1.10, 1.10), 7e9, None)[0] == NOT_REPLICATED
+    assert verdicts.judge_cost(1.05, interval(1.10, 1.10), 7e9, None)[0] == IN_PART
+    assert verdicts.judge_cost(1.05, interval(1.25, 1.25), 7e9, None)[0] == NOT_REPLICATED
 
 
 def test_a_value_without_an_interval_is_called_a_value():
     single = Interval(1.05, 1.05, 1.05, 1, 0, "one process each")
     assert judge_ratio(1.07, single, "at_most", close=1.02)[1].startswith("our value lies below 1.09")
-    assert judge_ratio(1.05, single, "about")[1].startswith("our value meets")
+    assert judge_ratio(1.05, single, "about")[1].startswith("our value lies within")
     assert "our interval ends below" in judge_ratio(1.29, interval(1.1, 1.2), "at_most")[1]
 
 
@@ -198,7 +205,7 @@ def test_the_sheet_states_the_rules(tmp_path):
     synthetic.write_latency(tmp_path)
     text = markdown(sheet(find(load([tmp_path])).claims))
     assert (
-        "Rules, fixed in advance" in text
+        "Rules (`src/adafuse/report/verdicts.py`)" in text
         and "**not testable here**" in text
         and "one process: rounds only" in text
     )

@@ -1,10 +1,10 @@
 """Figures: all there, the same bytes for the same records, nothing left from before, colours that differ."""
 
+import pandas as pd
 import pytest
 
 import synthetic
 import synthetic_study
-from adafuse import records
 from adafuse.records import load
 from adafuse.report import draw, find, style
 
@@ -52,22 +52,43 @@ def test_the_loss_of_a_methods_own_setting_is_drawn_alone(tmp_path):
         synthetic_study.write_fit(tmp_path, changes=changes)
     synthetic_study.write_fit(tmp_path)
     synthetic_study.write_fit(tmp_path, "full")
-    curves = find(load([tmp_path])).curves
+    (curves,) = find(load([tmp_path])).curves
     assert [(curve.method, len(curve.seeds)) for curve in curves] == [("full", 1), ("adafuse", 1)]
 
 
 @pytest.mark.parametrize("own", [100, 400])
-def test_the_backbones_loss_is_that_under_the_adapters(tmp_path, own):
+def test_adapters_stand_beside_the_backbone_under_them(tmp_path, own):
     # as many records of each backbone: the number of steps alone says whose the adapters are
     synthetic_study.write_fit(tmp_path, changes={"pretrain.steps": own})
-    for name, steps in (("one", 100), ("two", 400)):
-        plain = synthetic_study.study_config("base", {"pretrain.steps": steps}, "pretrain")
-        header = synthetic.run_fields("pretrain", name, plain, machine=synthetic_study.GPU)
-        with records.open_record(tmp_path / "pretrain" / f"{name}.jsonl", header) as record:
-            record.write("loss", step=steps, loss=1.0, balance_loss=0.0, learning_rate=1e-3)
-    curves = find(load([tmp_path])).curves
-    backbone = next(curve for curve in curves if curve.stage == "pretrain")
-    assert backbone.seeds == [([own], [1.0])]
+    for steps in (100, 400):
+        synthetic_study.write_pretraining(tmp_path, steps=steps)
+    first, second = find(load([tmp_path])).curves
+    assert [(curve.stage, curve.seeds[0][0]) for curve in first] == [("pretrain", [own]), ("train", [5])]
+    assert [(curve.stage, curve.seeds[0][0]) for curve in second] == [("pretrain", [500 - own])]
+
+
+def test_every_backbone_has_a_loss_figure_a_gpus_first(tmp_path):
+    cpu = synthetic_study.GPU | {"name": "cpu", "gpu": None}
+    for seed in range(3):
+        synthetic_study.write_fit(tmp_path / "records", seed=seed, machine=cpu)
+    synthetic_study.write_pretraining(tmp_path / "records", machine=cpu)
+    for model, fits in (("small", 2), ("medium", 1)):
+        synthetic_study.write_pretraining(tmp_path / "records", model)
+        for seed in range(fits):
+            synthetic_study.write_fit(tmp_path / "records", seed=seed, changes={"model.name": model})
+    found = find(load([tmp_path / "records"]))
+    sources = [curves[0].source.split(",")[0] for curves in found.curves]
+    assert sources == ["NVIDIA H200 · small", "NVIDIA H200 · medium", "CPU · tiny"]
+    draw(found, tmp_path / "out")
+    figures = tmp_path / "out" / "figures"
+    assert {path.name for path in figures.glob("loss*.svg")} == {
+        "loss.svg",
+        "loss_cell2.svg",
+        "loss_cell3.svg",
+    }
+    rows = pd.read_csv(figures / "loss.csv")
+    assert rows.groupby("figure").size().to_dict() == {1: 3, 2: 2, 3: 4}
+    assert set(rows[rows["figure"] == 3]["source"].str[:3]) == {"CPU"}
 
 
 def test_a_second_cell_gets_a_number_and_stale_figures_go(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import synthetic
 import synthetic_gpu
 from adafuse.records import load
+from adafuse.report import scan_table
 from adafuse.report.drift import drift_cells
 from adafuse.report.findings import sentences
 from adafuse.report.text import process_text, ratio_text
@@ -73,23 +74,30 @@ def test_drift_names_the_error_of_each_dtype(tmp_path: Path) -> None:
     assert "bit-identical" in line
 
 
-def test_points_of_a_scan_are_one_sentence(tmp_path: Path) -> None:
+def test_points_of_a_scan_stand_in_a_table_of_their_own(tmp_path: Path) -> None:
     for rank in (8, 16, 64):
-        synthetic_gpu.write_gpu_latency(tmp_path, "twin", rank)
-    (line,) = said(tmp_path)
+        synthetic_gpu.write_gpu_latency(tmp_path, "twin", rank, processes=1 if rank == 64 else 3)
+    assert said(tmp_path) == []
     cells = latency_cells(load([tmp_path]))
-    cells.sort(key=lambda cell: cell.config["experts"]["rank"])
-    switched = ", ".join(f"{ratio(cell, 'adafuse_switch_graph').ratio:.2f}" for cell in cells)
-    assert f"the paper's switch {switched} times the backbone" in line
-    assert "r=8" in line and "r=64" in line
+    (section,) = scan_table.sheet(cells).sections
+    shown = [{name: show(row) for name, show in section.columns.items()} for row in section.rows]
+    assert [row["adapted linears, rank, experts"].split()[1] for row in shown] == ["r=8", "r=16", "r=64"]
+    assert [row["processes"] for row in shown] == ["3", "3", "1"]
+    first = min(cells, key=lambda cell: cell.config["experts"]["rank"])
+    assert shown[0]["AdaFuse (switch, graph)"] == ratio_text(ratio(first, "adafuse_switch_graph"))
+    gate = ratio(first, "adafuse_layerwise_gather_graph", "adafuse_gather_graph")
+    assert shown[0]["per layer / one gate"] == ratio_text(gate)
+    assert not any(name.startswith("Backbone (again") for name in section.columns)
 
 
-def test_points_of_a_scan_with_one_process_are_named(tmp_path: Path) -> None:
-    for rank, processes in ((8, 3), (16, 3), (64, 1)):
-        synthetic_gpu.write_gpu_latency(tmp_path, "twin", rank, processes=processes)
+def test_the_sizes_of_the_adapters_are_said(tmp_path: Path) -> None:
+    methods = {name: {"expert_targets": None} for name in ("mola", "pesc", "adafuse")}
+    plain = {"methods": methods | {"moral": {"expert_targets": ["up_proj"]}}}
+    plain["experts"] = synthetic_gpu.experts() | {"targets": ["q_proj", "v_proj"]}
+    synthetic_gpu.write_gpu_latency(tmp_path, "paper", context=64, plain=plain)
     (line,) = said(tmp_path)
-    assert "one process at" in line and "r=64" in line.split("one process at")[1].split(";")[0]
-    assert "r=8" not in line.split("one process at")[1].split(";")[0]
+    assert "Parameters of the adapters: AdaFuse (switch) " in line
+    assert line.endswith("; not on the cell's linears but on those of its own paper: MoRAL.")
 
 
 def test_a_ratio_that_the_twin_cannot_tell_apart_is_marked() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adafuse.report.on_par import difference_text, is_not_worse, judge_difference
-from adafuse.report.verdicts import NOT_REPLICATED, NOT_TESTABLE, REPLICATED
+from adafuse.report.verdicts import NOT_DECIDED, NOT_REPLICATED, NOT_TESTABLE, REPLICATED
 from adafuse.stats import LEVEL, Difference, mean_interval, seeds_needed
 
 # five values of mean 0 and standard deviation 1
@@ -25,14 +25,17 @@ def difference(mean_points: float, spread_points: float, seeds: int = 5) -> Diff
         (1.0, 1.0, REPLICATED, "within"),
         (-1.0, 1.0, REPLICATED, "within"),
         (-0.8, 0.5, REPLICATED, "[-1.3, -0.3] lies within"),
-        (1.5, 1.0, REPLICATED, "better than on par"),
+        (1.5, 1.0, REPLICATED, "better: the 90 % interval"),
         (1.2, 1.0, REPLICATED, "not worse"),
-        (6.0, 1.0, REPLICATED, "better than on par: the 90 % interval [+5.0, +7.0] lies above -2"),
+        (6.0, 1.0, REPLICATED, "better: the 90 % interval [+5.0, +7.0] lies above -2"),
         (-1.5, 1.0, NOT_REPLICATED, "worse: the 95 % interval [-2.7, -0.3] lies below 0"),
         (-6.0, 1.0, NOT_REPLICATED, "worse"),
-        (-1.1, 1.0, NOT_TESTABLE, "too wide to tell"),
-        (0.0, 3.0, NOT_TESTABLE, "[-2.9, +2.9] is too wide to tell; about 9 seeds would do"),
-        (-3.0, 3.0, NOT_TESTABLE, "about 7 seeds would do if seeds go on differing by 3.0 points"),
+        (-1.1, 1.0, NOT_DECIDED, "too wide to tell"),
+        (0.0, 3.0, NOT_DECIDED, "[-2.9, +2.9] is too wide to tell; about 9 seeds would give even odds if"),
+        (-3.0, 3.0, NOT_DECIDED, "about 7 seeds would give even odds if the difference is -3.0 points and"),
+        (-3.0, 3.0, NOT_DECIDED, "seeds go on differing by 3.0 points"),
+        (-2.01, 1.9, NOT_DECIDED, "about 6 seeds"),
+        (-1.999, 3.0, NOT_DECIDED, "only more than 1,000 seeds would give even odds"),
     ],
 )
 def test_the_rule(mean, spread, verdict, said):

@@ -38,7 +38,10 @@ def test_every_table_is_there_and_names_its_records(whole):
     found = whole
     names = {"claims", "goals", "table1", "table2", "table3", "table4", "table5", "table6"}
     others = {
+        "accuracy",
         "attribution",
+        "backbones",
+        "scans",
         "layers",
         "kernels",
         "drift",

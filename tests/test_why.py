@@ -102,6 +102,7 @@ def test_differences_are_paired_to_the_default_and_to_the_twin(tmp_path: Path) -
     assert second["to_twin"].value == pytest.approx(-0.04) and second["to_twin"].high > -0.03
     assert found[16, "adafuse_layerwise"]["to_twin"] is None
     assert second["trainable"] == 1_200_000 and second["validation_loss"] == 0.5
+    assert second["entropy_nats"] == 1.5
     assert len(second["records"]) == 5
 
 

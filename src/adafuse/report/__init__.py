@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 
 from adafuse.records import Record
 from adafuse.report import (
+    accuracy_sheet,
     accuracy_table,
+    backbones,
     calibration,
     claims,
     drift,
@@ -27,6 +29,7 @@ from adafuse.report import (
     layers,
     losses,
     routing,
+    scan_table,
     sheet,
     style,
     tables,
@@ -58,7 +61,7 @@ class Findings:
     kernels: list[Cell]
     drift: list[Cell]
     traces: list[Cell]
-    curves: list[losses.Curve]
+    curves: list[list[losses.Curve]]
     paper: dict[str, Any]
 
     @property
@@ -98,11 +101,17 @@ def all_sheets(found: Findings) -> list[sheet.Sheet]:
         claims.sheet(found.claims),
         goals.sheet(latency, found.kernels),
         tables.table1(latency, paper),
-        *(accuracy_table.table(name, adapters.studies, paper) for name in ("table2", "table3", "table4")),
+        *(
+            accuracy_table.table(name, adapters.studies, paper, adapters.fits)
+            for name in ("table2", "table3", "table4")
+        ),
+        accuracy_sheet.sheet(adapters),
         tables.table5(latency, paper),
         tables.table6(latency, paper),
         tables.attribution(latency, paper),
+        scan_table.sheet(latency),
         why.why_table(adapters.whys, adapters.fits),
+        backbones.backbone_table(found.headed),
         tuning.tuning_table(found.headed),
         routing.routing_table(adapters.routing),
         generation.generation_table(adapters.generated),

@@ -128,12 +128,31 @@ def difference(study: Study, left: str, right: str) -> Difference | None:
 
 def extremes(study: Study, left: str, right: str) -> list[tuple[str, Difference]] | None:
     """The tasks on which `left` is furthest behind and ahead of `right`; None for fewer than two tasks."""
-    sides = study.variants.get(left, {}), study.variants.get(right, {})
-    by_task = {task: paired(*sides, [task]) for task in study.tasks}
-    known = [(task, found) for task, found in by_task.items() if found]
+    known = by_task(study, left, right)
     if len(known) < 2:
         return None
-    return [end(known, key=lambda own: own[1].value) for end in (min, max)]
+    return [end(known.items(), key=lambda own: own[1].value) for end in (min, max)]
+
+
+def without_furthest(study: Study, left: str, right: str) -> tuple[str, Difference] | None:
+    """The task on which `left` and `right` differ most, whichever is ahead, and their difference over all others;
+    None for fewer than two tasks.
+    """
+    known = by_task(study, left, right)
+    if len(known) < 2 or len(known) < len(study.tasks):
+        return None
+    furthest = max(known, key=lambda task: abs(known[task].value))
+    rest = paired(
+        study.variants[left], study.variants[right], [task for task in study.tasks if task != furthest]
+    )
+    return (furthest, rest) if rest else None
+
+
+def by_task(study: Study, left: str, right: str) -> dict[str, Difference]:
+    """The difference of two methods on each task that both have."""
+    sides = study.variants.get(left, {}), study.variants.get(right, {})
+    found = {task: paired(*sides, [task]) for task in study.tasks}
+    return {task: own for task, own in found.items() if own}
 
 
 def paired(left: Seeds, right: Seeds, tasks: list[str]) -> Difference | None:

@@ -1,6 +1,6 @@
 """The paper's Tables 2, 3 and 4 beside ours, each method against plain LoRA on the same items.
 
-In: studies and the paper's numbers. Out: a `Sheet` each. Next: on_par.py.
+In: studies, the training runs behind them and the paper's numbers. Out: a `Sheet` each. Next: on_par.py.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ import numpy as np
 from adafuse.records import Record
 from adafuse.report.accuracy import Seeds, Study, averages, backbones, difference, heading, scores, trainable
 from adafuse.report.cells import caption, first_error, short_name
+from adafuse.report.fits import Fits
+from adafuse.report.held_out import loss_difference, loss_text, mean_loss
 from adafuse.report.on_par import difference_text
 from adafuse.report.sheet import Columns, Row, Section, Sheet
 from adafuse.report.text import GAP, digits, points_text
 from adafuse.report.variants import ADAFUSE, LORA, ORDER, TWIN, rank
 
 ABOUT = (
-    "Accuracy in per cent ± one standard error (over items for one seed, over seeds for more). The last column "
-    "is the mean difference to plain LoRA, paired per item, with its 95 % interval. Our tasks are not the "
-    "paper's: compare differences, not values."
+    "Accuracy in per cent ± one standard error (over items for one seed, over seeds for more). Minus LoRA: the mean "
+    "difference to plain LoRA, paired per item, with its 95 % interval. Our tasks are not the paper's: compare "
+    "differences, not values."
 )
+ABOUT_LOSS = " Validation loss: nats per answer token on held-out items; by it learning rates were chosen."
 # what AdaFuse is compared with, and why
 COMPARED = {
     LORA: "AdaFuse minus plain LoRA",
@@ -32,18 +35,19 @@ COMPARED = {
 }
 
 
-def table(name: str, found: list[Study], paper: dict[str, Any]) -> Sheet:
+def table(name: str, found: list[Study], paper: dict[str, Any], known: Fits | None = None) -> Sheet:
     """Table 2 (general), 3 or 4 (domain, by backbone): ours first, then the paper's own tasks in a block of
-    their own.
+    their own; without the training runs there is no column of their losses.
     """
     printed = paper[name]
-    sections = [_section(study) for study in found if study.table == name]
+    sections = [_section(study, known or {}) for study in found if study.table == name]
     if not sections:
         reason = f"not run in this profile: experiment={printed['experiment']}"
         rows: list[Row] = [{"method": row["label"], "ours": reason, "records": []} for row in printed["rows"]]
         columns: Columns = {"method": lambda row: row["method"], "ours": lambda row: row["ours"]}
         sections = [Section("Ours", "", rows, columns)]
-    return Sheet(name, f"Table {name[-1]}: {printed['title']}", ABOUT, [*sections, _paper_section(printed)])
+    about = ABOUT + (ABOUT_LOSS if known else "")
+    return Sheet(name, f"Table {name[-1]}: {printed['title']}", about, [*sections, _paper_section(printed)])
 
 
 def score_row(seeds: Seeds, tasks: list[str]) -> Row:
@@ -69,22 +73,29 @@ def score_text(row: Row, task: str) -> str:
     return f"{100 * row[task]:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
 
 
-def _section(study: Study) -> Section:
+def _section(study: Study, known: Fits) -> Section:
     columns: Columns = {"method": lambda row: row["method"]}
     columns["trainable (M)"] = lambda row: GAP if row["trainable"] is None else digits(row["trainable"] / 1e6)
     for task in [*study.tasks, "average"]:
         columns[task] = partial(_score_or_reason, task=task)
     columns["minus LoRA [95 %]"] = lambda row: GAP if row["method"] == LORA else points_text(row["to_lora"])
+    if known:
+        columns["validation loss"] = lambda row: digits(row["validation_loss"])
     columns["seeds"] = lambda row: str(row["seeds"])
     absent = [name for name in ORDER if not any(v.split(" ")[0] == name for v in study.variants)]
-    rows = [_row(study, name) for name in sorted([*study.variants, *absent], key=rank)]
-    return Section(heading(study.cell), caption(study.cell), rows, columns, _notes(study))
+    rows = [_row(study, name, known) for name in sorted([*study.variants, *absent], key=rank)]
+    return Section(heading(study.cell), caption(study.cell), rows, columns, _notes(study, known))
 
 
-def _notes(study: Study) -> list[str]:
-    known = {task: line for r in study.cell.finished for task, line in scores([r]).items()}
-    parts = [f"{task} ({known[task]['metric']}, {known[task]['n']} items)" for task in study.tasks]
-    notes = [f"Tasks: {', '.join(parts)}."] if parts else []
+def tasks_note(records: Iterable[Record], tasks: list[str]) -> list[str]:
+    """How each task is scored, and on how many items of a seed; nothing without tasks."""
+    known = {task: line for record in records for task, line in scores([record]).items()}
+    parts = [f"{task} ({known[task]['metric']}, {known[task]['n']} items)" for task in tasks]
+    return [f"Tasks: {', '.join(parts)}."] if parts else []
+
+
+def _notes(study: Study, known: Fits) -> list[str]:
+    notes = tasks_note(study.cell.finished, study.tasks)
     if study.same_as:
         notes.append(f"The weights are those of backbone {study.same_as}: this is no second backbone.")
     several = backbones(study.cell.records)
@@ -96,17 +107,20 @@ def _notes(study: Study) -> list[str]:
     for other, said in COMPARED.items():
         found = difference(study, ADAFUSE, other)
         if found:
-            notes.append(f"{said}: {difference_text(found)}.")
+            lost = loss_difference(study.variants[ADAFUSE], study.variants[other], known)
+            loss = f" Validation loss: {loss_text(lost)} nats ({lost.method})." if lost else ""
+            notes.append(f"{said}: {difference_text(found)}.{loss}")
     return notes
 
 
-def _row(study: Study, variant: str) -> Row:
+def _row(study: Study, variant: str, known: Fits) -> Row:
     seeds = study.variants.get(variant, {})
     every = [record for records in seeds.values() for record in records]
     finished = [record for record in every if record.status != "unfinished"]
     row: Row = {"method": variant, "trainable": trainable(finished)}
     row |= score_row(seeds, study.tasks)
     row |= {"reason": _reason(every, variant), "to_lora": difference(study, variant, LORA)}
+    row["validation_loss"] = mean_loss(seeds, known)
     row["_reason_at"] = (study.tasks or ["average"])[0] if not row["seeds"] else None
     if all(row[task] is not None for task in study.tasks) and study.tasks:
         row["reason"] = None

@@ -27,7 +27,7 @@ def accuracy_claims(study: Study, paper: dict[str, Any]) -> list[Claim]:
         absent = [name for name in (ADAFUSE, other) if name not in study.variants]
         reason = f"no common items: not run for {' or '.join(absent)}" if absent else "no common items"
         verdict, why = judge_difference(ours, reason)
-        text = f"AdaFuse on par with {labels[other]}" + (" (plain)" if other == LORA else "") + ", average"
+        text = f"AdaFuse no worse than {labels[other]}" + (" (plain)" if other == LORA else "") + ", average"
         printed = f"{means[ADAFUSE] - means[other]:+.2f} points"
         claims.append(_study_claim(study, where, text, printed, ours, verdict, why))
     return claims
@@ -37,7 +37,7 @@ def not_run(name: str, paper: dict[str, Any]) -> Claim:
     """The claim of a table that no record answers."""
     table, where = paper[name], f"Table {name[-1]}"
     why = f"not run in this profile: experiment={table['experiment']}"
-    text = f"AdaFuse on par with the other adapters, Table {name[-1]}'s tasks"
+    text = f"AdaFuse no worse than the other adapters, Table {name[-1]}'s tasks"
     return Claim("Not run", where, text, "see the table", None, NOT_TESTABLE, why)
 
 

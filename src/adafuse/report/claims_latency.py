@@ -56,6 +56,11 @@ def latency_claims(cell: Cell, paper: dict[str, Any]) -> list[Claim]:
     return claims
 
 
+def is_of_time(claim: Claim) -> bool:
+    """True for what a token takes: not for memory and counts, nor for milliseconds, which nobody compares."""
+    return "a token" in claim.text or "fastest other" in claim.text or "slower than the next" in claim.text
+
+
 def memory_claims(cell: Cell, paper: dict[str, Any]) -> list[Claim]:
     """Peak memory of Table 5's rows over the backbone's; like time, a cost of AdaFuse's and a number of the others."""
     five = by_arm(paper["table5"])

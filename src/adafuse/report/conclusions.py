@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adafuse.report.accuracy import Study, average, difference, extremes, paired
+from adafuse.report import conclusions_speed
+from adafuse.report.accuracy import Study, average, difference, extremes, paired, without_furthest
 from adafuse.report.cells import Cell, model_name
-from adafuse.report.claims_latency import ADAFUSE as SWITCH_ARM
-from adafuse.report.claims_latency import OTHERS, PAPER_GAIN
-from adafuse.report.findings import GATHERED, LAYERWISE, SWITCHED, fastest_other
+from adafuse.report.findings import GATHERED, SWITCHED
+from adafuse.report.findings_why import spared
 from adafuse.report.generation import NEVER, SWITCH, Generated
-from adafuse.report.knobs import GATE_INPUT
+from adafuse.report.knobs import BYPASS, GATE_INPUT
 from adafuse.report.on_par import (
     BETTER,
     NOT_DECIDED,
@@ -25,38 +25,32 @@ from adafuse.report.on_par import (
     equivalent,
     verdict_word,
 )
+from adafuse.report.scans import scans
 from adafuse.report.text import points_text, ratio_text
-from adafuse.report.timing import ratio, results
+from adafuse.report.timing import results
 from adafuse.report.trained import Trained
 from adafuse.report.variants import ADAFUSE, LORA, TWIN
-from adafuse.report.verdicts import MIN_SEEDS
+from adafuse.report.verdicts import MARGIN, MIN_SEEDS, Claim
 from adafuse.report.why_studies import Why
-from adafuse.stats import SIZE, Difference, Interval
+from adafuse.stats import SIZE, Difference
 
 # what AdaFuse's accuracy is held against, and the order in which verdicts are told
-OPPONENTS = {LORA: "plain LoRA", TWIN: "its twin with a gate per layer"}
+OPPONENTS = {TWIN: "a gate per layer with the same experts", LORA: "one plain LoRA"}
+# of a token's time: what nobody would build a router for
+LITTLE = 0.05
 VERDICTS = (BETTER, ON_PAR, NOT_WORSE, NOT_DECIDED, WORSE)
 
 
-def paragraphs(latency: Sequence[Cell], trained: Trained) -> str:
+def paragraphs(latency: Sequence[Cell], claims: Sequence[Claim], trained: Trained) -> str:
     """Speed where the paper measured, speed without launches, accuracy, rounding; empty without such records."""
-    timed = [cell for cell in latency if cell.rounds and not cell.is_cpu and cell.config["batch"] == 1]
-    # the cell behind which most processes stand speaks for its kind
-    timed.sort(key=lambda cell: -len(cell.records))
     said = [
-        _first(timed, _launched),
-        _first(_as_launched(timed), _captured),
-        _accuracy(trained.studies),
+        *conclusions_speed.sentences(latency, claims),
+        *_accuracy(trained.studies),
         _first([why for why in trained.whys if why.knob.name == GATE_INPUT], _same_tokens),
+        _spare(latency, trained),
         _first(trained.generated, _rounding),
     ]
     return "\n\n".join(sentence for sentence in said if sentence)
-
-
-def _as_launched(timed: list[Cell]) -> list[Cell]:
-    """Those with the experts of the launched cell first: the two sentences are to be read together."""
-    launched = next((cell.config["experts"] for cell in timed if _launched(cell)), None)
-    return sorted(timed, key=lambda cell: cell.config["experts"] != launched)
 
 
 def _first(found: Sequence[Any], say: Callable[[Any], str | None]) -> str | None:
@@ -64,54 +58,13 @@ def _first(found: Sequence[Any], say: Callable[[Any], str | None]) -> str | None
     return next((sentence for one in found if (sentence := say(one))), None)
 
 
-def _launched(cell: Cell) -> str | None:
-    """The claim, where it was made: launched eagerly, one process to the next."""
-    if not {SWITCH_ARM, *OTHERS} <= set(cell.config["arms"]["run"]):
-        return None
-    found = results(cell, [SWITCH_ARM, *OTHERS])
-    fastest = fastest_other(found)
-    own, gain = found[SWITCH_ARM].ratio, ratio(cell, fastest, SWITCH_ARM) if fastest else None
-    if own is None or gain is None or fastest is None:
-        return None
-    holds = "holds" if gain.ratio >= PAPER_GAIN else "does not hold"
-    return (
-        f"Launched eagerly on an {cell.machine['gpu']}, the paper's claim of speed {holds}: AdaFuse's token costs "
-        f"{ratio_text(own)} times the backbone's and is {ratio_text(gain)} times faster than the fastest other dynamic "
-        f"adapter's, {found[fastest].label}."
-    )
-
-
-def _captured(cell: Cell) -> str | None:
-    """What is left of it where launches cost nothing, and what to deploy then."""
-    if not {GATHERED, LAYERWISE, SWITCHED} <= set(cell.config["arms"]["run"]):
-        return None
-    found = results(cell, [GATHERED, LAYERWISE, SWITCHED])
-    one, many, merged = (
-        found[arm].ratio if arm in found else None for arm in (GATHERED, LAYERWISE, SWITCHED)
-    )
-    if one is None or many is None or merged is None:
-        return None
-    dearer = merged.low > max(one.high, many.high)
-    said = (
-        f"In one captured graph, where launches cost nothing, merging into the weights costs {ratio_text(merged)}, "
-        f"experts gathered for each token {ratio_text(one)}, and the same behind a gate per layer {ratio_text(many)}"
-    )
-    if not dearer:
-        return f"{said}."
-    return f"{said}: the gain was in launches saved, not in merging{_and_one_gate(cell, one, many)}."
-
-
-def _and_one_gate(cell: Cell, one: Interval, many: Interval) -> str:
-    """Whether the shared gate itself buys speed: only if the two intervals are apart."""
-    apart = one.high < many.low
-    return "" if apart else ", nor in the shared gate; gathered experts in a graph are what to deploy"
-
-
-def _accuracy(studies: Sequence[Study]) -> str | None:
-    """One gate for all layers against one LoRA and against a gate per layer; all studies: backbones may disagree."""
+def _accuracy(studies: Sequence[Study]) -> list[str]:
+    """One gate for all layers against a gate per layer and against one LoRA; all studies: backbones may disagree."""
     counted = [study for study in studies if study.same_as is None]
     said = [part for other, words in OPPONENTS.items() if (part := _by_verdict(counted, other, words))]
-    return f"AdaFuse's accuracy, in points: {'; '.join(said)}.{_furthest(counted)}" if said else None
+    if not said:
+        return []
+    return [f"Does one decision for all layers cost accuracy? {' '.join(said)}{_furthest(counted)}"]
 
 
 def _by_verdict(studies: Sequence[Study], other: str, words: str) -> str | None:
@@ -120,9 +73,19 @@ def _by_verdict(studies: Sequence[Study], other: str, words: str) -> str | None:
     for study in studies:
         own = _enough(difference(study, ADAFUSE, other))
         if own:
-            found.setdefault(verdict_word(own), []).append(f"{_studied(study)} {100 * own.value:+.1f}")
+            word = verdict_word(own)
+            of_study = f"{_studied(study)} {100 * own.value:+.1f}{_carried(study, other, word)}"
+            found.setdefault(word, []).append(of_study)
     parts = [f"{word} ({', '.join(found[word])})" for word in VERDICTS if word in found]
-    return f"against {words}, {', '.join(parts)}" if parts else None
+    return f"Against {words}, in points: {'; '.join(parts)}." if parts else None
+
+
+def _carried(study: Study, other: str, word: str) -> str:
+    """Whether the verdict on a mixture hangs on one family, the one that differs most."""
+    rest = without_furthest(study, ADAFUSE, other) if study.table == "table2" else None
+    if rest is None or verdict_word(rest[1]) == word:
+        return ""
+    return f", but {100 * rest[1].value:+.1f} and {verdict_word(rest[1])} without {rest[0]}"
 
 
 def _furthest(studies: Sequence[Study]) -> str:
@@ -155,10 +118,37 @@ def _same_tokens(why: Why) -> str | None:
     gap = _enough(paired(points[best], why.levels[TWIN], why.tasks))
     if gap is None or gap.high >= 0:
         return None
+    by_task = {task: paired(points[best], why.levels[TWIN], [task]) for task in why.tasks}
+    worst, low = min(((t, own) for t, own in by_task.items() if own), key=lambda pair: pair[1].value)
     return (
         "Where tasks share their tokens and only the context tells them apart, one decision for all layers falls "
-        f"behind: {points_text(gap)} points to a gate per layer, from the best place that it can look at ({best}, "
-        f"backbone {model_name(why.cell.config)})."
+        f"behind a gate per layer: {points_text(gap)} points, from the best place that it was given to look at "
+        f"({best}, backbone {model_name(why.cell.config)}); most in {worst}, {points_text(low)}."
+    )
+
+
+def _spare(latency: Sequence[Cell], trained: Trained) -> str | None:
+    """How many tokens accuracy can spare, and what leaving so many to the backbone saves."""
+    scan = next((s for s in scans([c for c in latency if not c.is_cpu]) if s.what == "bypass_share"), None)
+    studies = [why for why in trained.whys if why.knob.name == BYPASS]
+    found = next(((why, own) for why in studies if (own := spared(why, trained.fits))), None)
+    if scan is None or found is None:
+        return None
+    why, (share, _, _) = found
+    none, enough = scan.values[0], next((value for value in scan.values if value >= share), scan.values[-1])
+    costs, saved = [], 0.0
+    for arm, name in ((SWITCHED, "the paper's switch"), (GATHERED, "gathered experts")):
+        with_none, left = (
+            results(scan.cells[scan.values.index(v)], [arm])[arm].ratio for v in (none, enough)
+        )
+        if with_none and left:
+            costs.append(f"{name} {ratio_text(left)} instead of {ratio_text(with_none)}")
+            saved = max(saved, 1 - left.ratio / with_none.ratio)
+    what = "next to nothing" if saved < LITTLE else "time"
+    return (
+        f"Of the tokens {100 * share:.0f} % can be left to the backbone alone with a fall of {MARGIN:g} points ruled "
+        f"out (backbone {model_name(why.cell.config)}). That saves {what}: with "
+        f"{100 * enough:.0f} % left so, times the backbone, {' and '.join(costs)}."
     )
 
 

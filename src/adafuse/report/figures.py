@@ -35,7 +35,7 @@ from adafuse.report.why_figure import why_figure
 def all_figures(
     latency: list[Cell],
     layers: list[Cell],
-    curves: list[Curve],
+    curves: list[list[Curve]],
     paper: dict[str, Any],
     drift: Sequence[Cell] = (),
     traced: Sequence[Cell] = (),
@@ -56,8 +56,7 @@ def all_figures(
         for cell in traced:
             if timelines(cell):
                 drawn.append((f"timeline_{cell.config['arms'].get('name')}", timeline_figure(cell)))
-        if curves:
-            drawn.append(("loss", loss_figure(curves)))
+        drawn += [("loss", loss_figure(own)) for own in curves]
         drawn += _of_adapters(trained) if trained else []
     named: dict[str, Figure] = {}
     for name, figure in drawn:
@@ -121,7 +120,7 @@ def figure2(cell: Cell) -> Figure:
 
 
 def loss_figure(curves: list[Curve]) -> Figure:
-    """Training loss, mean over seeds: the backbone's pre-training if it was run here, and every method's adapters."""
+    """Training loss of one backbone, mean over seeds: its pre-training if it was run here, and its adapters'."""
     stages = [stage for stage in ("pretrain", "train") if any(curve.stage == stage for curve in curves)]
     figure, axes = canvas(4.2 * len(stages) + 0.6, 3.2, len(stages))
     for axis, stage in zip(axes, stages, strict=True):

@@ -6,14 +6,17 @@ Next: readme.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+from adafuse.adapters.geometry import widths
 from adafuse.report import findings_controls as controls
 from adafuse.report.cells import Cell, model_name
 from adafuse.report.claims_latency import ADAFUSE, OTHERS, PAPER_GAIN
 from adafuse.report.drift import traces
 from adafuse.report.scans import scans
-from adafuse.report.text import digits, process_text
+from adafuse.report.text import count_text, digits, process_text
 from adafuse.report.timing import AGAIN, BASE, ArmResult, again, base_of, ratio, results
 from adafuse.report.traces import timelines
 
@@ -28,9 +31,8 @@ GATHERED, LAYERWISE, SWITCHED = (
 def sentences(latency: Sequence[Cell], traced: Sequence[Cell], drifts: Sequence[Cell]) -> list[str]:
     """A bullet for each question that the records of a GPU answer; none where there is no such record."""
     timed = [cell for cell in latency if cell.rounds and not cell.is_cpu]
-    # points of a scan are one sentence together; those with the arms of a sentence of their own have that too
-    varied = scans(timed)
-    points = {id(cell) for scan in varied for cell in scan.cells}
+    # points of a scan stand in a table of their own
+    points = {id(cell) for scan in scans(timed) for cell in scan.cells}
     lines = [
         *_each(timed, _eager),
         *_each([cell for cell in traced if not cell.is_cpu], _host),
@@ -38,8 +40,8 @@ def sentences(latency: Sequence[Cell], traced: Sequence[Cell], drifts: Sequence[
         *_each(timed, lambda cell: controls.peft(cell, _place(cell))),
         *_each([cell for cell in timed if id(cell) not in points], _captured),
         *_each(timed, lambda cell: controls.captured(cell, _place(cell))),
-        *(line for scan in varied if (line := controls.scanned(scan, _model(scan.cells[0])))),
         *_each(timed, _memory),
+        *_captured_memory(timed),
         *_each([cell for cell in drifts if not cell.is_cpu], _drift),
     ]
     return [f"- {line}" for line in lines]
@@ -75,8 +77,28 @@ def _eager(cell: Cell) -> str | None:
         f"**Where the paper measured** (eager, batch 1; {_place(cell)}), a token costs, in units of the backbone's: "
         f"{said}{f'; the backbone against itself, {process_text(noise)}' if noise else ''}. AdaFuse is "
         f"{process_text(ratio(cell, fastest, ADAFUSE))} times faster than {found[fastest].label}, the fastest of the "
-        f"others (paper: {PAPER_GAIN:g} and more)."
+        f"others (paper: {PAPER_GAIN:g} and more).{_sizes(cell, [found[arm] for arm in timed])}"
     )
+
+
+def _sizes(cell: Cell, found: list[ArmResult]) -> str:
+    """How large the adapters are, and which of them do not stand on the cell's linears."""
+    known = [own for own in found if own.cost.get("adapter_params")]
+    if not known:
+        return ""
+    said = ", ".join(f"{own.label} {count_text(own.cost['adapter_params'])}" for own in known)
+    methods, table = cell.config.get("methods", {}), cell.config["arms"]["table"]
+    targets = set(cell.config["experts"]["targets"])
+    apart = [
+        own.label for own in known if _targets(methods.get(table[own.arm]["method"], {})) - {None} - targets
+    ]
+    where = f"; not on the cell's linears but on those of its own paper: {', '.join(apart)}" if apart else ""
+    return f" Parameters of the adapters: {said}{where}."
+
+
+def _targets(method: Mapping[str, Any]) -> set[str | None]:
+    """The linears that a method's own file names, whatever the cell's are."""
+    return {*(method.get("expert_targets") or ()), *(method.get("static_targets") or ())}
 
 
 def fastest_other(found: Mapping[str, ArmResult]) -> str | None:
@@ -92,10 +114,12 @@ def _host(cell: Cell) -> str | None:
         return None
     own, base = found[ADAFUSE], found.get(AGAIN, found[BASE])
     switch_ms, more = own.line["parts_ms"]["switch"], own.line["launches"] - base.line["launches"]
+    busy_ms, token_ms = sum(base.line["parts_ms"].values()), base.line["untraced_ms"]
     return (
-        "**Why**: launched eagerly, the host sets the pace. Under a profiler the GPU idles for "
-        f"{100 * base.gap_share:.0f} % of the backbone's token; AdaFuse's switch takes {digits(switch_ms)} ms of GPU "
-        f"time and {more} launches more, so that it hides behind the host."
+        f"**Why**: launched eagerly, the host sets the pace. The GPU works for {digits(busy_ms)} of the "
+        f"{digits(token_ms)} ms of the backbone's token (on the host that was traced) and idles for "
+        f"{100 * (1 - busy_ms / token_ms):.0f} %; AdaFuse's switch takes {digits(switch_ms)} ms of GPU time and {more} "
+        "launches more, so that it hides behind the host."
     )
 
 
@@ -121,14 +145,47 @@ def _over_floor(result: ArmResult) -> str:
 
 
 def _memory(cell: Cell) -> str | None:
+    """The paper's strategy beside the backbone, and the copy that it leaves out."""
     found = results(cell, [BASE, ADAFUSE])
     base, own = (found[arm].memory.get("peak_gib") for arm in (BASE, ADAFUSE))
     if not base or not own:
         return None
+    copy_gib = _adapted_gib(cell)
     return (
-        f"**Memory** ({_place(cell)}): merging in place peaks at {own / base:.3f} times the backbone's {digits(base)} "
-        "GiB; a clean copy of the weights, without which rounding stays in them, does not count in that."
+        f"**Memory** ({_place(cell)}): merging in place peaks at {own / base:.3f} times the backbone's "
+        f"{digits(base)} GiB. The clean copy of the adapted weights, without which rounding stays in them, is on the "
+        f"host for that: kept on the GPU, as in the cells that are timed, it is {digits(copy_gib)} GiB more, "
+        f"{(own + copy_gib) / base:.2f} times in all."
     )
+
+
+def _adapted_gib(cell: Cell) -> float:
+    """The weights of the adapted linears, in 16 bits."""
+    model, targets = cell.config["model"], cell.config["experts"]["targets"]
+    sizes = widths(model["shape"])
+    return 2 * model["shape"]["num_hidden_layers"] * sum(math.prod(sizes[name]) for name in targets) / 2**30
+
+
+def _captured_memory(timed: Sequence[Cell]) -> Iterator[str]:
+    """What the captured strategies hold, from the cell that has most of them; copies that a graph reads count."""
+    told = {id(cell): _peaks(cell) for cell in timed}
+    cell = max(timed, key=lambda cell: len(told[id(cell)]), default=None)
+    if cell is None or len(told[id(cell)]) < 2:
+        return
+    base, *others = told[id(cell)].items()
+    said = ", ".join(f"{label} {peak / base[1]:.3f}" for label, peak in others)
+    yield f"**Memory without launches** ({_place(cell)}), times the captured backbone's {digits(base[1])} GiB: {said}."
+
+
+def _peaks(cell: Cell) -> dict[str, float]:
+    """GiB by label: the captured backbone first, then AdaFuse's arms; empty without the backbone's."""
+    run = cell.config["arms"]["run"]
+    arms = [base_of(GRAPH), *(arm for arm in run if arm.startswith("adafuse_"))]
+    if base_of(GRAPH) not in run:
+        return {}
+    peaks = {found.label: found.memory.get("peak_gib") for found in results(cell, arms).values()}
+    known = {label: peak for label, peak in peaks.items() if peak}
+    return known if next(iter(peaks)) in known else {}
 
 
 def _drift(cell: Cell) -> str | None:

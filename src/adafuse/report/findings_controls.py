@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adafuse.report.cells import Cell
-from adafuse.report.scans import WORDS, Scan
 from adafuse.report.text import process_text
-from adafuse.report.timing import ArmResult, results
+from adafuse.report.timing import results
 
 EAGER = {
     "adafuse_loop": "one gate for all layers and a loop over experts",
@@ -28,11 +27,6 @@ CAPTURED = {
     "adafuse_masked_loop_graph": "the loop behind one gate",
     "adafuse_layerwise_simple_merge_graph": "merging layer by layer",
 }
-SCANNED = {
-    "adafuse_gather_graph": "gathered experts",
-    "adafuse_layerwise_gather_graph": "the same with a gate per layer",
-    "adafuse_switch_graph": "the paper's switch",
-}
 
 
 def eager(cell: Cell, place: str) -> str | None:
@@ -47,7 +41,9 @@ def eager(cell: Cell, place: str) -> str | None:
 def peft(cell: Cell, place: str) -> str | None:
     """PEFT as its users run it."""
     said = _listed(cell, PEFT)
-    return said and f"**PEFT** (eager, batch 1; {place}), in units of the backbone's token: {said}."
+    rank = cell.config.get("methods", {}).get("lora", {}).get("rank")
+    whole = f"; the LoRA of rank {rank}, as all experts together" if rank else ""
+    return said and f"**PEFT** (eager, batch 1; {place}{whole}), in units of the backbone's token: {said}."
 
 
 def captured(cell: Cell, place: str) -> str | None:
@@ -56,32 +52,6 @@ def captured(cell: Cell, place: str) -> str | None:
     return said and (
         f"**Loops without launches** (one CUDA graph, batch 1; {place}), in units of the backbone's token: {said}."
     )
-
-
-def scanned(scan: Scan, place: str) -> str | None:
-    """How each ratio moves with what was varied; the intervals stand in table attribution."""
-    rows = [results(cell, list(SCANNED)) for cell in scan.cells]
-    said = []
-    for arm, name in SCANNED.items():
-        ratios = [found for row in rows if (found := row[arm].ratio)]
-        if len(ratios) == len(rows):
-            said.append(f"{name} {', '.join(f'{found.ratio:.2f}' for found in ratios)}")
-    if not said:
-        return None
-    named = [str(value).replace("\n", " ") for value in scan.values]
-    values, single = ", ".join(named), _single(named, rows)
-    some = f", one process at {', '.join(single)}" if single else ""
-    once = ", one process a point" if len(single) == len(named) else some
-    return (
-        f"**Over {scan.what.replace('_', ' ')}** (one CUDA graph; {place}{once}; intervals in table attribution), "
-        f"{WORDS[scan.what]} {values}: {'; '.join(said)} times the backbone."
-    )
-
-
-def _single(named: list[str], rows: list[dict[str, ArmResult]]) -> list[str]:
-    """The points of a scan behind which one process stands."""
-    counts = [{own.ratio.n_processes for own in row.values() if own.ratio} for row in rows]
-    return [name for name, own in zip(named, counts, strict=True) if own == {1}]
 
 
 def _listed(cell: Cell, wanted: Mapping[str, str]) -> str | None:

@@ -1,6 +1,7 @@
 """Which training run stands behind an evaluation, and what it says of itself.
 
-In: train and evaluate records. Out: the train records of an adapter, found by configuration and seed. Next: routing.py.
+In: train and evaluate records. Out: the train records of an adapter, found by configuration and seed. Next:
+held_out.py.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from adafuse.report.cells import Cell
 from adafuse.report.kernels import check_text, failures, lines
 from adafuse.report.sheet import Row
 from adafuse.report.text import ratio_text
-from adafuse.report.timing import ArmResult, missing, ratio, results
+from adafuse.report.timing import BASE, GEMV, ArmResult, base_of, missing, ratio, results
 from adafuse.stats import Interval
 
 SHAPE = {
@@ -49,6 +49,28 @@ def cost(latency: list[Cell], arm: str, rank: int, batch: int) -> Measured:
         return Measured(None, None, said)
     best, files = min(timed, key=lambda pair: pair[0].ratio)
     return Measured(best.ratio, best, said, files)
+
+
+def bandwidth(latency: list[Cell], rank: int, batch: int) -> Measured:
+    """Of the read bandwidth, what the plain backbone uses: each runtime is listed, and beside it the backbone through
+    our own product; the best plain one counts.
+    """
+    own = [cell for cell in latency if _is_ours(cell, rank, batch, CONTEXT)]
+    arms = [base_of(runtime, base) for runtime in ("graph", "compiled") for base in (BASE, GEMV)]
+    found = {arm: _of_arm(own, arm, to_itself=True) for arm in arms}
+    shares = {
+        arm: result.bandwidth_share for arm, result in found.items() if result and result.bandwidth_share
+    }
+    said = "; ".join(
+        f"{arm}: {100 * shares[arm]:.0f} %" if arm in shares else f"{arm}: not run" for arm in arms
+    )
+    plain = {arm: share for arm, share in shares.items() if not arm.startswith(GEMV)}
+    if not plain:
+        return Measured(None, None, said)
+    best = max(plain, key=lambda arm: plain[arm])
+    result = found[best]
+    assert result is not None
+    return Measured(plain[best], None, said, result.files)
 
 
 def gain(latency: list[Cell], slow: tuple[str, ...], fast: str, rank: int, batch: int) -> Measured:
@@ -89,9 +111,13 @@ def worst_line(kernels: list[Cell], kernel: str, name: str, largest: bool, where
     return Measured(worst[name], None, _size(worst) + count, files)
 
 
-def _of_arm(own: list[Cell], arm: str) -> ArmResult | None:
-    """From the cell with most processes, then rounds; a cell without a ratio only if there is no other."""
+def _of_arm(own: list[Cell], arm: str, to_itself: bool = False) -> ArmResult | None:
+    """From the cell with most processes, then rounds; a cell without a ratio only if there is no other. A backbone is
+    its own base, and counts `to_itself` where it has a time.
+    """
     held = [results(cell, [arm])[arm] for cell in own if arm in cell.config["arms"]["run"]]
+    if to_itself:
+        return max(held, key=lambda result: len(result.files) if result.ms_per_token else 0, default=None)
 
     def weight(result: ArmResult) -> tuple[int, int]:
         return (result.ratio.n_processes, result.ratio.n_rounds) if result.ratio else (0, 0)

@@ -12,19 +12,19 @@ from adafuse.report.text import points_text
 from adafuse.report.verdicts import (
     MARGIN,
     MIN_SEEDS,
+    NOT_DECIDED,
     NOT_REPLICATED,
     NOT_TESTABLE,
     REPLICATED,
     Verdict,
 )
-from adafuse.stats import LEVEL, SIZE, Difference, Equivalence, equivalence, seeds_needed
+from adafuse.stats import LEVEL, MOST_SEEDS, SIZE, Difference, Equivalence, equivalence, seeds_needed
 
-BETTER, ON_PAR, NOT_WORSE = "better than on par", "on par", "not worse"
-NOT_DECIDED, WORSE = "not decided", "worse"
+BETTER, ON_PAR, NOT_WORSE, WORSE = "better", "on par", "not worse", "worse"
 
 
 def judge_difference(ours: Difference | None, reason: str) -> Verdict:
-    """Judge "on par": ours is a paired difference as a fraction, better upwards; `reason` says why it is missing."""
+    """Judge "no worse": ours is a paired difference as a fraction, better upwards; `reason` says why it is missing."""
     if ours is None:
         return NOT_TESTABLE, reason
     if ours.n_seeds < MIN_SEEDS:
@@ -43,7 +43,7 @@ def judge_difference(ours: Difference | None, reason: str) -> Verdict:
     if ours.high < 0 and 100 * ours.low < -MARGIN:
         worse = _ends(ours.low, ours.high, "95 %")
         return NOT_REPLICATED, f"worse: the {worse} lies below 0 and reaches past -{MARGIN:g} points"
-    return NOT_TESTABLE, f"the {ends} is too wide to tell; {_seeds_text(ours)}"
+    return NOT_DECIDED, f"the {ends} is too wide to tell; {_seeds_text(ours)}"
 
 
 def verdict_word(ours: Difference) -> str:
@@ -94,13 +94,16 @@ def p_text(found: Equivalence) -> str:
 
 
 def _seeds_text(ours: Difference) -> str:
-    """How many seeds would decide if neither the difference nor the spread between seeds changed."""
+    """How many seeds would decide as often as not, if difference and spread were just those seen: the interval then
+    ends at its bound on average.
+    """
     above = 100 * ours.value + MARGIN
     # above the margin the 90 % interval has to end before it; below it the 95 % interval before 0
     half, level = (above / 100, 1 - 2 * SIZE) if above > 0 else (-ours.value, LEVEL)
     count = seeds_needed(ours.spread, half, level)
-    differ = f"if seeds go on differing by {_points(ours.spread)}"
-    return f"about {count} seeds would do {differ}" if count else f"no number of seeds would do {differ}"
+    differ = f"if the difference is {100 * ours.value:+.1f} points and seeds go on differing by {_points(ours.spread)}"
+    many = f"about {count} seeds" if count else f"only more than {MOST_SEEDS:,} seeds"
+    return f"{many} would give even odds {differ}"
 
 
 def _ends(low: float, high: float, level: str) -> str:

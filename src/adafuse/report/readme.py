@@ -13,6 +13,7 @@ from pathlib import Path
 
 from adafuse.report import (
     Findings,
+    accuracy_sheet,
     accuracy_table,
     claims,
     conclusions,
@@ -20,6 +21,7 @@ from adafuse.report import (
     findings,
     findings_accuracy,
     goals,
+    scan_table,
     tables,
 )
 from adafuse.report.cells import short_name
@@ -29,6 +31,8 @@ from adafuse.report.verdicts import Claim
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 # how the headings of its cells begin (cells.title)
 CPU = "CPU"
+# where claims on accuracy stand in the paper
+ACCURACY = ("Table 2", "Table 3", "Table 4")
 CURE = "draw it again with scripts/report.py, without --check"
 # A figure's coordinates may differ in the last digit between processors.
 TOLERANCE = 0.02
@@ -41,7 +45,7 @@ def block(found: Findings, out: Path, readme: Path) -> str:
     parts = ["Generated from the records by `scripts/report.py`; CI draws it again and compares."]
     said = findings.sentences(found.latency, found.traces, found.drift)
     said += findings_accuracy.sentences(found.trained)
-    concluded = conclusions.paragraphs(found.latency, found.trained)
+    concluded = conclusions.paragraphs(found.latency, found.claims, found.trained)
     parts += ["### Conclusions", concluded] if concluded else []
     parts += ["### What was found", "\n".join(said)] if said else []
     on_gpu = [cell for cell in found.latency if not cell.is_cpu]
@@ -49,13 +53,20 @@ def block(found: Findings, out: Path, readme: Path) -> str:
     timed = [kind(latency, found.paper) for kind in (tables.table1, tables.table5, tables.table6)]
     beside = {section.heading for section in timed[0].sections[1:]}
     told = [claim for claim in _without_cpu(found.claims) if claim.cell not in beside]
-    parts += ["### Verdicts", *_sheet_parts(claims.sheet(told)), *_elsewhere(len(beside), "claims", folder)]
-    for table in (*timed, accuracy_table.table("table2", found.trained.studies, found.paper)):
+    hidden = len({claim.cell for claim in found.claims} - {claim.cell for claim in told})
+    parts += ["### Verdicts", *_sheet_parts(claims.sheet(told)), *_elsewhere(hidden, "claims", folder)]
+    for table in (*timed, _table2(found)):
         parts += [f"### {table.title}", *_sheet_parts(replace(table, sections=table.sections[:1]))]
         parts += _elsewhere(len(table.sections) - 1, table.name, folder)
+    accuracies = accuracy_sheet.sheet(found.trained)
+    if "reason" not in accuracies.sections[0].rows[0]:
+        parts += [f"### {accuracies.title}", *_sheet_parts(accuracies)]
     if goals.gpus(found.latency, found.kernels):
         own = goals.sheet(found.latency, found.kernels)
         parts += [f"### {own.title}", *_sheet_parts(own)]
+    scanned = scan_table.sheet(on_gpu)
+    if on_gpu and scanned.sections[0].rows[0].get("_arms"):
+        parts += [f"### {scanned.title}", *_sheet_parts(scanned)]
     # of several cells of one kind the first, which is a GPU's if there is one
     drawn = sorted(path for path in (out / "figures").glob("*.svg") if "_cell" not in path.stem)
     if drawn:
@@ -67,10 +78,10 @@ def block(found: Findings, out: Path, readme: Path) -> str:
 
 
 def _without_cpu(all_claims: list[Claim]) -> list[Claim]:
-    """A CPU's word on what a GPU has answered stands in table claims alone."""
+    """A CPU's word on the cost of what a GPU has timed stands in table claims alone; accuracy is the same on both."""
     answered = {
         claim.where for claim in all_claims if not claim.cell.startswith(CPU) and claim.ours is not None
-    }
+    } - set(ACCURACY)
     return [claim for claim in all_claims if not (claim.cell.startswith(CPU) and claim.where in answered)]
 
 
@@ -119,6 +130,11 @@ def _sheet_parts(table: Sheet) -> list[str]:
     for section in table.sections:
         parts += [f"**{section.heading}**", *section_parts(section, with_records=False)]
     return [part for part in parts if part]
+
+
+def _table2(found: Findings) -> Sheet:
+    trained = found.trained
+    return accuracy_table.table("table2", trained.studies, found.paper, trained.fits)
 
 
 def _elsewhere(count: int, name: str, folder: str) -> list[str]:

@@ -63,6 +63,7 @@ def table5(latency: list[Cell], paper: dict[str, Any]) -> Sheet:
         RATIO: _ratio,
         "paper's ratio": lambda row: times_text(row["paper_ratio"]),
         FLOOR: _over_floor,
+        "check": lambda row: bound_text(row["_check"]),
         "weights GiB": lambda row: digits(row["weights_gib"]),
         "peak GiB": _peak,
         "paper's GiB": lambda row: more_text(row["paper_peak_gib"], row["paper_base_peak_gib"]),

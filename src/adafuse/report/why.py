@@ -23,8 +23,8 @@ ABOUT = (
     "One setting varied, all else equal: accuracy in per cent ± one standard error (over seeds; over items for one "
     "seed), and the difference to the value that most records share, and of one gate for all layers to a gate per "
     "layer at the same value; both paired per item, with 95 % intervals, over the seeds that both have (an average "
-    "is of all of a row's seeds), where the items are the same. Left alone and effective experts are those of table "
-    "routing. The figures why_* show the averages."
+    "is of all of a row's seeds), where the items are the same. Left alone, effective experts and entropy are those of "
+    "table routing. The figures why_* show the averages."
 )
 EXPERIMENTS = ", ".join(
     f"experiment={name}"
@@ -56,6 +56,11 @@ def bypassed_share(seeds: Seeds, known: Fits) -> float | None:
     return _use(seeds, known).get("bypassed")
 
 
+def router_entropy(seeds: Seeds, known: Fits) -> float | None:
+    """How soft the gates of the routers behind these records are: the mean entropy over all experts, in nats."""
+    return _use(seeds, known).get("entropy_nats")
+
+
 def _section(why: Why, known: Fits) -> Section:
     columns: Columns = {why.knob.words: lambda row: row["shown"], "method": lambda row: row["method"]}
     columns["trainable (M)"] = lambda row: GAP if row["trainable"] is None else digits(row["trainable"] / 1e6)
@@ -69,6 +74,7 @@ def _section(why: Why, known: Fits) -> Section:
         "validation loss": lambda row: digits(row["validation_loss"]),
         "left alone": lambda row: share_text(row["bypassed"]),
         "effective experts": lambda row: digits(row["effective"]),
+        "router entropy, nats": lambda row: digits(row["entropy_nats"]),
         "seeds": lambda row: str(row["seeds"]),
     }
     rows = [
@@ -116,4 +122,4 @@ def _notes(why: Why) -> list[str]:
 def _use(seeds: Seeds, known: Fits) -> Row:
     found = uses(behind([record for group in seeds.values() for record in group], known))
     every = next((use for use in found if use.family == ALL), None)
-    return {"bypassed": every and every.bypassed, "effective": every and every.effective}
+    return {name: every and getattr(every, name) for name in ("bypassed", "effective", "entropy_nats")}

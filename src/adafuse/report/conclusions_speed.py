@@ -1,0 +1,136 @@
+"""What holds of the paper's claim of speed, where launches cost time and where they do not.
+
+In: latency cells and the claims on them. Out: a few sentences of Markdown, each only where the records carry it. Next:
+conclusions.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from adafuse.report.cells import Cell, title
+from adafuse.report.claims_latency import ADAFUSE, OTHERS, PAPER_GAIN, is_of_time
+from adafuse.report.findings import GATHERED, LAYERWISE, SWITCHED, fastest_other
+from adafuse.report.text import digits, ratio_text
+from adafuse.report.timing import EAGER, RUNTIMES, ratio, results, runtimes
+from adafuse.report.verdicts import IN_PART, NOT_REPLICATED, REPLICATED, Claim, judge_ratio
+from adafuse.stats import Interval
+
+CAPTURED = [runtime for runtime in RUNTIMES if runtime != EAGER]
+
+
+def sentences(latency: Sequence[Cell], claims: Sequence[Claim]) -> list[str]:
+    """Speed where the paper measured, and without launches; of a GPU alone."""
+    timed = [cell for cell in latency if cell.rounds and not cell.is_cpu]
+    # the cell behind which most processes stand speaks for its kind
+    alone = sorted([cell for cell in timed if cell.config["batch"] == 1], key=lambda cell: -len(cell.records))
+    launched = _first(alone, lambda cell: _launched(cell, claims))
+    spoken = next((cell for cell in alone if _launched(cell, claims)), None)
+    # the two sentences are to be read together: of the same experts
+    alike = sorted(
+        alone, key=lambda cell: spoken is None or cell.config["experts"] != spoken.config["experts"]
+    )
+    said = [launched, _first(alike, _captured)]
+    if said[1]:
+        said[1] += f" {_shared_gate(timed)}" + _fastest(alike)
+    return [sentence for sentence in said if sentence]
+
+
+def _first(cells: Sequence[Cell], say: Callable[[Cell], str | None]) -> str | None:
+    return next((sentence for cell in cells if (sentence := say(cell))), None)
+
+
+def _launched(cell: Cell, claims: Sequence[Claim]) -> str | None:
+    """The claim, where it was made: launched eagerly, one process to the next."""
+    if not {ADAFUSE, *OTHERS} <= set(cell.config["arms"]["run"]):
+        return None
+    found = results(cell, [ADAFUSE, *OTHERS])
+    fastest = fastest_other(found)
+    own, gain = found[ADAFUSE].ratio, ratio(cell, fastest, ADAFUSE) if fastest else None
+    if own is None or gain is None or fastest is None:
+        return None
+    verdict = judge_ratio(PAPER_GAIN, gain, "at_least")[0]
+    told = "" if found[ADAFUSE].resolved else ", which the A/A arm does not tell from 1"
+    return (
+        f"Launched eagerly on an {cell.machine['gpu']}, the abstract's claim ({PAPER_GAIN:g} times faster than other "
+        f"dynamic adapters) is {verdict}: AdaFuse's token is {ratio_text(gain)} times faster than the fastest "
+        f"other's, {found[fastest].label}, and costs {ratio_text(own)} times the backbone's{told}."
+        f"{_counted(cell, claims)}"
+    )
+
+
+def _counted(cell: Cell, claims: Sequence[Claim]) -> str:
+    """How all printed times of that cell fare."""
+    own = [claim.verdict for claim in claims if claim.cell == title(cell) and is_of_time(claim)]
+    parts = [
+        f"{own.count(v)} {'is' if own.count(v) == 1 else 'are'} {v}"
+        for v in dict.fromkeys((REPLICATED, IN_PART, NOT_REPLICATED, *own))
+        if v in own
+    ]
+    return f" Of the paper's {len(own)} claims about time there, {', '.join(parts)}." if own else ""
+
+
+def _captured(cell: Cell) -> str | None:
+    """What is left of it where launches cost nothing."""
+    if not {GATHERED, LAYERWISE, SWITCHED} <= set(cell.config["arms"]["run"]):
+        return None
+    one, many, merged = (found.ratio for found in results(cell, [GATHERED, LAYERWISE, SWITCHED]).values())
+    if one is None or many is None or merged is None:
+        return None
+    dearer = merged.low > max(one.high, many.high)
+    return (
+        f"In one captured graph, where launches cost nothing, merging into the weights costs {ratio_text(merged)}, "
+        f"experts gathered for each token {ratio_text(one)}, and the same behind a gate per layer {ratio_text(many)}"
+        f"{': the gain was in launches saved, not in merging' if dearer else ''}."
+    )
+
+
+def _shared_gate(timed: Sequence[Cell]) -> str:
+    """What the shared gate itself saves, paired within each captured cell: its intervals are far narrower than those to
+    the backbone.
+    """
+    gaps = [gap for cell in timed for runtime in CAPTURED if (gap := _gate_gap(cell, runtime))]
+    if not gaps:
+        return ""
+    above = sum(gap.low > 1 for gap in gaps)
+    ratios = sorted(gap.ratio for gap in gaps)
+    middle = ratios[len(ratios) // 2]
+    return (
+        f"A gate per layer costs {middle:.3f} times what one gate does, both gathered (the median of {len(gaps)} "
+        f"captured cells, from {ratios[0]:.3f} to {ratios[-1]:.3f}; the interval lies above 1 in {above})."
+    )
+
+
+def _gate_gap(cell: Cell, runtime: str) -> Interval | None:
+    arms = [arm.removesuffix("graph") + runtime for arm in (LAYERWISE, GATHERED)]
+    return ratio(cell, arms[0], arms[1]) if set(arms) <= set(cell.config["arms"]["run"]) else None
+
+
+def _fastest(alike: Sequence[Cell]) -> str:
+    """What to deploy: the fastest of AdaFuse's arms at batch 1, whatever its runtime, on the first cell's machine."""
+    spoken = next((cell for cell in alike if _captured(cell)), None)
+    if spoken is None:
+        return ""
+    same = [cell for cell in alike if _workload(cell) == _workload(spoken)]
+    timed = [
+        (found.ms_per_token, found.label, found.ratio)
+        for cell in same
+        if set(runtimes(cell)) & set(CAPTURED)
+        for arm, found in results(cell).items()
+        if arm.startswith("adafuse_") and not arm.startswith("adafuse_layerwise") and found.ms_per_token
+    ]
+    if not timed:
+        return ""
+    ms, label, own = min(timed, key=lambda arm: arm[0] or 0.0)
+    return f" Of all its arms the fastest is {label}: {digits(ms)} ms a token, {ratio_text(own)} of the backbone there."
+
+
+def _workload(cell: Cell) -> tuple[object, ...]:
+    config = cell.config
+    return (
+        cell.machine["gpu"],
+        config["model"]["name"],
+        config["experts"],
+        config["batch"],
+        config["context"],
+    )
