@@ -146,25 +146,26 @@ def test_the_backbone_of_older_records_belongs_to_new_adapters(tmp_path: Path) -
     assert list(found.variants) == ["base", "lora"]
 
 
-def test_the_task_that_differs_most_is_left_out_whoever_is_ahead(tmp_path: Path) -> None:
+def test_each_task_is_left_out_from_the_lowest_rest_to_the_highest(tmp_path: Path) -> None:
     study.write_study(tmp_path, {"lora": 0.7, "mola": 0.7})
     for seed in range(5):
         tilt = {"sort": -0.2, "copy": 0.1, "cloze": 0.01}
         study.write_evaluation(tmp_path, "adafuse", 0.7, seed, tilt=tilt)
         study.write_evaluation(tmp_path, "moral", 0.7, seed, changes={"suite.tasks": ["copy"]})
     (found, *_) = studies(tmp_path)
-    task, rest = accuracy.without_furthest(found, "adafuse", "lora") or ("", None)
-    # copy +10, lookup 0, cloze +1
-    assert task == "sort" and rest and rest.value == pytest.approx(0.11 / 3) and rest.n_seeds == 5
-    task, rest = accuracy.without_furthest(found, "lora", "adafuse") or ("", None)
-    assert task == "sort" and rest and rest.value == pytest.approx(-0.11 / 3)
-    assert accuracy.without_furthest(found, "adafuse", "pesc") is None
+    rest = accuracy.without_one(found, "adafuse", "lora")
+    # sort -20, copy +10, cloze +1, the fourth 0
+    assert (rest[0][0], rest[-1][0]) == ("copy", "sort")
+    assert rest[0][1].value == pytest.approx(-0.19 / 3) and rest[-1][1].value == pytest.approx(0.11 / 3)
+    assert len(rest) == 4 and all(own.n_seeds == 5 for _, own in rest)
+    assert accuracy.without_one(found, "lora", "adafuse")[0][0] == "sort"
+    assert accuracy.without_one(found, "adafuse", "pesc") == []
 
 
 def test_one_task_has_no_rest(tmp_path: Path) -> None:
     study.write_study(tmp_path, {"lora": 0.7, "adafuse": 0.8}, changes={"suite.tasks": ["copy"]})
     (found,) = studies(tmp_path)
-    assert accuracy.without_furthest(found, "adafuse", "lora") is None
+    assert accuracy.without_one(found, "adafuse", "lora") == []
 
 
 def test_the_loss_of_the_training_runs_stands_in_the_table(tmp_path: Path) -> None:

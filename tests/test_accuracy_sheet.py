@@ -13,7 +13,7 @@ from synthetic import run_fields
 
 PER_LAYER, LORA, MOLA = "minus a gate per layer", "minus plain LoRA", "minus MoLA"
 LATER = f"later seeds alone: {LORA}"
-REST, REST_PER_LAYER = (f"{minus}, without its furthest task" for minus in (LORA, PER_LAYER))
+REST, REST_PER_LAYER = (f"{minus}, without one task" for minus in (LORA, PER_LAYER))
 ENDS, ENDS_PER_LAYER = "furthest tasks to plain LoRA", "furthest tasks to a gate per layer"
 LOSS, LOSS_PER_LAYER = (f"held-out loss, nats: {minus}" for minus in (LORA, PER_LAYER))
 ROUTED = {"mola": 0.67, "moral": 0.6, "pesc": 0.65, "mixlora": 0.72, "adafuse": 0.69}
@@ -84,8 +84,8 @@ def test_one_task_may_carry_the_mean_against_either_opponent(tmp_path: Path) -> 
         study.write_evaluation(tmp_path, "adafuse", 0.71, seed, tilt={"sort": -0.25})
     (whole,), (row,) = cells(tmp_path, DIFFERENCES), cells(tmp_path, CARRIED)
     assert whole[LORA].endswith("worse") and whole["study"] == row["study"]
-    assert row[REST] == "+1.0 [+1.0, +1.0] on par (sort)"
-    assert row[REST_PER_LAYER] == "+3.0 [+3.0, +3.0] better (sort)"
+    assert row[REST].endswith("worse (copy) to +1.0 [+1.0, +1.0] on par (sort)")
+    assert row[REST_PER_LAYER].endswith("worse (copy) to +3.0 [+3.0, +3.0] better (sort)")
     assert row[ENDS_PER_LAYER] == "-22.0 [-22.0, -22.0] (sort) to +3.0 [+3.0, +3.0] (copy)"
 
 

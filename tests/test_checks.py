@@ -222,3 +222,12 @@ def test_the_backbone_has_no_effect_to_speak_of(tiny_llama) -> None:
     decoder = decoders.make(tiny_llama(), None, StrategyName.dense, Runtime.eager, 64)
     found = run_checks(decoder, reference.float_view(decoder.model), prompt(), 8)
     assert found.passed and not any("moves the reference" in check.detail for check in found.checks)
+
+
+@pytest.mark.parametrize("strategy", [StrategyName.switch, StrategyName.rebase])
+def test_experts_without_any_effect_are_measured_against_the_weights(
+    strategy: StrategyName, tiny_llama
+) -> None:
+    """As they are before training, and those that a table names though training never chose them."""
+    found = checked(tiny_llama(), strategy, ["method=adafuse"], torch.bfloat16, scale=0.0)["merged"]
+    assert found.passed and found.value == 0 and found.detail.endswith("the norm of W0, for dW is nothing")

@@ -68,10 +68,10 @@ def nearest(found: Sequence[Merged]) -> Merged:
 
 def detail(merged: Merged) -> str:
     """What the numbers are in units of, and what they cannot tell."""
-    said = (
-        "weights against W0 + dW of the last token, worst linear: error relative to the norm of dW, "
-        f"which is {merged.share:.2g} of that of W0"
-    )
+    said = "weights against W0 + dW of the last token, worst linear: error relative to the norm of "
+    if merged.share == 0:
+        return said + "W0, for dW is nothing"
+    said += f"dW, which is {merged.share:.2g} of that of W0"
     if merged.bound > TELLING:
         said += f"; rounding may come to {merged.bound:.2g} of dW, so that this says little"
     return said
@@ -103,6 +103,9 @@ def _of(site: AdaptedLinear, clean_OI: Tensor, index_K: Tensor, gate_K: Tensor, 
     # a weight is rounded as large as it was, and tokens before may have had more merged in than the last one
     largest = math.hypot(base, _largest(site.lora))
     rounding = SAFETY[weight_OI.dtype] * torch.finfo(weight_OI.dtype).eps / 2
+    if delta == 0:
+        # experts that training has not moved: the unit is then the weight itself
+        return Merged(error / base, rounding * math.sqrt(roundings) * largest / base, 0.0)
     bound = rounding * (math.sqrt(roundings) * largest / delta + FACTOR_ROUNDINGS)
     return Merged(error / delta, bound, delta / base)
 

@@ -19,6 +19,7 @@ from adafuse.report.cells import BACKBONE, Cell, cells, method_name, model_name,
 from adafuse.report.older import BEFORE, entry
 from adafuse.report.pooling import is_domain
 from adafuse.report.variants import budget, variants
+from adafuse.report.verdicts import MIN_SEEDS
 from adafuse.stats import Difference, paired_difference
 
 # from here on seeds chose settings (experiment=difficulty, learning_rate): no study counts them
@@ -134,18 +135,20 @@ def extremes(study: Study, left: str, right: str) -> list[tuple[str, Difference]
     return [end(known.items(), key=lambda own: own[1].value) for end in (min, max)]
 
 
-def without_furthest(study: Study, left: str, right: str) -> tuple[str, Difference] | None:
-    """The task on which `left` and `right` differ most, whichever is ahead, and their difference over all others;
-    None for fewer than two tasks.
+def without_one(study: Study, left: str, right: str) -> list[tuple[str, Difference]]:
+    """For each task the difference of `left` and `right` over all others, from the lowest to the highest; empty for
+    fewer than two tasks, or if one lacks a task.
     """
-    known = by_task(study, left, right)
-    if len(known) < 2 or len(known) < len(study.tasks):
-        return None
-    furthest = max(known, key=lambda task: abs(known[task].value))
-    rest = paired(
-        study.variants[left], study.variants[right], [task for task in study.tasks if task != furthest]
-    )
-    return (furthest, rest) if rest else None
+    if len(study.tasks) < 2 or len(by_task(study, left, right)) < len(study.tasks):
+        return []
+    sides = study.variants[left], study.variants[right]
+    rest = {task: paired(*sides, [other for other in study.tasks if other != task]) for task in study.tasks}
+    return sorted(((task, own) for task, own in rest.items() if own), key=lambda pair: pair[1].value)
+
+
+def enough(found: Difference | None) -> Difference | None:
+    """None for what stands on fewer seeds than decide."""
+    return found if found and found.n_seeds >= MIN_SEEDS else None
 
 
 def by_task(study: Study, left: str, right: str) -> dict[str, Difference]:

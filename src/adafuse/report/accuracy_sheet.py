@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
-from adafuse.report.accuracy import Seeds, Study, difference, extremes, paired, without_furthest
+from adafuse.report.accuracy import Seeds, Study, difference, enough, extremes, paired, without_one
 from adafuse.report.agreement import agreements
 from adafuse.report.cells import Cell, short_name
 from adafuse.report.findings_why import changed, over_setting, place, studied
@@ -28,8 +28,10 @@ TITLE = "Accuracy in one place"
 ABOUT = (
     "Differences in points of accuracy, mean over tasks, paired per item, with 95 % intervals over seeds. On par means "
     f"within ± {MARGIN:g} points, not worse above -{MARGIN:g}, each by a test at {100 * SIZE:.0f} %; no difference "
-    f"stands on fewer than {MIN_SEEDS} seeds. Later seeds are those after the first {MIN_SEEDS}, which no earlier look "
-    "at the others can have led to; of a held-out loss, the lower is the better."
+    f"stands on fewer than {MIN_SEEDS} seeds. Later seeds are those after the first {MIN_SEEDS}: run because of what "
+    "those showed, but independent of them, so that alone they need no correction. Without one task: the lowest and "
+    "the highest of the means over all tasks but one, chosen by their result and so no tests. Of a held-out loss, the "
+    "lower is the better."
 )
 DIFFERENCES = "AdaFuse minus what it is compared with"
 CARRIED = "What the mean over tasks hides, and held-out loss"
@@ -69,7 +71,7 @@ def later_seeds(study: Study, other: str) -> Difference | None:
 
 
 def _compared(study: Study) -> dict[str, Difference | None]:
-    return {other: _enough(difference(study, ADAFUSE, other)) for other in COMPARED}
+    return {other: enough(difference(study, ADAFUSE, other)) for other in COMPARED}
 
 
 def _differences(study: Study) -> Row:
@@ -78,7 +80,7 @@ def _differences(study: Study) -> Row:
     for other, own in found.items():
         row |= _judged(f"minus_{other}", own)
     for other in COMPARED:
-        row |= _judged(f"later_minus_{other}", _enough(later_seeds(study, other)))
+        row |= _judged(f"later_minus_{other}", enough(later_seeds(study, other)))
     return row | {"records": _files(study.variants, [ADAFUSE, *(name for name, own in found.items() if own)])}
 
 
@@ -93,29 +95,31 @@ def _difference_columns() -> Columns:
 
 
 def _carried(study: Study, known: Fits) -> Row:
-    """What is left without the task that weighs most, the two ends by task, and the loss by which learning rates were
+    """What is left without one task, the two ends by task, and the loss by which learning rates were
     chosen, which may say otherwise than accuracy does.
     """
     row: Row = {"study": studied(study), "seeds": _most(_compared(study).values())}
     for other in ENDS:
-        task, rest = without_furthest(study, ADAFUSE, other) or (None, None)
-        row |= _judged(f"rest_minus_{other}", _enough(rest))
-        row[f"rest_minus_{other}_without"] = task if _enough(rest) else None
+        rest = without_one(study, ADAFUSE, other)
+        for name, end in zip(
+            ("least", "most"), (rest[0], rest[-1]) if rest else [(None, None)] * 2, strict=True
+        ):
+            row[f"rest_{name}_minus_{other}_task"] = end[0]
+            row |= _judged(f"rest_{name}_minus_{other}", enough(end[1]))
         ends = extremes(study, ADAFUSE, other) or []
-        whole = ends and all(_enough(own) for _, own in ends)
+        whole = ends and all(enough(own) for _, own in ends)
         for name, end in zip(("least", "most"), ends if whole else [(None, None)] * 2, strict=True):
             row[f"{name}_minus_{other}_task"], row[f"{name}_minus_{other}"] = end
     for other in ENDS:
         one, two = (study.variants.get(name, {}) for name in (ADAFUSE, other))
-        row[f"loss_minus_{other}"] = _enough(loss_difference(one, two, known))
+        row[f"loss_minus_{other}"] = enough(loss_difference(one, two, known))
     return row | {"records": _files(study.variants, [ADAFUSE, *ENDS])}
 
 
 def _carried_columns() -> Columns:
     columns: Columns = {"study": lambda row: row["study"]}
     for other in ENDS:
-        name = f"minus {COMPARED[other]}, without its furthest task"
-        columns[name] = partial(_judged_text, key=f"rest_minus_{other}")
+        columns[f"minus {COMPARED[other]}, without one task"] = partial(_rest_text, other=other)
     for other in ENDS:
         columns[f"furthest tasks to {COMPARED[other]}"] = partial(_ends_text, other=other)
     for other in ENDS:
@@ -125,7 +129,7 @@ def _carried_columns() -> Columns:
 
 def _routed(study: Study) -> Row | None:
     """Whether routing pays at all: only where every routed method was run, or a column would choose its studies."""
-    found = {name: _enough(difference(study, name, LORA)) for name in ROUTED}
+    found = {name: enough(difference(study, name, LORA)) for name in ROUTED}
     if not all(found.values()):
         return None
     row: Row = {"study": studied(study), "seeds": _most(found.values())} | found
@@ -141,7 +145,7 @@ def _routed_columns() -> Columns:
 
 def _over(why: Why) -> Row | None:
     """How far AdaFuse's distance to its twin hangs on a setting that both have."""
-    known = {value: own for value, own in over_setting(why).items() if _enough(own)}
+    known = {value: own for value, own in over_setting(why).items() if enough(own)}
     if len(known) < 2:
         return None
     row: Row = {"setting": why.knob.words, "where": place(why.cell)}
@@ -188,12 +192,17 @@ def _judged(key: str, found: Difference | None) -> Row:
 
 
 def _judged_text(row: Row, key: str, left: int = 0) -> str:
-    """The task that was left out, if one was, stands in brackets."""
     if row[key] is None:
         return GAP
-    task = row.get(f"{key}_without")
-    without = f" ({task})" if task else ""
-    return f"{points_text(row[key])} {row[f'{key}_verdict']}{without}{_unlike_row(row, key, left)}"
+    return f"{points_text(row[key])} {row[f'{key}_verdict']}{_unlike_row(row, key, left)}"
+
+
+def _rest_text(row: Row, other: str) -> str:
+    """The lowest and the highest mean without one task, and which task that is."""
+    keys = [f"rest_{name}_minus_{other}" for name in ("least", "most")]
+    if any(row[key] is None for key in keys):
+        return GAP
+    return " to ".join(f"{_judged_text(row, key)} ({row[f'{key}_task']})" for key in keys)
 
 
 def _points(row: Row, key: str) -> str:
@@ -228,10 +237,6 @@ def _at_text(points: dict[str, Difference]) -> str:
 
 def _most(found: Iterable[Difference | None]) -> int:
     return max(own.n_seeds for own in found if own)
-
-
-def _enough(found: Difference | None) -> Difference | None:
-    return found if found and found.n_seeds >= MIN_SEEDS else None
 
 
 def _some(rows: Iterable[Row | None]) -> Iterator[Row]:

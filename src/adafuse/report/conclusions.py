@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from adafuse.report import conclusions_speed
-from adafuse.report.accuracy import Study, average, difference, extremes, paired, without_furthest
+from adafuse.report.accuracy import Study, average, difference, enough, extremes, paired, without_one
 from adafuse.report.cells import Cell, model_name
 from adafuse.report.findings import GATHERED, SWITCHED
 from adafuse.report.findings_why import spared
@@ -30,14 +30,16 @@ from adafuse.report.text import points_text, ratio_text
 from adafuse.report.timing import results
 from adafuse.report.trained import Trained
 from adafuse.report.variants import ADAFUSE, LORA, TWIN
-from adafuse.report.verdicts import MARGIN, MIN_SEEDS, Claim
+from adafuse.report.verdicts import MARGIN, Claim
 from adafuse.report.why_studies import Why
-from adafuse.stats import SIZE, Difference
+from adafuse.stats import SIZE
 
 # what AdaFuse's accuracy is held against, and the order in which verdicts are told
 OPPONENTS = {TWIN: "a gate per layer with the same experts", LORA: "one plain LoRA"}
 # of a token's time: what nobody would build a router for
 LITTLE = 0.05
+# less certain is no other answer: what is not decided turns nothing, and is not turned
+SIGN = {BETTER: 1, ON_PAR: 0, NOT_WORSE: 0, WORSE: -1}
 VERDICTS = (BETTER, ON_PAR, NOT_WORSE, NOT_DECIDED, WORSE)
 
 
@@ -71,7 +73,7 @@ def _by_verdict(studies: Sequence[Study], other: str, words: str) -> str | None:
     """Where AdaFuse is on par, worse and so on, with the differences in points."""
     found: dict[str, list[str]] = {}
     for study in studies:
-        own = _enough(difference(study, ADAFUSE, other))
+        own = enough(difference(study, ADAFUSE, other))
         if own:
             word = verdict_word(own)
             of_study = f"{_studied(study)} {100 * own.value:+.1f}{_carried(study, other, word)}"
@@ -81,11 +83,15 @@ def _by_verdict(studies: Sequence[Study], other: str, words: str) -> str | None:
 
 
 def _carried(study: Study, other: str, word: str) -> str:
-    """Whether the verdict on a mixture hangs on one family, the one that differs most."""
-    rest = without_furthest(study, ADAFUSE, other) if study.table == "table2" else None
-    if rest is None or verdict_word(rest[1]) == word:
-        return ""
-    return f", but {100 * rest[1].value:+.1f} and {verdict_word(rest[1])} without {rest[0]}"
+    """Whether the verdict hangs on one task: the lowest and the highest mean without one that turns it."""
+    rest = [
+        (task, own)
+        for task, own in without_one(study, ADAFUSE, other)
+        if {word, verdict_word(own)} <= set(SIGN) and SIGN[verdict_word(own)] != SIGN[word]
+    ]
+    ends = dict.fromkeys([rest[0], rest[-1]]) if rest else ()
+    said = [f"{100 * own.value:+.1f} and {verdict_word(own)} without {task}" for task, own in ends]
+    return f", but {', '.join(said)}" if said else ""
 
 
 def _furthest(studies: Sequence[Study]) -> str:
@@ -94,7 +100,7 @@ def _furthest(studies: Sequence[Study]) -> str:
         (found, f"{task}, {_studied(study)}")
         for study in studies
         for task, found in extremes(study, ADAFUSE, LORA) or []
-        if _enough(found)
+        if enough(found)
     ]
     if not ends:
         return ""
@@ -115,11 +121,11 @@ def _same_tokens(why: Why) -> str | None:
     best = max(means, key=lambda value: means[value] or 0.0, default=None)
     if best is None or TWIN not in why.levels:
         return None
-    gap = _enough(paired(points[best], why.levels[TWIN], why.tasks))
+    gap = enough(paired(points[best], why.levels[TWIN], why.tasks))
     if gap is None or gap.high >= 0:
         return None
-    by_task = {task: paired(points[best], why.levels[TWIN], [task]) for task in why.tasks}
-    worst, low = min(((t, own) for t, own in by_task.items() if own), key=lambda pair: pair[1].value)
+    gaps = {task: paired(points[best], why.levels[TWIN], [task]) for task in why.tasks}
+    worst, low = min(((task, own) for task, own in gaps.items() if own), key=lambda pair: pair[1].value)
     return (
         "Where tasks share their tokens and only the context tells them apart, one decision for all layers falls "
         f"behind a gate per layer: {points_text(gap)} points, from the best place that it was given to look at "
@@ -145,6 +151,8 @@ def _spare(latency: Sequence[Cell], trained: Trained) -> str | None:
             costs.append(f"{name} {ratio_text(left)} instead of {ratio_text(with_none)}")
             saved = max(saved, 1 - left.ratio / with_none.ratio)
     what = "next to nothing" if saved < LITTLE else "time"
+    if not costs:
+        return None
     return (
         f"Of the tokens {100 * share:.0f} % can be left to the backbone alone with a fall of {MARGIN:g} points ruled "
         f"out (backbone {model_name(why.cell.config)}). That saves {what}: with "
@@ -157,7 +165,7 @@ def _rounding(group: Generated) -> str | None:
     arm = f"{SWITCH}, {NEVER}", "bfloat16"
     if arm not in group.arms:
         return None
-    found = _enough(paired(group.arms[arm], group.to_dense(arm), group.tasks))
+    found = enough(paired(group.arms[arm], group.to_dense(arm), group.tasks))
     tested = equivalent(found) if found else None
     if found is None or tested is None:
         return None
@@ -166,7 +174,3 @@ def _rounding(group: Generated) -> str | None:
         f"What merging in place leaves in bfloat16 weights {shows} in answers (backbone "
         f"{model_name(group.cell.config)}): {points_text(found)} points."
     )
-
-
-def _enough(found: Difference | None) -> Difference | None:
-    return found if found and found.n_seeds >= MIN_SEEDS else None

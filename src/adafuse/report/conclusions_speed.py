@@ -113,7 +113,7 @@ def _fastest(alike: Sequence[Cell]) -> str:
         return ""
     same = [cell for cell in alike if _workload(cell) == _workload(spoken)]
     timed = [
-        (found.ms_per_token, found.label, found.ratio)
+        (found.ms_per_token, found)
         for cell in same
         if set(runtimes(cell)) & set(CAPTURED)
         for arm, found in results(cell).items()
@@ -121,8 +121,13 @@ def _fastest(alike: Sequence[Cell]) -> str:
     ]
     if not timed:
         return ""
-    ms, label, own = min(timed, key=lambda arm: arm[0] or 0.0)
-    return f" Of all its arms the fastest is {label}: {digits(ms)} ms a token, {ratio_text(own)} of the backbone there."
+    ms, own = min(timed, key=lambda arm: arm[0] or 0.0)
+    gemv = own.to_gemv.ratio if own.to_gemv else None
+    beside = f", and {ratio_text(gemv)} of the backbone through the same product of our own" if gemv else ""
+    return (
+        f" Of all its arms the fastest is {own.label}: {digits(ms)} ms a token, {ratio_text(own.ratio)} of the "
+        f"backbone there{beside}."
+    )
 
 
 def _workload(cell: Cell) -> tuple[object, ...]:

@@ -64,14 +64,16 @@ def _gate_line(why: Why, name: str, known: Fits) -> str | None:
     rest = max((value for value in reached if value != best), key=lambda value: reached[value])
     gain = paired(points[best], points[rest], why.tasks)
     ahead = f"; {best} is {points_text(gain)} points ahead of {rest} ({gain.method})" if gain else ""
-    # methods without a gate of this kind have experts in all layers: they stand beside the line that has them too
-    levels = {} if LATE in why.settings[name] else why.levels
+    # methods without a gate of this kind have experts in all layers: beside lines without some only the twin is said
+    late = LATE in why.settings[name]
+    levels = {k: seeds for k, seeds in why.levels.items() if k == TWIN} if late else why.levels
     beside = ", ".join(_level(other, seeds, points[best], why.tasks) for other, seeds in levels.items())
     own = changed(why, [name])
     unlike = f", {own} unlike its file" if own else ""
     return (
         f"**Where the gate looks** ({place(why.cell)}{unlike}): {said}{ahead}"
-        f"{'; beside it ' if beside else ''}{beside}.{_softness(why, name, reached, known)}"
+        f"{'; beside it ' if beside else ''}{beside}{', which has experts in every block' if late and beside else ''}."
+        f"{_softness(why, name, reached, known)}"
     )
 
 

@@ -42,7 +42,8 @@ def _section(scan: Scan) -> Section:
         columns[GATE] = lambda row: ratio_text(row["gate_ratio"])
     columns["processes"] = lambda row: str(row["processes"])
     heading = f"Over {scan.what.replace('_', ' ')} · {title(scan.cells[0])} (the first point)"
-    return Section(heading, caption(scan.cells[0]), rows, columns)
+    every = Cell(tuple(record for cell in scan.cells for record in cell.records))
+    return Section(heading, caption(every), rows, columns)
 
 
 def _row(cell: Cell, value: object) -> Row:

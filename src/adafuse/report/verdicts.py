@@ -57,11 +57,11 @@ def _percent(factor: float) -> str:
 RULES = (
     "Rules (`src/adafuse/report/verdicts.py`): a ratio is replicated if our value lies within the paper's number "
     f"± {_percent(CLOSE)} (memory ± {_percent(CLOSE_MEMORY)}; a bound: if our 95 % interval stays on its side), in "
-    f"part if what it has above 1 is within a factor of {PART:g} of the paper's, not decided if its interval is wider "
-    f"than a factor of {WIDE:g}. Accuracy is on par, over {MIN_SEEDS} seeds or more, if a paired equivalence test at "
-    f"5 % with a margin of {MARGIN:g} points says so; better or not worse (the 90 % interval above -{MARGIN:g}) counts "
-    f"as replicated too, worse (the 95 % interval below 0 and past -{MARGIN:g}) as not replicated. The paper's "
-    "absolute milliseconds are never compared."
+    f"part if what it has above 1 is within a factor of {PART:g} of the paper's; a number that is no bound is not "
+    f"decided if our interval is wider than a factor of {WIDE:g}. Accuracy is on par, over {MIN_SEEDS} seeds or more, "
+    f"if a paired equivalence test at 5 % with a margin of {MARGIN:g} points says so; better or not worse (the 90 % "
+    f"interval above -{MARGIN:g}) counts as replicated too, worse (the 95 % interval below 0 and past -{MARGIN:g}) as "
+    "not replicated. The paper's absolute milliseconds are never compared."
 )
 
 
