@@ -20,7 +20,8 @@ def studies(folder: Path) -> list[accuracy.Study]:
 
 
 def table2(folder: Path) -> sheet.Sheet:
-    return table("table2", studies(folder), load_paper())
+    found = find(load([folder])).trained
+    return table("table2", found.studies, load_paper(), found.fits)
 
 
 def test_budgets_are_studies_of_their_own_and_say_so(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_methods_on_different_backbones_are_not_paired(tmp_path: Path) -> None:
             )
     difference = accuracy.difference(found, "adafuse", "lora")
     assert difference is not None and difference.n_seeds == 2
-    assert "stand on 2 backbones" in table("table2", [found], load_paper()).sections[0].notes[1]
+    assert "stand on 2 backbones" in table("table2", [found], load_paper(), {}).sections[0].notes[1]
 
 
 def test_the_same_weights_under_another_name_are_no_second_backbone(tmp_path: Path) -> None:
@@ -130,7 +131,9 @@ def test_notes_hold_difference_test_and_spread(tmp_path: Path) -> None:
     study.write_study(tmp_path, accuracies, spread=0.01)
     notes = table2(tmp_path).sections[0].notes
     assert len(notes) == 4 and all("equivalent within ± 2: p = 0.024" in note for note in notes[1:])
-    assert "between seeds 1.6 points" in notes[1] and "a gate per layer, same experts" in notes[3]
+    twin, lora, _ = notes[1:]
+    assert "between seeds 1.6 points" in lora and lora.startswith("AdaFuse minus plain LoRA: ")
+    assert twin.startswith("AdaFuse minus a gate per layer, same experts")
 
 
 def test_a_csv_row_holds_plain_numbers(tmp_path: Path) -> None:
@@ -180,7 +183,7 @@ def test_the_loss_of_the_training_runs_stands_in_the_table(tmp_path: Path) -> No
     assert (shown["base"], shown["lora"], shown["adafuse"]) == ("–", "0.500", "0.750")
     (note,) = [note for note in section.notes if note.startswith("AdaFuse minus plain LoRA")]
     assert note.endswith("Validation loss: +0.250 [+0.250, +0.250] nats (t over 5 seeds).")
-    plain = table("table2", found.studies, paper)
+    plain = table("table2", found.studies, paper, {})
     assert "validation loss" not in plain.sections[0].columns and "Validation loss" not in sheet.markdown(
         plain
     )

@@ -6,14 +6,16 @@ import pytest
 
 import synthetic
 import synthetic_gpu
+import synthetic_memory
 from adafuse.records import load
 from adafuse.report import scan_table
 from adafuse.report.drift import drift_cells
 from adafuse.report.findings import sentences
 from adafuse.report.text import process_text, ratio_text
 from adafuse.report.timing import latency_cells, ratio
-from adafuse.report.traces import trace_cells
+from adafuse.report.traces import timelines, trace_cells
 from adafuse.stats import Interval
+from test_report_traces import write_trace
 
 
 def said(folder: Path) -> list[str]:
@@ -118,3 +120,40 @@ def test_one_gate_is_said_under_every_strategy_or_not_at_all(tmp_path: Path) -> 
         folder.unlink()
     synthetic_gpu.write_gpu_latency(tmp_path, "strategies", context=64, failed=("adafuse_dense",))
     assert said(tmp_path) == []
+
+
+def test_memory_names_the_copy_that_it_leaves_out(tmp_path: Path) -> None:
+    shape = synthetic_gpu.LLAMA["shape"]
+    plain = {"model": synthetic_gpu.LLAMA, "experts": synthetic_gpu.experts()}
+    synthetic.write_latency(tmp_path, machine=synthetic_memory.GPU, plain=plain)
+    synthetic_memory.write_peaks(tmp_path, plain=plain)
+    (line,) = [line for line in said(tmp_path) if "**Memory**" in line]
+    linears = 4 * shape["hidden_size"] ** 2 + 3 * shape["hidden_size"] * shape["intermediate_size"]
+    copy_gib = 2 * shape["num_hidden_layers"] * linears / 2**30
+    assert "peaks at 1.062 times the backbone's 13.0 GiB" in line
+    assert f"{copy_gib:.1f} GiB more, {(13.8 + copy_gib) / 13:.2f} times in all" in line
+
+
+def test_a_model_of_unknown_sizes_has_no_copy_to_name(tmp_path: Path) -> None:
+    """A checkpoint in a folder says its sizes itself, and records do not."""
+    synthetic_memory.write_both(tmp_path)
+    (line,) = [line for line in said(tmp_path) if "**Memory**" in line]
+    assert line.endswith("is on the host for that.")
+
+
+def test_captured_memory_is_said_once_over_the_captured_backbone(tmp_path: Path) -> None:
+    plain = {"model": synthetic_gpu.LLAMA, "experts": synthetic_gpu.experts(), "batch": 1, "context": 128}
+    synthetic.write_latency(tmp_path, 0, "twin", machine=synthetic_memory.GPU, plain=plain)
+    peaks = {"base_graph": 10.0, "adafuse_gather_graph": 11.0, "adafuse_switch_graph": 10.5}
+    synthetic_memory.write_peaks(tmp_path, peaks, plain=plain)
+    (line,) = [line for line in said(tmp_path) if "Memory without launches" in line]
+    assert "times the captured backbone's 10.0 GiB: AdaFuse (gather, graph) 1.100" in line and "1.050" in line
+
+
+def test_the_gpu_idles_by_the_untraced_token(tmp_path: Path) -> None:
+    write_trace(tmp_path, machine=synthetic_memory.GPU)
+    (line,) = [line for line in said(tmp_path) if "**Why**" in line]
+    (cell,) = trace_cells(load([tmp_path]))
+    base = next(own.line for own in timelines(cell) if own.arm == "base")
+    busy_ms = sum(base["parts_ms"].values())
+    assert f"idles for {100 * (1 - busy_ms / base['untraced_ms']):.0f} %" in line

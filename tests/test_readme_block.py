@@ -11,8 +11,10 @@ import pytest
 
 import synthetic
 import synthetic_gpu
+import synthetic_study
 from adafuse.report.readme import BEGIN, END, same_file
 
+CPU = {"name": "cpu", "cpu": "Test CPU", "cores": 2, "memory_gib": 8.0, "gpu": None, "driver": None}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -70,6 +72,18 @@ def test_the_block_shows_the_first_cell_and_says_where_the_others_are(project, r
     assert "context 999 · arms" not in text
     for name in ("claims", "table1", "table5", "table6"):
         assert f"1 more cell: [{name}](results/tables/{name}.md)." in text
+
+
+def test_a_cpus_word_on_accuracy_is_not_hidden_behind_a_gpus(project, report):
+    """Another backbone's answer is an answer; another machine's time is none."""
+    folder = project / "results" / "reference"
+    methods = {"lora": 0.7, "adafuse": 0.6}
+    synthetic_study.write_study(folder / "gpu", methods)
+    own = {"machine": CPU, "changes": {"model.name": "other"}}
+    synthetic_study.write_study(folder / "cpu", methods, **own)
+    report("--readme", "README.md")
+    verdicts = (project / "README.md").read_text().split("### Verdicts")[1].split("### Table 1")[0]
+    assert "**NVIDIA H200 · tiny" in verdicts and "**CPU · other" in verdicts
 
 
 def test_goals_stand_in_the_block_only_with_a_gpu(project, report):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import synthetic_study as study
 from adafuse.records import load
@@ -210,3 +211,22 @@ def test_one_seed_and_no_fit_can_be_drawn(tmp_path: Path) -> None:
     for why in found.whys:
         why_figure(why, found.fits)
     assert {why.knob.name for why in found.whys} == {"bypass", "rank"}
+
+
+def test_no_legend_is_wider_than_its_figure(tmp_path: Path) -> None:
+    places = ["first_linear", "embedding"]
+    for changes in (
+        {},
+        {"method.first_expert_block": 1},
+        {"method.first_expert_block": 1, "method.router_norm": True},
+    ):
+        for place in places:
+            own = changes | {"method.router_input": place}
+            study.write_study(tmp_path, {"adafuse": 0.7}, seeds=2, changes=own)
+    study.write_study(tmp_path, {"full": 0.8, "lora": 0.72, "mola": 0.7, "adafuse_layerwise": 0.74}, seeds=2)
+    figure = why_figure(one(tmp_path), {})
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent(canvas.get_renderer())
+    assert len(legend.get_texts()) == 7 and box.x0 >= 0 and box.x1 <= figure.bbox.width

@@ -58,13 +58,9 @@ class Adapter:
             width = (
                 at_linear.base.in_features if at_linear else self.model.get_input_embeddings().embedding_dim
             )
+            count, top_k, method = self.geometry.count, self.geometry.top_k, self.method
             self.token_router = Router(
-                width,
-                self.geometry.count,
-                self.geometry.top_k,
-                self.method.normalisation,
-                self.method.null_expert,
-                self.method.router_norm,
+                width, count, top_k, method.normalisation, method.null_expert, method.router_norm
             )
             if at_linear:
                 at_linear.decides = self.token_router

@@ -18,7 +18,7 @@ from adafuse.report.on_par import equivalent, verdict_word
 from adafuse.report.sheet import Columns, Row, Section, Sheet, nothing
 from adafuse.report.text import GAP, points_text, share_text
 from adafuse.report.trained import Trained
-from adafuse.report.variants import ADAFUSE, LORA, TWIN, variants
+from adafuse.report.variants import ADAFUSE, LORA, OPPONENTS, TWIN, variants
 from adafuse.report.verdicts import MARGIN, MIN_SEEDS
 from adafuse.report.why import value_text
 from adafuse.report.why_studies import Why
@@ -44,8 +44,7 @@ INFORMATION = (
 IN_BRACKETS = "In brackets: the task that is left out, or that stands at this end."
 TWIN_IS = f"{TWIN}: AdaFuse's experts with a gate per layer."
 REASON = f"no {MIN_SEEDS} seeds of AdaFuse and what it is compared with: experiment=table2, table3 or table4"
-# what AdaFuse is compared with, and the two of them by which the paper's one gate stands or falls
-COMPARED = {TWIN: "a gate per layer", LORA: "plain LoRA", "mola": "MoLA"}
+# of those that AdaFuse is held against, the two by which the paper's one gate stands or falls
 ENDS = (TWIN, LORA)
 ROUTED = ("mola", "moral", "pesc", "mixlora", ADAFUSE, TWIN)
 
@@ -71,7 +70,7 @@ def later_seeds(study: Study, other: str) -> Difference | None:
 
 
 def _compared(study: Study) -> dict[str, Difference | None]:
-    return {other: enough(difference(study, ADAFUSE, other)) for other in COMPARED}
+    return {other: enough(difference(study, ADAFUSE, other)) for other in OPPONENTS}
 
 
 def _differences(study: Study) -> Row:
@@ -79,17 +78,17 @@ def _differences(study: Study) -> Row:
     row: Row = {"study": studied(study), "seeds": _most(found.values())}
     for other, own in found.items():
         row |= _judged(f"minus_{other}", own)
-    for other in COMPARED:
+    for other in OPPONENTS:
         row |= _judged(f"later_minus_{other}", enough(later_seeds(study, other)))
     return row | {"records": _files(study.variants, [ADAFUSE, *(name for name, own in found.items() if own)])}
 
 
 def _difference_columns() -> Columns:
     columns: Columns = {"study": lambda row: row["study"], "seeds": lambda row: str(row["seeds"])}
-    for other, words in COMPARED.items():
+    for other, words in OPPONENTS.items():
         columns[f"minus {words}"] = partial(_judged_text, key=f"minus_{other}")
     for other in ENDS:
-        name = f"later seeds alone: minus {COMPARED[other]}"
+        name = f"later seeds alone: minus {OPPONENTS[other]}"
         columns[name] = partial(_judged_text, key=f"later_minus_{other}", left=MIN_SEEDS)
     return columns
 
@@ -119,11 +118,11 @@ def _carried(study: Study, known: Fits) -> Row:
 def _carried_columns() -> Columns:
     columns: Columns = {"study": lambda row: row["study"]}
     for other in ENDS:
-        columns[f"minus {COMPARED[other]}, without one task"] = partial(_rest_text, other=other)
+        columns[f"minus {OPPONENTS[other]}, without one task"] = partial(_rest_text, other=other)
     for other in ENDS:
-        columns[f"furthest tasks to {COMPARED[other]}"] = partial(_ends_text, other=other)
+        columns[f"furthest tasks to {OPPONENTS[other]}"] = partial(_ends_text, other=other)
     for other in ENDS:
-        columns[f"held-out loss, nats: minus {COMPARED[other]}"] = partial(_loss, key=f"loss_minus_{other}")
+        columns[f"held-out loss, nats: minus {OPPONENTS[other]}"] = partial(_loss, key=f"loss_minus_{other}")
     return columns
 
 

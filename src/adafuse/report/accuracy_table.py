@@ -19,7 +19,7 @@ from adafuse.report.held_out import loss_difference, loss_text, mean_loss
 from adafuse.report.on_par import difference_text
 from adafuse.report.sheet import Columns, Row, Section, Sheet
 from adafuse.report.text import GAP, digits, points_text
-from adafuse.report.variants import ADAFUSE, LORA, ORDER, TWIN, rank
+from adafuse.report.variants import ADAFUSE, LORA, OPPONENTS, ORDER, TWIN, rank
 
 ABOUT = (
     "Accuracy in per cent ± one standard error (over items for one seed, over seeds for more). Minus LoRA: the mean "
@@ -27,20 +27,15 @@ ABOUT = (
     "differences, not values."
 )
 ABOUT_LOSS = " Validation loss: nats per answer token on held-out items; by it learning rates were chosen."
-# what AdaFuse is compared with, and why
-COMPARED = {
-    LORA: "AdaFuse minus plain LoRA",
-    "mola": "AdaFuse minus MoLA",
-    TWIN: "One gate for all layers minus a gate per layer, same experts (the control that the paper lacks)",
-}
+CONTROL = ", same experts (the control that the paper lacks)"
 
 
-def table(name: str, found: list[Study], paper: dict[str, Any], known: Fits | None = None) -> Sheet:
+def table(name: str, found: list[Study], paper: dict[str, Any], known: Fits) -> Sheet:
     """Table 2 (general), 3 or 4 (domain, by backbone): ours first, then the paper's own tasks in a block of
-    their own; without the training runs there is no column of their losses.
+    their own; where training runs are not `known` there is no column of their losses.
     """
     printed = paper[name]
-    sections = [_section(study, known or {}) for study in found if study.table == name]
+    sections = [_section(study, known) for study in found if study.table == name]
     if not sections:
         reason = f"not run in this profile: experiment={printed['experiment']}"
         rows: list[Row] = [{"method": row["label"], "ours": reason, "records": []} for row in printed["rows"]]
@@ -104,8 +99,11 @@ def _notes(study: Study, known: Fits) -> list[str]:
             f"These records stand on {len(several)} backbones, pre-trained by one recipe but not the same: methods "
             "are compared only where they share one."
         )
-    for other, said in COMPARED.items():
-        found = difference(study, ADAFUSE, other)
+    for other, name in OPPONENTS.items():
+        found, said = (
+            difference(study, ADAFUSE, other),
+            f"AdaFuse minus {name}{CONTROL if other == TWIN else ''}",
+        )
         if found:
             lost = loss_difference(study.variants[ADAFUSE], study.variants[other], known)
             loss = f" Validation loss: {loss_text(lost)} nats ({lost.method})." if lost else ""

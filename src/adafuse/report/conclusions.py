@@ -29,17 +29,16 @@ from adafuse.report.scans import scans
 from adafuse.report.text import points_text, ratio_text
 from adafuse.report.timing import results
 from adafuse.report.trained import Trained
-from adafuse.report.variants import ADAFUSE, LORA, TWIN
+from adafuse.report.variants import ADAFUSE, LORA, OPPONENTS, TWIN
 from adafuse.report.verdicts import MARGIN, Claim
 from adafuse.report.why_studies import Why
 from adafuse.stats import SIZE
 
-# what AdaFuse's accuracy is held against, and the order in which verdicts are told
-OPPONENTS = {TWIN: "a gate per layer with the same experts", LORA: "one plain LoRA"}
 # of a token's time: what nobody would build a router for
 LITTLE = 0.05
 # less certain is no other answer: what is not decided turns nothing, and is not turned
 SIGN = {BETTER: 1, ON_PAR: 0, NOT_WORSE: 0, WORSE: -1}
+# the order in which they are told
 VERDICTS = (BETTER, ON_PAR, NOT_WORSE, NOT_DECIDED, WORSE)
 
 
@@ -63,13 +62,14 @@ def _first(found: Sequence[Any], say: Callable[[Any], str | None]) -> str | None
 def _accuracy(studies: Sequence[Study]) -> list[str]:
     """One gate for all layers against a gate per layer and against one LoRA; all studies: backbones may disagree."""
     counted = [study for study in studies if study.same_as is None]
-    said = [part for other, words in OPPONENTS.items() if (part := _by_verdict(counted, other, words))]
+    said = [part for other in (TWIN, LORA) if (part := _by_verdict(counted, other))]
     if not said:
         return []
-    return [f"Does one decision for all layers cost accuracy? {' '.join(said)}{_furthest(counted)}"]
+    question = "Does one decision for all layers cost accuracy, the experts being the same?"
+    return [f"{question} {' '.join(said)}{_furthest(counted)}"]
 
 
-def _by_verdict(studies: Sequence[Study], other: str, words: str) -> str | None:
+def _by_verdict(studies: Sequence[Study], other: str) -> str | None:
     """Where AdaFuse is on par, worse and so on, with the differences in points."""
     found: dict[str, list[str]] = {}
     for study in studies:
@@ -79,7 +79,7 @@ def _by_verdict(studies: Sequence[Study], other: str, words: str) -> str | None:
             of_study = f"{_studied(study)} {100 * own.value:+.1f}{_carried(study, other, word)}"
             found.setdefault(word, []).append(of_study)
     parts = [f"{word} ({', '.join(found[word])})" for word in VERDICTS if word in found]
-    return f"Against {words}, in points: {'; '.join(parts)}." if parts else None
+    return f"Against {OPPONENTS[other]}, in points: {'; '.join(parts)}." if parts else None
 
 
 def _carried(study: Study, other: str, word: str) -> str:
@@ -141,11 +141,11 @@ def _spare(latency: Sequence[Cell], trained: Trained) -> str | None:
     if scan is None or found is None:
         return None
     why, (share, _, _) = found
-    none, enough = scan.values[0], next((value for value in scan.values if value >= share), scan.values[-1])
+    none, left_at = scan.values[0], next((v for v in scan.values if v >= share), scan.values[-1])
     costs, saved = [], 0.0
     for arm, name in ((SWITCHED, "the paper's switch"), (GATHERED, "gathered experts")):
         with_none, left = (
-            results(scan.cells[scan.values.index(v)], [arm])[arm].ratio for v in (none, enough)
+            results(scan.cells[scan.values.index(v)], [arm])[arm].ratio for v in (none, left_at)
         )
         if with_none and left:
             costs.append(f"{name} {ratio_text(left)} instead of {ratio_text(with_none)}")
@@ -156,7 +156,7 @@ def _spare(latency: Sequence[Cell], trained: Trained) -> str | None:
     return (
         f"Of the tokens {100 * share:.0f} % can be left to the backbone alone with a fall of {MARGIN:g} points ruled "
         f"out (backbone {model_name(why.cell.config)}). That saves {what}: with "
-        f"{100 * enough:.0f} % left so, times the backbone, {' and '.join(costs)}."
+        f"{100 * left_at:.0f} % left so, times the backbone, {' and '.join(costs)}."
     )
 
 

@@ -6,13 +6,14 @@ conclusions.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from adafuse.report.cells import Cell, title
 from adafuse.report.claims_latency import ADAFUSE, OTHERS, PAPER_GAIN, is_of_time
 from adafuse.report.findings import GATHERED, LAYERWISE, SWITCHED, fastest_other
 from adafuse.report.text import digits, ratio_text
-from adafuse.report.timing import EAGER, RUNTIMES, ratio, results, runtimes
+from adafuse.report.timing import EAGER, RUNTIMES, ratio, results
+from adafuse.report.variants import TWIN
 from adafuse.report.verdicts import IN_PART, NOT_REPLICATED, REPLICATED, Claim, judge_ratio
 from adafuse.stats import Interval
 
@@ -25,19 +26,19 @@ def sentences(latency: Sequence[Cell], claims: Sequence[Claim]) -> list[str]:
     # the cell behind which most processes stand speaks for its kind
     alone = sorted([cell for cell in timed if cell.config["batch"] == 1], key=lambda cell: -len(cell.records))
     launched = _first(alone, lambda cell: _launched(cell, claims))
-    spoken = next((cell for cell in alone if _launched(cell, claims)), None)
+    experts = launched[0].config["experts"] if launched else None
     # the two sentences are to be read together: of the same experts
-    alike = sorted(
-        alone, key=lambda cell: spoken is None or cell.config["experts"] != spoken.config["experts"]
-    )
-    said = [launched, _first(alike, _captured)]
-    if said[1]:
-        said[1] += f" {_shared_gate(timed)}" + _fastest(alike)
-    return [sentence for sentence in said if sentence]
+    alike = sorted(alone, key=lambda cell: cell.config["experts"] != experts)
+    captured = _first(alike, _captured)
+    found = [launched[1]] if launched else []
+    if captured:
+        found.append(" ".join([captured[1], *_shared_gate(timed), *_fastest(captured[0], alike)]))
+    return found
 
 
-def _first(cells: Sequence[Cell], say: Callable[[Cell], str | None]) -> str | None:
-    return next((sentence for cell in cells if (sentence := say(cell))), None)
+def _first(cells: Sequence[Cell], say: Callable[[Cell], str | None]) -> tuple[Cell, str] | None:
+    """The first cell that has something to say, and what."""
+    return next(((cell, said) for cell in cells if (said := say(cell))), None)
 
 
 def _launched(cell: Cell, claims: Sequence[Claim]) -> str | None:
@@ -85,17 +86,17 @@ def _captured(cell: Cell) -> str | None:
     )
 
 
-def _shared_gate(timed: Sequence[Cell]) -> str:
+def _shared_gate(timed: Sequence[Cell]) -> Iterator[str]:
     """What the shared gate itself saves, paired within each captured cell: its intervals are far narrower than those to
     the backbone.
     """
     gaps = [gap for cell in timed for runtime in CAPTURED if (gap := _gate_gap(cell, runtime))]
     if not gaps:
-        return ""
+        return
     above = sum(gap.low > 1 for gap in gaps)
     ratios = sorted(gap.ratio for gap in gaps)
     middle = ratios[len(ratios) // 2]
-    return (
+    yield (
         f"A gate per layer costs {middle:.3f} times what one gate does, both gathered (the median of {len(gaps)} "
         f"captured cells, from {ratios[0]:.3f} to {ratios[-1]:.3f}; the interval lies above 1 in {above})."
     )
@@ -106,27 +107,26 @@ def _gate_gap(cell: Cell, runtime: str) -> Interval | None:
     return ratio(cell, arms[0], arms[1]) if set(arms) <= set(cell.config["arms"]["run"]) else None
 
 
-def _fastest(alike: Sequence[Cell]) -> str:
-    """What to deploy: the fastest of AdaFuse's arms at batch 1, whatever its runtime, on the first cell's machine."""
-    spoken = next((cell for cell in alike if _captured(cell)), None)
-    if spoken is None:
-        return ""
-    same = [cell for cell in alike if _workload(cell) == _workload(spoken)]
-    timed = [
+def _fastest(spoken: Cell, cells: Sequence[Cell]) -> Iterator[str]:
+    """What to deploy: the fastest of AdaFuse's captured arms on the machine and the workload of the cell spoken of."""
+    same = [cell for cell in cells if _workload(cell) == _workload(spoken)]
+    arms = [
         (found.ms_per_token, found)
         for cell in same
-        if set(runtimes(cell)) & set(CAPTURED)
         for arm, found in results(cell).items()
-        if arm.startswith("adafuse_") and not arm.startswith("adafuse_layerwise") and found.ms_per_token
+        if arm.startswith("adafuse_")
+        and not arm.startswith(TWIN)
+        and found.runtime in CAPTURED
+        and found.ms_per_token
     ]
-    if not timed:
-        return ""
-    ms, own = min(timed, key=lambda arm: arm[0] or 0.0)
+    if not arms:
+        return
+    ms, own = min(arms, key=lambda arm: arm[0])
     gemv = own.to_gemv.ratio if own.to_gemv else None
     beside = f", and {ratio_text(gemv)} of the backbone through the same product of our own" if gemv else ""
-    return (
-        f" Of all its arms the fastest is {own.label}: {digits(ms)} ms a token, {ratio_text(own.ratio)} of the "
-        f"backbone there{beside}."
+    yield (
+        f"Of all its arms the fastest is {own.label}: {digits(ms)} ms a token, {ratio_text(own.ratio)} of the backbone "
+        f"there{beside}."
     )
 
 

@@ -21,6 +21,8 @@ from adafuse.report.timing import AGAIN, BASE, ArmResult, again, base_of, ratio,
 from adafuse.report.traces import timelines
 
 GRAPH = "graph"
+# of a shape: what the widths of its linears follow from
+SIZES = {"hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"}
 GATHERED, LAYERWISE, SWITCHED = (
     "adafuse_gather_graph",
     "adafuse_layerwise_gather_graph",
@@ -89,14 +91,12 @@ def _sizes(cell: Cell, found: list[ArmResult]) -> str:
     said = ", ".join(f"{own.label} {count_text(own.cost['adapter_params'])}" for own in known)
     methods, table = cell.config.get("methods", {}), cell.config["arms"]["table"]
     targets = set(cell.config["experts"]["targets"])
-    apart = [
-        own.label for own in known if _targets(methods.get(table[own.arm]["method"], {})) - {None} - targets
-    ]
+    apart = [own.label for own in known if _targets(methods.get(table[own.arm]["method"], {})) - targets]
     where = f"; not on the cell's linears but on those of its own paper: {', '.join(apart)}" if apart else ""
     return f" Parameters of the adapters: {said}{where}."
 
 
-def _targets(method: Mapping[str, Any]) -> set[str | None]:
+def _targets(method: Mapping[str, Any]) -> set[str]:
     """The linears that a method's own file names, whatever the cell's are."""
     return {*(method.get("expert_targets") or ()), *(method.get("static_targets") or ())}
 
@@ -151,19 +151,28 @@ def _memory(cell: Cell) -> str | None:
     if not base or not own:
         return None
     copy_gib = _adapted_gib(cell)
+    kept = (
+        f": kept on the GPU, as in the cells that are timed, it is {digits(copy_gib)} GiB more, "
+        f"{(own + copy_gib) / base:.2f} times in all"
+        if copy_gib
+        else ""
+    )
     return (
         f"**Memory** ({_place(cell)}): merging in place peaks at {own / base:.3f} times the backbone's "
         f"{digits(base)} GiB. The clean copy of the adapted weights, without which rounding stays in them, is on the "
-        f"host for that: kept on the GPU, as in the cells that are timed, it is {digits(copy_gib)} GiB more, "
-        f"{(own + copy_gib) / base:.2f} times in all."
+        f"host for that{kept}."
     )
 
 
-def _adapted_gib(cell: Cell) -> float:
-    """The weights of the adapted linears, in 16 bits."""
+def _adapted_gib(cell: Cell) -> float | None:
+    """The weights of the adapted linears; None for a model from a folder, whose sizes stand in no record."""
     model, targets = cell.config["model"], cell.config["experts"]["targets"]
-    sizes = widths(model["shape"])
-    return 2 * model["shape"]["num_hidden_layers"] * sum(math.prod(sizes[name]) for name in targets) / 2**30
+    shape = model.get("shape") or {}
+    if not set(shape) >= SIZES:
+        return None
+    size = 4 if model["dtype"] == "float32" else 2
+    each = widths(shape)
+    return size * shape["num_hidden_layers"] * sum(math.prod(each[name]) for name in targets) / 2**30
 
 
 def _captured_memory(timed: Sequence[Cell]) -> Iterator[str]:

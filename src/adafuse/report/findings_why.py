@@ -17,7 +17,7 @@ from adafuse.report.fits import Fits
 from adafuse.report.older import entry
 from adafuse.report.on_par import is_not_worse, margin_text
 from adafuse.report.text import points_text
-from adafuse.report.variants import ADAFUSE, LORA, TWIN
+from adafuse.report.variants import ADAFUSE, OPPONENTS, TWIN
 from adafuse.report.verdicts import MARGIN
 from adafuse.report.why import bypassed_share, router_entropy, value_text
 from adafuse.report.why_studies import Why
@@ -25,7 +25,6 @@ from adafuse.stats import Difference
 
 # without experts in the first blocks
 LATE = "first_expert_block"
-COMPARED = {LORA: "plain LoRA", "mola": "MoLA", TWIN: "a gate per layer with the same experts"}
 
 
 def place(cell: Cell) -> str:
@@ -80,9 +79,9 @@ def _gate_line(why: Why, name: str, known: Fits) -> str | None:
 def _level(name: str, seeds: Seeds, best: Seeds, tasks: list[str]) -> str:
     """What a method without the knob reaches, and for those that AdaFuse is compared with by how much it beats them."""
     mean = average(seeds, tasks)
-    gap = paired(best, seeds, tasks) if name in COMPARED else None
+    gap = paired(best, seeds, tasks) if name in OPPONENTS else None
     reached = "–" if mean is None else f"{100 * mean:.1f} %"
-    minus = f"AdaFuse at its best place minus {COMPARED[name]}: {points_text(gap)} points" if gap else ""
+    minus = f"AdaFuse at its best place minus {OPPONENTS[name]}: {points_text(gap)} points" if gap else ""
     return f"{name} {reached}" + (f" ({minus})" if minus else "")
 
 

@@ -57,7 +57,7 @@ def bandwidth(latency: list[Cell], rank: int, batch: int) -> Measured:
     """
     own = [cell for cell in latency if _is_ours(cell, rank, batch, CONTEXT)]
     arms = [base_of(runtime, base) for runtime in ("graph", "compiled") for base in (BASE, GEMV)]
-    found = {arm: _of_arm(own, arm, to_itself=True) for arm in arms}
+    found = {arm: _of_arm(own, arm) for arm in arms}
     shares = {
         arm: result.bandwidth_share for arm, result in found.items() if result and result.bandwidth_share
     }
@@ -111,13 +111,9 @@ def worst_line(kernels: list[Cell], kernel: str, name: str, largest: bool, where
     return Measured(worst[name], None, _size(worst) + count, files)
 
 
-def _of_arm(own: list[Cell], arm: str, to_itself: bool = False) -> ArmResult | None:
-    """From the cell with most processes, then rounds; a cell without a ratio only if there is no other. A backbone is
-    its own base, and counts `to_itself` where it has a time.
-    """
+def _of_arm(own: list[Cell], arm: str) -> ArmResult | None:
+    """From the cell with most processes, then rounds; a cell without a ratio only if there is no other."""
     held = [results(cell, [arm])[arm] for cell in own if arm in cell.config["arms"]["run"]]
-    if to_itself:
-        return max(held, key=lambda result: len(result.files) if result.ms_per_token else 0, default=None)
 
     def weight(result: ArmResult) -> tuple[int, int]:
         return (result.ratio.n_processes, result.ratio.n_rounds) if result.ratio else (0, 0)

@@ -10,7 +10,7 @@ from adafuse.report.findings import GATHERED, LAYERWISE
 from adafuse.report.scans import WORDS, Scan, scans
 from adafuse.report.sheet import Columns, Row, Section, Sheet, nothing
 from adafuse.report.text import GAP, digits, ratio_text
-from adafuse.report.timing import AGAIN, BASE, ArmResult, base_of, ratio, results
+from adafuse.report.timing import ArmResult, again_of, base_of, ratio, results
 
 ABOUT = (
     "Cells that differ in one thing alone. A ratio is of a token's time to the plain backbone's in the same runtime, "
@@ -48,8 +48,7 @@ def _section(scan: Scan) -> Section:
 
 def _row(cell: Cell, value: object) -> Row:
     every = results(cell)
-    plain = {f"{name}{suffix}" for name in (BASE, AGAIN) for suffix in ("", "_graph", "_compiled")}
-    plain |= {arm for arm in every if arm.endswith("_again")}
+    plain = {name for found in every.values() for name in (base_of(found.runtime), again_of(found.runtime))}
     arms = {arm: found for arm, found in every.items() if found.ratio and arm not in plain}
     runtime = next(iter(every.values())).runtime
     base = every.get(base_of(runtime))

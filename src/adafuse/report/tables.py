@@ -1,8 +1,7 @@
 """The latency tables: the paper's Tables 1, 5 and 6 beside ours, and the attribution that it lacks.
 
-In: latency cells and the paper's numbers. Out: one `Sheet` each, a section for each cell; a cell of a table
-that cannot be filled says why. Next: accuracy.py for Tables 2 to 4, evidence.py for checks, timing and
-records.
+In: latency cells and the paper's numbers. Out: one `Sheet` each, a section for each cell; a cell of a table that cannot
+be filled says why. Next: accuracy.py for Tables 2 to 4, evidence.py for checks, timing and records.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ from adafuse.report.older import entry
 ORDER = ("base", "full", "lora", "mola", "moral", "pesc", "mixlora", "adafuse_layerwise", "adafuse")
 METHOD_FILES = Path(__file__).resolve().parents[3] / "conf" / "method"
 LORA, ADAFUSE, TWIN = "lora", "adafuse", "adafuse_layerwise"
+# what AdaFuse's accuracy is held against, as every table and sentence calls it
+OPPONENTS = {TWIN: "a gate per layer", LORA: "plain LoRA", "mola": "MoLA"}
 # a budget sets them, from the geometry of the experts: they are no choice of their own
 DERIVED = ("rank", "alpha", "static_rank", "static_alpha", "bottleneck_dim")
 

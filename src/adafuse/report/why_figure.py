@@ -23,11 +23,14 @@ from adafuse.stats import mean_interval
 MARKS = ("o", "s", "D", "^", "v", "P", "X")
 # of the distance between two values: how far apart the methods' points stand, so that no bar covers another
 APART = 0.08
+LONG_LABEL = 30
 
 
 def why_figure(why: Why, known: Fits) -> Figure:
     """Accuracy averaged over tasks, with the t interval over seeds where there are several."""
-    figure, (axis,) = canvas(6.0, 3.6)
+    # a legend that is wider than the figure loses its first column
+    wide = max(map(len, [*why.lines, *why.levels])) > LONG_LABEL
+    figure, (axis,) = canvas(6.6 if wide else 6.0, 3.6)
     if why.knob.name == BYPASS:
         _over_share(axis, why, known)
     else:
@@ -36,7 +39,7 @@ def why_figure(why: Why, known: Fits) -> Figure:
     axis.yaxis.grid(True, color=PALE, linewidth=0.6)
     axis.margins(y=0.12)
     axis.set_title(f"Accuracy: {'bypass' if why.knob.name == BYPASS else why.knob.words}")
-    figure.legend(loc="outside upper right", ncols=3)
+    figure.legend(loc="outside upper right", ncols=2 if wide else 3)
     source_line(figure, source(why))
     return figure
 
