@@ -134,6 +134,15 @@ def test_memory_names_the_copy_that_it_leaves_out(tmp_path: Path) -> None:
     assert f"{copy_gib:.1f} GiB more, {(13.8 + copy_gib) / 13:.2f} times in all" in line
 
 
+def test_memory_that_two_cells_share_is_said_once(tmp_path: Path) -> None:
+    synthetic_memory.write_both(tmp_path)
+    longer = {"latency": {"rounds": 8, "block_tokens": 200, "trained_adapters": False, "queries": True}}
+    synthetic.write_latency(tmp_path, name="queries", machine=synthetic_memory.GPU, plain=longer)
+    assert [len(cell.memory) for cell in latency_cells(load([tmp_path]))] == [5, 5]
+    (line,) = [line for line in said(tmp_path) if "**Memory**" in line]
+    assert "whole queries" not in line
+
+
 def test_a_model_of_unknown_sizes_has_no_copy_to_name(tmp_path: Path) -> None:
     """A checkpoint in a folder says its sizes itself, and records do not."""
     synthetic_memory.write_both(tmp_path)

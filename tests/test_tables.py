@@ -238,3 +238,13 @@ def test_a_failed_check_is_shown_before_any_that_passed():
     cell.of = lambda kind: [(None, failed | {"passed": True, "value": 0.0}), (None, passed)]
     assert bound_text(timing.decisive_check(cell, "base")) == "logits 0.9 of 1"
     assert timing.decisive_check(cell, "mola_loop") is None and bound_text(None) == "–"
+
+
+def test_processes_of_two_hosts_are_pooled_and_both_hosts_named(tmp_path):
+    synthetic.write_latency(tmp_path, replicate=0)
+    smaller = synthetic.run_fields("latency", "x", {})["machine"] | {"cores": 32, "memory_gib": 250.0}
+    synthetic.write_latency(tmp_path, replicate=1, machine=smaller)
+    (section,) = sheets(tmp_path)["table1"].sections
+    assert section.rows[1]["ratio"].n_processes == 2
+    hosts = section.caption.split(" · ")[0].split(" and ")
+    assert len(hosts) == 2 and any("32 cores, 250.0 GiB" in host for host in hosts)

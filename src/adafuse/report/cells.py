@@ -121,11 +121,10 @@ def _workload(config: dict[str, Any]) -> list[str]:
 
 def caption(cell: Cell) -> str:
     """Where the numbers come from: processor, libraries, profile, commit, and what was left out."""
-    run, machine = cell.records[0].run, cell.machine
-    parts = [f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB"]
+    parts = [_distinct(cell, _host, " and ")]
     if not cell.is_cpu:
-        parts.append(f"{machine['gpu']}, driver {machine.get('driver')}")
-    parts.append(f"torch {run.get('versions', {}).get('torch')}")
+        parts.append(_distinct(cell, lambda record: "{gpu}, driver {driver}".format_map(record.run["machine"])))
+    parts.append("torch " + _distinct(cell, lambda record: str(record.run.get("versions", {}).get("torch"))))
     parts.append("profile " + _distinct(cell, lambda record: str(record.run.get("profile"))))
     parts.append("commit " + _distinct(cell, _commit))
     count = len(cell.finished)
@@ -168,10 +167,15 @@ def why_empty(cell: Cell, kind: str) -> str:
     return first_error(cell.finished) or f"no {kind} line in the record"
 
 
+def _host(record: Record) -> str:
+    machine = record.run["machine"]
+    return f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB"
+
+
 def _commit(record: Record) -> str:
     commit = str(record.run.get("commit") or "unknown")[:12]
     return f"{commit} (dirty)" if record.run.get("dirty") else commit
 
 
-def _distinct(cell: Cell, of: Callable[[Record], str]) -> str:
-    return ", ".join(sorted({of(record) for record in cell.records}))
+def _distinct(cell: Cell, of: Callable[[Record], str], between: str = ", ") -> str:
+    return between.join(sorted({of(record) for record in cell.records}))

@@ -42,7 +42,7 @@ def sentences(latency: Sequence[Cell], traced: Sequence[Cell], drifts: Sequence[
         *_each(timed, lambda cell: controls.peft(cell, _place(cell))),
         *_each([cell for cell in timed if id(cell) not in points], _captured),
         *_each(timed, lambda cell: controls.captured(cell, _place(cell))),
-        *_each(timed, _memory),
+        *_each(_one_a_measurement(timed), _memory),
         *_captured_memory(timed),
         *_each([cell for cell in drifts if not cell.is_cpu], _drift),
     ]
@@ -142,6 +142,12 @@ def _captured(cell: Cell) -> str | None:
 
 def _over_floor(result: ArmResult) -> str:
     return digits((result.ms_per_token or 0.0) / result.cost["floor_ms"])
+
+
+def _one_a_measurement(timed: Sequence[Cell]) -> list[Cell]:
+    """The first of the cells that share memory records: memory is measured apart, whatever arms are timed with."""
+    first = {tuple(record.path for record in cell.memory): cell for cell in reversed(timed) if cell.memory}
+    return list(reversed(first.values()))
 
 
 def _memory(cell: Cell) -> str | None:

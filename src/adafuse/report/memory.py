@@ -12,7 +12,7 @@ from typing import Any
 
 from adafuse.records import Record
 from adafuse.report.cells import Cell, cells, first_error, short_name
-from adafuse.report.pooling import workload_key
+from adafuse.report.pooling import arm_key, workload_key
 
 # what conf/experiment/table5.yaml goes through
 OF_TABLE5 = ("base", "mola_loop", "pesc_loop", "moral_loop", "adafuse_switch")
@@ -76,14 +76,7 @@ def _of_cell(cell: Cell, measured: list[Record]) -> tuple[Record, ...]:
 
 def _is_same_arm(cell: Cell, record: Record) -> bool:
     arm = _arm(record)
-    return _what(cell.config, arm) == _what(record.run["config"], arm)
-
-
-def _what(config: dict[str, Any], arm: str) -> tuple[Any, ...]:
-    """What an arm is, whatever it is called in tables: strategy, runtime, and its method's own settings."""
-    known = config["arms"].get("table", {}).get(arm, {})
-    method = config.get("methods", {}).get(known.get("method"))
-    return known.get("strategy"), known.get("runtime", "eager"), method
+    return arm_key(cell.config, arm) == arm_key(record.run["config"], arm)
 
 
 def _arm(record: Record) -> str:

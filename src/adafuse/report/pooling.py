@@ -55,6 +55,14 @@ def workload_key(record: Record) -> str:
     return json.dumps(_same(record, "model", "experts", "batch", "context"), sort_keys=True)
 
 
+def arm_key(config: dict[str, Any], arm: str) -> str:
+    """What an arm is, whatever it is called in tables: strategy, runtime, and its method's own settings."""
+    known = config["arms"].get("table", {}).get(arm, {})
+    method = _untrained(config.get("methods", {})).get(known.get("method"))
+    what = {"strategy": known.get("strategy"), "runtime": known.get("runtime", "eager"), "method": method}
+    return json.dumps(without_unused(what), sort_keys=True)
+
+
 def is_domain(record: Record) -> bool:
     """True for an adapter trained on one domain by itself, as in the paper's Tables 3 and 4."""
     return str(record.run["config"].get("data", {}).get("name")) == "domain"
