@@ -58,7 +58,9 @@ def test_memory_of_something_else_stays_apart(tmp_path: Path, other: dict) -> No
 
 def test_memory_from_before_a_setting_joins_where_the_setting_is_not_used(tmp_path: Path) -> None:
     own = plain_config()["methods"]
-    since = {name: method | {"null_expert": False, "learning_rate_factor": 3.0} for name, method in own.items()}
+    since = {
+        name: method | {"null_expert": False, "learning_rate_factor": 3.0} for name, method in own.items()
+    }
     write_latency(tmp_path / "now", machine=GPU, plain={"methods": since})
     write_memory(tmp_path / "before", "mola_loop", 14.0)
     assert memory_of(tmp_path, "mola_loop")["peak_gib"] == 14.0

@@ -123,7 +123,9 @@ def caption(cell: Cell) -> str:
     """Where the numbers come from: processor, libraries, profile, commit, and what was left out."""
     parts = [_distinct(cell, _host, " and ")]
     if not cell.is_cpu:
-        parts.append(_distinct(cell, lambda record: "{gpu}, driver {driver}".format_map(record.run["machine"])))
+        parts.append(
+            _distinct(cell, lambda record: "{gpu}, driver {driver}".format_map(record.run["machine"]))
+        )
     parts.append("torch " + _distinct(cell, lambda record: str(record.run.get("versions", {}).get("torch"))))
     parts.append("profile " + _distinct(cell, lambda record: str(record.run.get("profile"))))
     parts.append("commit " + _distinct(cell, _commit))
