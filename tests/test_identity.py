@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adafuse import cell_names, identity
-from adafuse.config import LATER, Config, Task
+from adafuse.config import Config, Task
 from conftest import ROOT, compose
 
 
@@ -85,7 +85,7 @@ def test_what_a_setting_changes(overrides: str, changed: str) -> None:
 def test_settings_that_came_later_have_no_part_in_what_was_there_before() -> None:
     """So that a record made before a setting existed stays a replicate of the same cell."""
     config = compose("task=latency")
-    for name, unused in LATER.items():
+    for name, unused in identity.LATER.items():
         text = json.dumps(identity.identity(config))
         assert f'"{name}": {json.dumps(unused)}' not in text
     used = compose("experiment=bypass_latency", "latency.bypass_share=0.5")

@@ -6,13 +6,14 @@ A misspelt key is refused by the schema, an impossible combination by refusals.p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from adafuse import backbone
 from adafuse.adapters.budget import at_equal_budget, trainable_parameters
-from adafuse.config import Budget, Config, by_profile
+from adafuse.config import Budget, Config
 from adafuse.refusals import validate
 
 
@@ -23,6 +24,16 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("mul", lambda *xs: _product(xs), replace=True)
     OmegaConf.register_new_resolver("by_profile", by_profile, replace=True)
+
+
+def by_profile(profile: str, values: Mapping[str, Any]) -> Any:
+    """The value of a setting that is chosen by profile: `${by_profile:${profile},{cpu:3.0,gpu:1.0}}`.
+
+    Raises ValueError for a profile without one.
+    """
+    if profile not in values:
+        raise ValueError(f"profile={profile} has no value here: add it beside {', '.join(values)}")
+    return values[profile]
 
 
 def _product(factors: tuple[float, ...]) -> float | int:

@@ -5,7 +5,6 @@ In: nothing. Out: the dataclasses whose fields are all the keys that there are. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -30,27 +29,6 @@ Runtime = Enum("Runtime", "eager graph compiled")
 Dtype = Enum("Dtype", "float32 bfloat16 float16")
 # published: every method's experts as its file says; equal: ranks that give each method as many parameters as lora
 Budget = Enum("Budget", "published equal")
-# Settings that came later, with the value under which nothing is as it was not before: there they have no part in
-# what a cell is, so that records made before them stay its replicates.
-LATER: dict[str, Any] = {
-    "router_norm": False,
-    "null_expert": False,
-    "bypass_penalty": 0.0,
-    "first_expert_block": 0,
-    "bypass_share": 0.0,
-    "learning_rate_factor": 1.0,
-    "full": False,
-}
-
-
-def by_profile(profile: str, values: Mapping[str, Any]) -> Any:
-    """The value of a setting that is chosen by profile: `${by_profile:${profile},{cpu:3.0,gpu:1.0}}`.
-
-    Raises ValueError for a profile without one.
-    """
-    if profile not in values:
-        raise ValueError(f"profile={profile} has no value here: add it beside {', '.join(values)}")
-    return values[profile]
 
 
 @dataclass

@@ -15,11 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from adafuse.cell_names import cell_id
-from adafuse.config import LATER, Config, Fit, Method, Task, Weights
+from adafuse.config import Config, Fit, Method, Task, Weights
 
 # A checkpoint is known by its sizes and evenly spaced samples: to read 13 GB whole takes longer than many a cell.
 SAMPLES, SAMPLE_BYTES = 64, 65536
 WEIGHT_FILES = ("*.safetensors", "tokenizer*")
+# Settings that came later, with the value under which nothing is as it was not before: there they have no part in
+# what a cell is, so that records made before them stay its replicates.
+LATER: dict[str, Any] = {
+    "router_norm": False,
+    "null_expert": False,
+    "bypass_penalty": 0.0,
+    "first_expert_block": 0,
+    "bypass_share": 0.0,
+    "learning_rate_factor": 1.0,
+    "full": False,
+}
 
 
 def identity(config: Config, task: Task | None = None, method: Method | None = None) -> dict[str, Any]:

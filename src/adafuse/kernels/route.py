@@ -2,7 +2,7 @@
 
 In: the hidden states that the routers look at and their fp32 rows. Out: the chosen experts, their weights and the whole
 softmax. Token-level routing runs it once per token step, block-wise routing once per block; gather.py uses what was
-chosen. Layer-wise routing gets its logits with the base product and chooses in gather.py's kernels (`choose_alone`).
+chosen. Layer-wise routing gets its logits with the base product and chooses in gather_kernels.py (`choose_alone`).
 `is_slot` is what the kernels ask of a gate: one of exactly zero is no choice at all.
 Letters as in naive.py.
 """

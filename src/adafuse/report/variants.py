@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from adafuse.config import by_profile
+from adafuse.compose import by_profile
 from adafuse.identity import without_unused
 from adafuse.records import Record
 from adafuse.report.cells import method_name
