@@ -69,7 +69,7 @@ def test_every_strategy_passes_every_check(variant: Config, strategy: StrategyNa
         for way in ("logits", "whole", "padding")
         for name in ([way, f"routing_{way}"] if routed else [way])
     ]
-    merged = ["merged"] if strategy in MERGING else []
+    merged = ["merged", "merged_first"] if strategy in MERGING else []
     assert sorted(c.check for c in checks) == sorted(["finite", "greedy", "restored", *ways, *merged])
     assert all(c.passed for c in checks), [c for c in checks if not c.passed]
 

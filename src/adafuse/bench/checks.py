@@ -124,8 +124,8 @@ def run_checks(decoder: Decoder, float_model: nn.Module, prompt: Tensor, tokens:
                 _at_most(f"routing_{name}", oracle.regret, bound * max(1.0, oracle.router_scale), missed)
             )
     oracle.close()
-    if weights is not None:
-        checks.append(_at_most("merged", weights.error, weights.bound, merged.detail(weights)))
+    for name, own in weights.items():
+        checks.append(_at_most(name, own.error, own.bound, merged.detail(own, name)))
     decoded = {router: index[:, prompt.shape[1] :] for router, index in stepwise.choices.items()}
     return Checked([*checks, restored], decoded)
 
@@ -143,17 +143,21 @@ def _forced(adapter: Adapter | None) -> bool:
 
 def _decode(
     decoder: Decoder, prompt: Tensor, tokens: int, clean: dict[int, Tensor]
-) -> tuple[Tensor, Pass, merged.Merged | None]:
-    """Greedy ids [B, S + tokens], the way that chose them, and what the last of them left merged, if anything."""
+) -> tuple[Tensor, Pass, dict[str, merged.Merged]]:
+    """Greedy ids [B, S + tokens], the way that chose them, and what the first and the last step left merged, if
+    anything: the first starts from clean weights, so that no rounding hides it.
+    """
     ids, steps = prompt, [decoder.start(prompt)]
-    choices = [decoder.choices()]
+    choices, weights = [decoder.choices()], {}
     with decoder.decoding():
-        for _ in range(tokens - 1):
+        for done in range(1, tokens):
             token = steps[-1].argmax(-1, keepdim=True)
             ids = torch.cat([ids, token], dim=1)
             steps.append(decoder.step(token))
             choices.append(decoder.choices())
-        weights = merged.worst(decoder, clean, tokens - 1)
+            for name in merged.due(done, tokens - 1):
+                if found := merged.worst(decoder, clean, done):
+                    weights[name] = found
     ids = torch.cat([ids, steps[-1].argmax(-1, keepdim=True)], dim=1)
     return ids, Pass(torch.stack(steps, dim=1).float(), _side_by_side(choices)), weights
 

@@ -1,4 +1,4 @@
-"""Whether merged weights hold what they should: the clean ones plus the experts of the token that was decoded last.
+"""Whether merged weights hold what they should: the clean ones plus the experts of the token that was just decoded.
 
 In: a decoder that is installed and decoding, and the clean weights. Out: `Merged`, the adapted linear whose weight
 comes nearest to what rounding allows, or beyond it. Logits alone do not say it: roundings that stay in the weights
@@ -30,6 +30,8 @@ from adafuse.refused_arms import MERGING
 SAFETY = {torch.float32: 8.0, torch.bfloat16: 1.0, torch.float16: 1.0}
 # of what is merged, before it meets the weight: the gate, its product with A, B with the scaling, their product
 FACTOR_ROUNDINGS = 4
+# the checks: after the step that begins with clean weights, and after the last
+FIRST, LAST = "merged_first", "merged"
 # of what is merged: a check whose bound is wider would let half of a merge go wrong
 TELLING = 0.5
 
@@ -61,14 +63,20 @@ def worst(decoder: Decoder, clean: Mapping[int, Tensor], tokens: int) -> Merged 
     return nearest(found)
 
 
+def due(done: int, last: int) -> list[str]:
+    """The checks after `done` of `last` decode steps. After one step a single rounding hides little."""
+    return [name for name, step in ((FIRST, 1), (LAST, last)) if done == step]
+
+
 def nearest(found: Sequence[Merged]) -> Merged:
     """To its bound, or furthest beyond it. NaN compares as nothing, and must not be passed over."""
     return max(found, key=lambda one: one.error / one.bound if math.isfinite(one.error) else math.inf)
 
 
-def detail(merged: Merged) -> str:
+def detail(merged: Merged, check: str) -> str:
     """What the numbers are in units of, and what they cannot tell."""
-    said = "weights against W0 + dW of the last token, worst linear: error relative to the norm of "
+    token = "first" if check == FIRST else "last"
+    said = f"weights against W0 + dW of the {token} token, worst linear: error relative to the norm of "
     if merged.share == 0:
         return said + "W0, for dW is nothing"
     said += f"dW, which is {merged.share:.2g} of that of W0"
