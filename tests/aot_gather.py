@@ -2,7 +2,7 @@
 
 In: nothing; run as a script with TRITON_INTERPRET unset. Tensors without storage go through the real launchers, so that
 what is compiled is what would be launched. Out: a line for every kernel; exit code 1 when one has no 128-bit load,
-or spills. test_gather.py runs it.
+or spills. test_gather_launches.py runs it.
 """
 
 from __future__ import annotations

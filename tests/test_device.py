@@ -1,21 +1,16 @@
-"""The machine's state from a made-up driver, the rules that leave blocks out, and calibration."""
+"""The machine's state from a made-up driver, and neighbours who show in it."""
 
 import os
 import sys
 import types
-import weakref
 
 import pytest
 import torch
 
-from adafuse.bench import calibration, device, exclusions
-from adafuse.bench.exclusions import Flag, clock_flags, exclusion, foreign, throttled
-from adafuse.bench.rounds import Block
+from adafuse.bench import device
+from adafuse.bench.exclusions import exclusion, foreign
 
 GIB = 2**30
-FINE = {"sm_mhz": 1980.0, "throttle": [], "throttled_ms": {"power": 0.0, "thermal": 0.0}, "cpu_share": 0.2}
-BANDWIDTHS = {"read_gbps", "copy_gbps", "rmw_gbps"}
-GRAPH_COSTS = {"empty_node_us", "tiny_node_us", "graph_launch_us"}
 
 
 class Refused(Exception):
@@ -211,134 +206,6 @@ def test_memory_betrays_whom_the_driver_does_not_list(driver: Driver) -> None:
     assert foreign(device.state("cuda"), start) is None, "our own code and graphs"
     driver.used += GIB
     assert "foreign process: 1.5 GiB more" in foreign(device.state("cuda"), start)
-
-
-@pytest.mark.parametrize("name", ["hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown"])
-def test_heat_and_hardware_exclude(name: str) -> None:
-    assert throttled(FINE | {"throttle": [name]}, 100.0) == f"throttled: {name}"
-    assert throttled(FINE, 100.0) is None
-
-
-def test_time_under_the_thermal_limit_counts_from_one_per_cent() -> None:
-    assert throttled(FINE | {"throttled_ms": {"thermal": 0.9}}, 100.0) is None
-    assert "thermal limit for 1.1 ms" in throttled(FINE | {"throttled_ms": {"thermal": 1.1}}, 100.0)
-
-
-def test_the_power_cap_alone_excludes_only_where_no_clock_is_known() -> None:
-    capped = FINE | {"throttle": ["sw_power_cap"], "throttled_ms": {"power": 50.0}}
-    assert throttled(capped, 100.0) is None
-    blind = {name: value for name, value in capped.items() if name != "sm_mhz"}
-    assert throttled(blind, 100.0) == "throttled: sw_power_cap"
-    assert "power limit for 50.0 ms" in throttled(blind | {"throttle": []}, 100.0)
-
-
-def test_preemption_is_a_rule_of_cpus() -> None:
-    assert "preempted" in exclusion("cpu", {"cpu_share": 0.4}, {}, 1.0)
-    assert exclusion("cpu", {"cpu_share": 0.6}, {}, 1.0) is None
-    assert exclusion("cuda", FINE, {}, 1.0) is None
-
-
-def block(arm: str, number: int, sm_mhz: float | None, excluded: str | None = None, **state) -> Block:
-    seen = state | ({} if sm_mhz is None else {"sm_mhz": sm_mhz})
-    # times that would tempt: the slow block is fine, the fast one ran at a low clock
-    return Block(arm, number, 0, 64, 1e3 if sm_mhz == 1980 else 1.0, excluded, seen)
-
-
-def test_a_low_clock_is_flagged_against_its_own_arm() -> None:
-    graph = [block("graph", number, mhz) for number, mhz in enumerate((1980, 1980, 1930, 1980))]
-    # 10 % below the graph's, in every round alike
-    eager = [block("eager", number, mhz) for number, mhz in enumerate((1785, 1785, 1785, 1780))]
-    (flag,) = clock_flags(graph + eager)
-    assert (flag.arm, flag.round) == ("graph", 2)
-    assert flag.reason == "SM clock: 1930 MHz, 2.5% below the arm's median of 1980 MHz"
-
-
-def test_a_flag_says_if_the_power_cap_took_the_clock() -> None:
-    blocks = [block("a", number, 1980) for number in range(3)]
-    blocks.append(block("a", 3, 1700, throttle=["sw_power_cap"]))
-    assert [flag.reason.endswith(", power capped") for flag in clock_flags(blocks)] == [True]
-
-
-def test_blocks_that_do_not_count_set_no_median_and_get_no_flag() -> None:
-    hot = [block("a", number, 1500, "throttled: hw_slowdown") for number in range(5)]
-    assert clock_flags([*hot, block("a", 5, 1980), block("a", 6, 1970)]) == []
-    (flag,) = clock_flags([*hot, *(block("a", n, 1980) for n in (5, 6, 7)), block("a", 8, 1500)])
-    assert flag == Flag("a", 8, flag.reason)
-
-
-def test_without_clocks_there_are_no_flags() -> None:
-    assert clock_flags([block("a", 0, None), block("a", 1, None)]) == []
-    assert clock_flags([]) == []
-
-
-def test_tolerances_are_those_written_down() -> None:
-    assert exclusions.CLOCK_TOLERANCE == 0.02 and exclusions.MAX_THROTTLED_SHARE == 0.01
-
-
-@pytest.fixture
-def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(device.BUFFER_MIB, "cpu", 4)
-
-
-def test_a_cpu_has_bandwidths_and_no_graphs(small_buffers: None) -> None:
-    found = calibration.calibrate("cpu")
-    assert set(found) == BANDWIDTHS | {"launch_us", "threads"}
-    assert all(value > 0 for value in found.values())
-
-
-def test_bandwidths_count_the_bytes_that_move(small_buffers: None, monkeypatch) -> None:
-    def two_ms(where: str, work) -> float:
-        work()
-        return 2.0
-
-    monkeypatch.setattr(device, "timed_ms", two_ms)
-    found, once = calibration.calibrate("cpu"), 4 * 2**20 / 2e-3 / 1e9
-    assert found["read_gbps"] == pytest.approx(once)
-    assert found["copy_gbps"] == found["rmw_gbps"] == pytest.approx(2 * once)
-    assert found["launch_us"] == pytest.approx(2.0), "a thousand launches in two milliseconds"
-
-
-def test_each_stream_moves_what_its_name_says() -> None:
-    source, target = torch.tensor([1.0, -2.0]), torch.zeros(2)
-    streams = calibration._streams("cpu", source, target)
-    assert streams["read"][0]().item() == -1.0
-    streams["copy"][0]()
-    assert target.tolist() == [1.0, -2.0] == source.tolist()
-    streams["rmw"][0]()
-    assert source.tolist() == [-1.0, 2.0] and target.tolist() == [1.0, -2.0]
-
-
-def test_buffers_are_given_back(small_buffers: None, monkeypatch) -> None:
-    made, ones = [], torch.ones
-
-    def watched(*args, **kwargs):
-        tensor = ones(*args, **kwargs)
-        made.append(weakref.ref(tensor))
-        return tensor
-
-    monkeypatch.setattr(torch, "ones", watched)
-    calibration.calibrate("cpu")
-    assert len(made) == 3 and all(tensor() is None for tensor in made)
-
-
-@pytest.mark.gpu
-def test_a_gpu_has_every_number_and_its_memory_back() -> None:
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved()
-    found = calibration.calibrate("cuda")
-    assert set(found) == BANDWIDTHS | GRAPH_COSTS | {"launch_us", "threads"}
-    assert all(value > 0 for value in found.values()), found
-    # in place moves as much as a copy, within what two kernels of the same bytes differ by
-    assert 0.6 < found["rmw_gbps"] / found["copy_gbps"] < 1.7, found
-    assert torch.cuda.memory_reserved() - before < 64 * 2**20
-
-
-@pytest.mark.gpu
-def test_a_node_that_waits_costs_no_less_than_an_empty_one() -> None:
-    found = calibration.graph_costs()
-    assert set(found) == GRAPH_COSTS
-    assert 0 < found["empty_node_us"] < 100 and found["tiny_node_us"] >= 0.8 * found["empty_node_us"]
-    assert 0 < found["graph_launch_us"] < 1000
 
 
 @pytest.mark.gpu

@@ -1,8 +1,7 @@
-"""PEFT on our backbone: the same function as the reference, every gate at its expert, and nothing left behind."""
+"""PEFT on our backbone: the same function as the reference, and every gate at its expert."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,15 +9,13 @@ from peft import PeftModel
 from peft.tuners.lora import Linear, LoraLayer
 from torch import nn
 
-from adafuse import records
 from adafuse.adapters import reference
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.randomise import randomise
 from adafuse.adapters.router import Gates
-from adafuse.bench import cost, device, latency
 from adafuse.bench.checks import Check, run_checks
 from adafuse.config import Routing, Runtime, StrategyName
-from adafuse.engine import decoders, peft, projections
+from adafuse.engine import decoders, peft
 from conftest import GEOMETRY, compose
 
 LORA = (StrategyName.peft, ["method=lora"])
@@ -230,187 +227,3 @@ def test_the_choices_are_those_of_the_router(tiny_llama) -> None:
     with decoder.watching(), decoding(decoder) as token:
         decoder.step(token)
         assert decoder.choices() == {}
-
-
-def found(model: nn.Module) -> dict[str, object]:
-    """What a decoder must leave as it was: modules, their types, attributes and hooks, weights and where they lie."""
-    state: dict[str, object] = {"attributes": sorted(vars(model)), "config": model.config.to_dict()}
-    for path, module in model.named_modules():
-        hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
-        state[path] = id(module), type(module), module.training, hooks, sorted(vars(module))
-    for path, weight in model.named_parameters():
-        state[path] = id(weight), weight.data_ptr(), weight.dtype, weight.requires_grad, weight.stride()
-    return state
-
-
-@IN_DTYPES
-@BOTH
-def test_the_backbone_is_left_as_it_was(arm: Arm, dtype: torch.dtype, tiny_llama) -> None:
-    """Twice: PEFT's modules are made once and put in again."""
-    model = tiny_llama().to(dtype)
-    projections.join(model)
-    adapter = adapted(model, arm)
-    decoder = decoder_of(adapter, arm)
-    before, weights = found(model), [weight.clone() for weight in model.parameters()]
-    first = decode(decoder)
-    for _ in range(2):
-        assert found(model) == before
-        assert not any(type(module).__module__.startswith("peft") for module in model.modules())
-        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights, strict=True))
-        assert torch.equal(decode(decoder), first), "the second decode starts from the same weights"
-
-
-def test_bf16_weights_need_their_copy(tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What PEFT takes out again is not what it put in; without this the test above could not fail."""
-    adapter = adapted(tiny_llama().to(torch.bfloat16), ADAFUSE)
-    weights = [weight.clone() for weight in adapter.model.parameters()]
-    monkeypatch.setattr(peft.PeftMerge, "restore", lambda self: None)
-    decode(decoder_of(adapter, ADAFUSE))
-    assert not all(torch.equal(a, b) for a, b in zip(adapter.model.parameters(), weights, strict=True))
-
-
-def test_a_token_that_breaks_off_leaves_nothing_merged(tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_llama()
-    projections.join(model)
-    adapter, before = adapted(model, ADAFUSE), found(model)
-    weights = [weight.clone() for weight in model.parameters()]
-    decoder = decoder_of(adapter, ADAFUSE)
-    want = decode(decoder)
-    with decoder.installed():
-        decoder.start(prompt())
-        with (
-            monkeypatch.context() as broken,
-            pytest.raises(RuntimeError, match="half way"),
-            decoder.decoding(),
-        ):
-            broken.setattr(model.lm_head, "forward", _fail)
-            decoder.run(1)
-        decoder.start(prompt())
-        with decoder.decoding():
-            assert torch.equal(decoder.run(16), want)
-    assert found(model) == before
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights, strict=True))
-
-
-def _fail(*_: object) -> None:
-    raise RuntimeError("half way")
-
-
-@pytest.mark.parametrize("joined_first", [True, False])
-@BOTH
-def test_joined_projections_stay_joined(arm: Arm, joined_first: bool, tiny_llama) -> None:
-    """Our arms run the same weights as one matrix, before PEFT's arm and after it."""
-    model = tiny_llama()
-    adapter = adapted(model, arm)
-    if joined_first:
-        projections.join(model)
-    decode(decoder_of(adapter, arm))
-    joined = projections.join(model)
-    starts = [projection.storage_OI.data_ptr() for projection in joined]
-    decoder = decoder_of(adapter, arm)
-    with decoder.installed():
-        decoder.start(prompt())
-        with decoder.decoding():
-            decoder.run(4)
-            assert all(projection.is_joined() for projection in joined)
-    assert projections.join(model) is joined
-    assert [projection.storage_OI.data_ptr() for projection in joined] == starts
-    for projection in joined:
-        assert projection.is_joined() and all(type(linear) is nn.Linear for linear in projection.linears)
-        rows = torch.cat([linear.weight for linear in projection.linears])
-        assert torch.equal(rows, projection.weight_OI)
-    gather = decoders.make(model, adapter, StrategyName.gather, Runtime.eager, 64)
-    assert run_checks(gather, reference.float_view(model), prompt(), 8).passed
-
-
-def test_one_selection_serves_one_sequence(tiny_llama) -> None:
-    model = tiny_llama()
-    checks = {check.check: check for check in checks_of(adapted(model, ADAFUSE), ADAFUSE, prompt(rows=2))}
-    assert "merges one selection for the whole batch: use batch=1" in checks["runs"].detail
-    assert all(check.passed for name, check in checks.items() if name != "runs")
-    assert not layers_of(model)
-
-
-STATIC = ["method.static_targets=[q_proj]", "method.static_rank=4", "method.static_alpha=8"]
-REFUSED = [
-    (StrategyName.peft, ["method=adafuse"], Runtime.eager, "PEFT has no router; use method lora"),
-    (StrategyName.peft_merge, ["method=mola"], Runtime.eager, "gates that they share; use method adafuse"),
-    (StrategyName.peft_merge, ["method=pesc"], Runtime.eager, "gates that they share; use method adafuse"),
-    (StrategyName.peft_merge, ["method=mixlora"], Runtime.eager, "gates that they share; use method adafuse"),
-    (StrategyName.peft_merge, ["method=lora"], Runtime.eager, "gates that they share; use method adafuse"),
-    (StrategyName.peft, ["method=lora"], Runtime.graph, "runs eagerly: use runtime=eager"),
-    (StrategyName.peft_merge, ["method=adafuse"], Runtime.compiled, "runs eagerly: use runtime=eager"),
-    (StrategyName.peft_merge, ["method=adafuse", *STATIC], Runtime.eager, "use static_targets="),
-]
-
-
-@pytest.mark.parametrize(("strategy", "overrides", "runtime", "message"), REFUSED)
-def test_what_peft_cannot_do_is_refused(strategy, overrides, runtime, message, tiny_llama) -> None:
-    adapter = adapted(tiny_llama(), (strategy, overrides))
-    with pytest.raises(ValueError, match=message) as refusal:
-        decoders.make(adapter.model, adapter, strategy, runtime, 64)
-    assert "\n" not in str(refusal.value)
-
-
-def test_a_backbone_without_an_adapter_is_refused(tiny_llama) -> None:
-    with pytest.raises(ValueError, match="needs an adapter: use a method with experts"):
-        decoders.make(tiny_llama(), None, StrategyName.peft, Runtime.eager, 64)
-
-
-def test_macs(tiny_llama) -> None:
-    """A merge multiplies every element of a weight by the rank, for each chosen expert, once in and once out."""
-    model = tiny_llama()
-    lora, adafuse = adapted(model, LORA), adapted(model, ADAFUSE)
-    plain = cost.count_macs(model, None, StrategyName.dense, prompt())
-    own = cost.count_macs(model, lora, StrategyName.peft, prompt()) - plain
-    assert own == sum(parameter.numel() for parameter in lora.parameters())
-    assert own == cost.count_macs(model, lora, StrategyName.dense, prompt()) - plain
-    merged = cost.count_macs(model, adafuse, StrategyName.peft_merge, prompt()) - plain
-    products = 2 * 2 * 4 * sum(site.base.weight.numel() for site in adafuse.linears())
-    assert merged == products + adafuse.token_router.weight.numel()
-    assert not layers_of(model)
-
-
-@IN_DTYPES
-def test_bytes(dtype: torch.dtype, tiny_llama) -> None:
-    model = tiny_llama().to(dtype)
-    lora, adafuse = adapted(model, LORA), adapted(model, ADAFUSE)
-    each = dtype.itemsize
-    experts = sum(parameter.numel() for parameter in lora.parameters())
-    for batch in (1, 8):
-        assert cost.adapter_bytes(lora, StrategyName.peft, batch) == each * experts
-    weights = sum(site.base.weight.numel() for site in adafuse.linears())
-    chosen = sum(p.numel() for p in adafuse.parameters() if p is not adafuse.token_router.weight) * 2 // 4
-    router = 4 * adafuse.token_router.weight.numel()
-    got = cost.adapter_bytes(adafuse, StrategyName.peft_merge, batch=1)
-    assert got == router + each * (4 * weights + 2 * chosen)
-    switch = cost.adapter_bytes(adafuse, StrategyName.switch, batch=1)
-    assert got - switch == each * 2 * weights, (
-        "one more reading and writing of the weights than our merge in place"
-    )
-
-
-def test_what_the_arms_hold(tiny_llama) -> None:
-    """PEFT's modules share our factors; merging in place holds nothing more."""
-    model = tiny_llama()
-    lora, adafuse = adapted(model, LORA), adapted(model, ADAFUSE)
-    backbone = cost.weights_gib(model, None, StrategyName.dense)
-    own = sum(parameter.numel() for parameter in lora.parameters()) * 4 / 2**30
-    assert cost.weights_gib(model, lora, StrategyName.peft) == pytest.approx(backbone + own)
-    held = cost.weights_gib(model, adafuse, StrategyName.peft_merge)
-    assert held == cost.weights_gib(model, adafuse, StrategyName.switch)
-
-
-def test_the_cell_times_both(tiny_llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(device.BUFFER_MIB, "cpu", 4)
-    quick = ["latency.rounds=2", "latency.check_tokens=8", "latency.trained_adapters=false", "context=8"]
-    config = compose(
-        *GEOMETRY, *quick, "arms=peft", "arms.run=[lora_dense,lora_peft,adafuse_switch,adafuse_peft_merge]"
-    )
-    run = {"task": "latency", "cell_id": "c", "config_hash": "0", "config": {}, "machine": {}, "schema": 1}
-    with records.open_record(tmp_path / "cell.jsonl", run) as record:
-        latency.run(config, tiny_llama(), "cpu", record)
-    written = records.read(tmp_path / "cell.jsonl")
-    assert written.status == "ok", written.of("error")
-    assert all(line["passed"] for line in written.of("check"))
-    assert sorted(line["arm"] for line in written.of("block")) == sorted(config.arms.run * 2)
