@@ -38,6 +38,9 @@ def interval(low: float, high: float, processes: int = 3) -> Interval:
         ("about", 3.5, 0.9, 4.0, NOT_DECIDED),
         # noise does not count for the paper, nor the sign alone
         ("about", 3.5, 2.0, 15.0, NOT_DECIDED),
+        # nor against it, but where both ends say the same it does not matter
+        ("about", 1.67, 25.0, 45.0, NOT_REPLICATED),
+        ("about", 3.5, 4.2, 6.9, IN_PART),
         ("about", 3.5, 3.8, 4.2, IN_PART),
         ("about", 3.5, 15.0, 16.0, NOT_REPLICATED),
         ("about", 3.5, 1.1, 1.2, NOT_REPLICATED),

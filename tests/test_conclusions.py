@@ -1,5 +1,6 @@
 """The paragraph of conclusions: it turns with the records, and says nothing that they do not carry."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_the_claim_of_speed_has_the_verdict_of_the_rules(tmp_path: Path, factor:
     synthetic_gpu.write_gpu_latency(tmp_path, "paper", context=64, factors=others)
     text = said(tmp_path)
     assert f"times faster than other dynamic adapters) is {verdict}: AdaFuse's token is" in text
-    assert "Of the paper's 10 claims about time there, " in text
+    assert "Of the paper's 10 claims about time there (judged by 8 of our numbers), " in text
 
 
 def test_a_cost_within_the_noise_is_said_to_be_so(tmp_path: Path) -> None:
@@ -48,10 +49,12 @@ def test_without_launches_merging_is_what_costs(tmp_path: Path) -> None:
     assert "Of all its arms the fastest is AdaFuse (fused, graph): " in said(tmp_path)
 
 
-@pytest.mark.parametrize(("factor", "above"), [(1.3, 1), (1.0, 0)])
-def test_what_one_gate_saves_is_paired_within_each_cell(tmp_path: Path, factor: float, above: int) -> None:
+@pytest.mark.parametrize(("factor", "above", "below"), [(1.3, 1, 0), (1.0, 0, 0), (0.7, 0, 1)])
+def test_what_one_gate_saves_is_paired_within_each_cell(
+    tmp_path: Path, factor: float, above: int, below: int
+) -> None:
     synthetic_gpu.write_gpu_latency(tmp_path, "twin", factors={"adafuse_layerwise_gather_graph": factor})
-    assert f"the interval lies above 1 in {above})" in said(tmp_path)
+    assert f"the interval lies above 1 in {above}, below in {below})" in said(tmp_path)
 
 
 def test_the_two_sentences_on_speed_are_of_the_same_experts(tmp_path: Path) -> None:
@@ -136,6 +139,11 @@ def test_one_decision_falls_behind_where_tokens_are_the_same(tmp_path: Path) -> 
     assert "falls behind a gate per layer: -9.0 [" in said(
         tmp_path
     ) and "(first_linear, backbone tiny)" in said(tmp_path)
+    for index, value in enumerate(["embedding", "first_linear"]):
+        nearer = {"method.router_input": value, "method.router_norm": True}
+        study.write_study(tmp_path, {"adafuse": 0.78 + 0.01 * index}, changes=nearer, **how)
+    (nearest,) = re.findall(r"nearest to it, chosen by its result, is at (\S+) ", said(tmp_path))
+    assert -2 < float(nearest) < 0 and "adafuse (router_norm=True), backbone tiny)" in said(tmp_path)
 
 
 @pytest.mark.parametrize(("factor", "words"), [(1.0, "saves next to nothing"), (0.8, "saves time")])

@@ -58,9 +58,10 @@ def test_a_line_with_experts_in_fewer_layers_has_a_sentence_of_its_own(tmp_path:
     study.write_study(tmp_path, {"lora": 0.72}, seeds=5)
     plain, late, normed = [line for line in said(tmp_path) if "Where the gate looks" in line]
     assert "data mixture): " in plain and "beside it lora" in plain
-    assert "data mixture, first_expert_block=1 unlike its file): first_linear 71.0 %" in late
+    assert "**Where the gate looks, no experts before block 1**" in late
+    assert "data mixture): first_linear 71.0 %" in late
     assert "lora" not in late
-    assert "data mixture, first_expert_block=1, router_norm=True unlike its file): " in normed
+    assert "**Where the gate looks, inputs at one scale, no experts before block 1**" in normed
 
 
 def test_the_share_that_may_skip_before_it_costs_the_margin(tmp_path: Path) -> None:

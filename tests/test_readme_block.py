@@ -70,6 +70,7 @@ def test_the_block_shows_the_first_cell_and_says_where_the_others_are(project, r
     text = (project / "README.md").read_text()
     assert "context 999" in (project / "results" / "tables" / "table1.md").read_text()
     assert "context 999 · arms" not in text
+    assert text.count("\nRecords: 1 = `latency/") == 3, "tables 1, 5 and 6 name their files"
     for name in ("claims", "table1", "table5", "table6"):
         assert f"1 more cell: [{name}](results/tables/{name}.md)." in text
 

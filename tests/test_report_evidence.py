@@ -34,6 +34,19 @@ def timing_row(cell: Cell) -> dict[str, Any]:
     return row
 
 
+def test_a_check_says_what_it_can_tell() -> None:
+    line = {"arm": "a", "check": "logits", "value": 0.1, "bound": 0.2, "passed": True}
+    details = {
+        "logits": "relative error; what the adapter itself moves the reference by is 0.8",
+        "greedy": "of 32 greedy tokens 5 could be decided; of those, different",
+        "whole": "the whole sequence",
+    }
+    lines = [line | {"check": check, "detail": detail} for check, detail in details.items()]
+    told = [evidence._can_tell(own) for own in lines]
+    assert told[0] == "what the adapter itself moves the reference by is 0.8"
+    assert told[1] == "of 32 greedy tokens 5 could be decided" and told[2] == "–"
+
+
 def calibration(folder: Path) -> sheet.Sheet:
     return next(table for table in all_sheets(find(load([folder]))) if table.name == "calibration")
 

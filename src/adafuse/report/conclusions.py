@@ -47,7 +47,7 @@ def paragraphs(latency: Sequence[Cell], claims: Sequence[Claim], trained: Traine
     said = [
         *conclusions_speed.sentences(latency, claims),
         *_accuracy(trained.studies),
-        _first([why for why in trained.whys if why.knob.name == GATE_INPUT], _same_tokens),
+        _context_only([why for why in trained.whys if why.knob.name == GATE_INPUT]),
         _spare(latency, trained),
         _first(trained.generated, _rounding),
     ]
@@ -112,6 +112,26 @@ def _furthest(studies: Sequence[Study]) -> str:
 def _studied(study: Study) -> str:
     data = "mixture" if study.table == "table2" else "single families"
     return f"{data} on {model_name(study.cell.config)}"
+
+
+def _context_only(whys: Sequence[Why]) -> str | None:
+    """What one gate costs where only the context tells tasks apart, and the nearest that any setting of it comes."""
+    said = _first(whys, _same_tokens)
+    gaps = [
+        (gap, f"{value}, {name}, backbone {model_name(why.cell.config)}")
+        for why in whys
+        for name, points in why.lines.items()
+        if name.split(" ")[0] == ADAFUSE and TWIN in why.levels
+        for value, seeds in points.items()
+        if (gap := enough(paired(seeds, why.levels[TWIN], why.tasks)))
+    ]
+    if said is None or len(gaps) < 2:
+        return said
+    gap, where = max(gaps, key=lambda pair: pair[0].value)
+    return (
+        f"{said} Of all places and settings tried the nearest to it, chosen by its result, is at {points_text(gap)} "
+        f"({where})."
+    )
 
 
 def _same_tokens(why: Why) -> str | None:

@@ -62,13 +62,16 @@ def _launched(cell: Cell, claims: Sequence[Claim]) -> str | None:
 
 def _counted(cell: Cell, claims: Sequence[Claim]) -> str:
     """How all printed times of that cell fare."""
-    own = [claim.verdict for claim in claims if claim.cell == title(cell) and is_of_time(claim)]
+    here = [claim for claim in claims if claim.cell == title(cell) and is_of_time(claim)]
+    own = [claim.verdict for claim in here]
     parts = [
         f"{own.count(v)} {'is' if own.count(v) == 1 else 'are'} {v}"
         for v in dict.fromkeys((REPLICATED, IN_PART, NOT_REPLICATED, *own))
         if v in own
     ]
-    return f" Of the paper's {len(own)} claims about time there, {', '.join(parts)}." if own else ""
+    numbers = {str(claim.ours) for claim in here}
+    of_ours = f" (judged by {len(numbers)} of our numbers)" if len(numbers) < len(own) else ""
+    return f" Of the paper's {len(own)} claims about time there{of_ours}, {', '.join(parts)}." if own else ""
 
 
 def _captured(cell: Cell) -> str | None:
@@ -80,8 +83,9 @@ def _captured(cell: Cell) -> str | None:
         return None
     dearer = merged.low > max(one.high, many.high)
     return (
-        f"In one captured graph, where launches cost nothing, merging into the weights costs {ratio_text(merged)}, "
-        f"experts gathered for each token {ratio_text(one)}, and the same behind a gate per layer {ratio_text(many)}"
+        "In one captured graph, where launches cost nothing, merging into the weights costs "
+        f"{ratio_text(merged)} times the backbone's token, experts gathered for each token {ratio_text(one)}, and the "
+        f"same behind a gate per layer {ratio_text(many)}"
         f"{': the gain was in launches saved, not in merging' if dearer else ''}."
     )
 
@@ -93,12 +97,13 @@ def _shared_gate(timed: Sequence[Cell]) -> Iterator[str]:
     gaps = [gap for cell in timed for runtime in CAPTURED if (gap := _gate_gap(cell, runtime))]
     if not gaps:
         return
-    above = sum(gap.low > 1 for gap in gaps)
+    above, below = sum(gap.low > 1 for gap in gaps), sum(gap.high < 1 for gap in gaps)
     ratios = sorted(gap.ratio for gap in gaps)
     middle = ratios[len(ratios) // 2]
     yield (
         f"A gate per layer costs {middle:.3f} times what one gate does, both gathered (the median of {len(gaps)} "
-        f"captured cells, from {ratios[0]:.3f} to {ratios[-1]:.3f}; the interval lies above 1 in {above})."
+        f"captured cells, from {ratios[0]:.3f} to {ratios[-1]:.3f}; the interval lies above 1 in {above}, "
+        f"below in {below})."
     )
 
 

@@ -58,10 +58,14 @@ def _model(cell: Cell) -> str:
 
 
 def _place(cell: Cell) -> str:
+    return f"{_model(cell)}, {_geometry(cell)}"
+
+
+def _geometry(cell: Cell) -> str:
     experts = cell.config["experts"]
     targets = "all seven linears" if len(experts["targets"]) == 7 else ", ".join(experts["targets"])
     whole = ", whole queries" if cell.config["latency"].get("queries") else ""
-    return f"{_model(cell)}, rank {experts['rank']} on {targets}{whole}"
+    return f"rank {experts['rank']} on {targets}{whole}"
 
 
 def _eager(cell: Cell) -> str | None:
@@ -76,7 +80,8 @@ def _eager(cell: Cell) -> str | None:
     said = ", ".join(f"{found[arm].label} {process_text(found[arm].ratio)}" for arm in timed)
     noise = again(cell)
     return (
-        f"**Where the paper measured** (eager, batch 1; {_place(cell)}), a token costs, in units of the backbone's: "
+        f"**Where the paper measured: {_geometry(cell)}** (eager, batch 1; {_model(cell)}), a token costs, in units of "
+        "the backbone's: "
         f"{said}{f'; the backbone against itself, {process_text(noise)}' if noise else ''}. AdaFuse is "
         f"{process_text(ratio(cell, fastest, ADAFUSE))} times faster than {found[fastest].label}, the fastest of the "
         f"others (paper: {PAPER_GAIN:g} and more).{_sizes(cell, [found[arm] for arm in timed])}"
@@ -133,10 +138,10 @@ def _captured(cell: Cell) -> str | None:
         return None
     one, many, merged = (process_text(found[arm].ratio) for arm in (GATHERED, LAYERWISE, SWITCHED))
     return (
-        f"**Without launches** (one CUDA graph, batch 1; {_place(cell)}): gathered experts cost {one} with one gate "
-        f"for all layers and {many} with a gate per layer; the paper's switch {merged}, because it reads and writes "
-        f"every adapted weight once more. Time over the floor in bytes: gathered {_over_floor(found[GATHERED])}, "
-        f"switch {_over_floor(found[SWITCHED])}."
+        f"**Without launches: {_geometry(cell)}** (one CUDA graph, batch 1; {_model(cell)}), gathered experts cost "
+        f"{one} with one gate for all layers and {many} with a gate per layer; the paper's switch {merged}, because "
+        "it reads and writes every adapted weight once more. Time over the floor in bytes: gathered "
+        f"{_over_floor(found[GATHERED])}, switch {_over_floor(found[SWITCHED])}."
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from adafuse.report.cells import Cell
 from adafuse.report.text import process_text
-from adafuse.report.timing import results
+from adafuse.report.timing import again, results
 
 EAGER = {
     "adafuse_loop": "one gate for all layers and a loop over experts",
@@ -32,9 +32,8 @@ CAPTURED = {
 def eager(cell: Cell, place: str) -> str | None:
     """One gate, under one strategy after another."""
     said = _listed(cell, EAGER)
-    return (
-        said
-        and f"**What brings the gain** (eager, batch 1; {place}), in units of the backbone's token: {said}."
+    return said and (
+        f"**What brings the gain** (eager, batch 1; {place}), in units of the backbone's token: {said}{_noise(cell)}."
     )
 
 
@@ -43,7 +42,10 @@ def peft(cell: Cell, place: str) -> str | None:
     said = _listed(cell, PEFT)
     rank = cell.config.get("methods", {}).get("lora", {}).get("rank")
     whole = f"; the LoRA of rank {rank}, as all experts together" if rank else ""
-    return said and f"**PEFT** (eager, batch 1; {place}{whole}), in units of the backbone's token: {said}."
+    return (
+        said
+        and f"**PEFT** (eager, batch 1; {place}{whole}), in units of the backbone's token: {said}{_noise(cell)}."
+    )
 
 
 def captured(cell: Cell, place: str) -> str | None:
@@ -52,6 +54,12 @@ def captured(cell: Cell, place: str) -> str | None:
     return said and (
         f"**Loops without launches** (one CUDA graph, batch 1; {place}), in units of the backbone's token: {said}."
     )
+
+
+def _noise(cell: Cell) -> str:
+    """What the A/A arm says: why a ratio whose interval lies above 1 may still not be resolved."""
+    noise = again(cell)
+    return f"; the backbone against itself, {process_text(noise)}" if noise else ""
 
 
 def _listed(cell: Cell, wanted: Mapping[str, str]) -> str | None:

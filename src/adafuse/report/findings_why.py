@@ -25,6 +25,8 @@ from adafuse.stats import Difference
 
 # without experts in the first blocks
 LATE = "first_expert_block"
+# settings of a line in the words of its title
+UNLIKE = {LATE: "no experts before block {}", "router_norm": "inputs at one scale"}
 
 
 def place(cell: Cell) -> str:
@@ -63,15 +65,15 @@ def _gate_line(why: Why, name: str, known: Fits) -> str | None:
     rest = max((value for value in reached if value != best), key=lambda value: reached[value])
     gain = paired(points[best], points[rest], why.tasks)
     ahead = f"; {best} is {points_text(gain)} points ahead of {rest} ({gain.method})" if gain else ""
-    # methods without a gate of this kind have experts in all layers: beside lines without some only the twin is said
-    late = LATE in why.settings[name]
-    levels = {k: seeds for k, seeds in why.levels.items() if k == TWIN} if late else why.levels
+    # the other levels are said once, beside the line that is as its file
+    settings = why.settings[name]
+    levels = {k: seeds for k, seeds in why.levels.items() if k == TWIN} if settings else why.levels
     beside = ", ".join(_level(other, seeds, points[best], why.tasks) for other, seeds in levels.items())
-    own = changed(why, [name])
-    unlike = f", {own} unlike its file" if own else ""
+    unlike = "".join(f", {UNLIKE.get(k, f'{k}={{}}').format(v)}" for k, v in settings.items())
+    every = ", which has experts in every block" if LATE in settings and beside else ""
     return (
-        f"**Where the gate looks** ({place(why.cell)}{unlike}): {said}{ahead}"
-        f"{'; beside it ' if beside else ''}{beside}{', which has experts in every block' if late and beside else ''}."
+        f"**Where the gate looks{unlike}** ({place(why.cell)}): {said}{ahead}"
+        f"{'; beside it ' if beside else ''}{beside}{every}."
         f"{_softness(why, name, reached, known)}"
     )
 

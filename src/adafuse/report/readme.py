@@ -56,7 +56,8 @@ def block(found: Findings, out: Path, readme: Path) -> str:
     hidden = len({claim.cell for claim in found.claims} - {claim.cell for claim in told})
     parts += ["### Verdicts", *_sheet_parts(claims.sheet(told)), *_elsewhere(hidden, "claims", folder)]
     for table in (*timed, _table2(found)):
-        parts += [f"### {table.title}", *_sheet_parts(replace(table, sections=table.sections[:1]))]
+        first = replace(table, sections=table.sections[:1])
+        parts += [f"### {table.title}", *_sheet_parts(first, with_records=table in timed)]
         parts += _elsewhere(len(table.sections) - 1, table.name, folder)
     accuracies = accuracy_sheet.sheet(found.trained)
     if "reason" not in accuracies.sections[0].rows[0]:
@@ -125,10 +126,10 @@ def check(found: Findings, out: Path, readme: Path | None) -> str | None:
     return None
 
 
-def _sheet_parts(table: Sheet) -> list[str]:
+def _sheet_parts(table: Sheet, with_records: bool = False) -> list[str]:
     parts = [table.about]
     for section in table.sections:
-        parts += [f"**{section.heading}**", *section_parts(section, with_records=False)]
+        parts += [f"**{section.heading}**", *section_parts(section, with_records)]
     return [part for part in parts if part]
 
 

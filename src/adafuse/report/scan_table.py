@@ -15,7 +15,9 @@ from adafuse.report.timing import ArmResult, again_of, base_of, ratio, results
 ABOUT = (
     "Cells that differ in one thing alone. A ratio is of a token's time to the plain backbone's in the same runtime, "
     "with its 95 % interval over processes; the last columns hold a gate per layer against one gate, both gathered and "
-    "paired by round, which is known far better than the quotient of the two. Figures scan_* show the same."
+    "paired by round, which is known far better than the quotient of the two. Figures scan_* show the same; the "
+    "check that each arm passed, its distance to the floor and its files stand in table attribution, under the "
+    "heading of its cell."
 )
 GATE = "per layer / one gate"
 

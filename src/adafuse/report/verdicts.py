@@ -8,7 +8,8 @@ for a band of CLOSE to either side; for memory, printed to three digits, of CLOS
 processes' peaks and has no interval: what is allocated does not vary.
 - `about`: replicated if our value lies in the band; in part if it does not but is on the same side of 1, beyond its
   interval, and what is above 1 is within a factor of PART of what the paper has above it; else not. Not decided if the
-  interval is wider than a factor of WIDE: noise must not count for the paper.
+  interval is wider than a factor of WIDE and its ends would be judged differently: noise must not count for the paper,
+  nor against it, and does not matter where both ends say the same.
 - `at_most` (AdaFuse's cost in time and memory): replicated if our interval ends below the band's top; in part
   if it straddles the top; not replicated if it starts above it.
 - `at_least` (AdaFuse's gain): the mirror image, except that a gain too small but above 1 is replicated in
@@ -56,9 +57,13 @@ def _percent(factor: float) -> str:
 
 RULES = (
     "Rules (`src/adafuse/report/verdicts.py`): a ratio is replicated if our value lies within the paper's number "
-    f"± {_percent(CLOSE)} (memory ± {_percent(CLOSE_MEMORY)}; a bound: if our 95 % interval stays on its side), in "
-    f"part if what it has above 1 is within a factor of {PART:g} of the paper's; a number that is no bound is not "
-    f"decided if our interval is wider than a factor of {WIDE:g}. Accuracy is on par, over {MIN_SEEDS} seeds or more, "
+    f"± {_percent(CLOSE)} (memory ± {_percent(CLOSE_MEMORY)}), in part if what it has above 1 is within a factor of "
+    f"{PART:g} of the paper's, and not decided if our interval is wider than a factor of {WIDE:g} and its ends would "
+    "be judged differently, or holds both 1 and the paper's number; a bound is replicated if our 95 % interval stays "
+    f"on its side or within {_percent(CLOSE)} of it, in part if it straddles that, or is a gain all the same; what "
+    "the A/A arm does not tell from 1 is not replicated where the paper's number is another. An order of rows is "
+    "replicated if every step is slower beyond its interval, in part if some are; a count if the added share is within "
+    f"{_percent(CLOSE)}, in part within a factor of {PART:g}. Accuracy is on par, over {MIN_SEEDS} seeds or more, "
     f"if a paired equivalence test at 5 % with a margin of {MARGIN:g} points says so; better or not worse (the 90 % "
     f"interval above -{MARGIN:g}) counts as replicated too, worse (the 95 % interval below 0 and past -{MARGIN:g}) as "
     "not replicated. The paper's absolute milliseconds are never compared."
@@ -99,7 +104,7 @@ def judge_ratio(
     low, high, basis = _ends(ours)
     if sense == "about" and low <= 1 <= high and low <= paper <= high and not _meets(paper, 1, 1, close):
         return NOT_DECIDED, f"the interval holds both 1 and the paper's number{basis}"
-    if sense == "about" and high > WIDE * low:
+    if sense == "about" and high > WIDE * low and len(_judged_at_ends(paper, low, high, close)) > 1:
         return NOT_DECIDED, f"the interval spans a factor of {high / low:.1f}{basis}"
     if not resolved and not _meets(paper, 1, 1, close) and sense != "at_most":
         return NOT_REPLICATED, f"no difference that the A/A arm resolves{basis}"
@@ -176,6 +181,10 @@ def _about(paper: float, value: float, low: float, high: float, close: float) ->
     return (IN_PART if 1 / PART <= excess <= PART else NOT_REPLICATED), why
 
 
+def _judged_at_ends(paper: float, low: float, high: float, close: float) -> set[str]:
+    return {_about(paper, end, end, end, close)[0] for end in (low, high)}
+
+
 def _at_most(paper: float, low: float, high: float, close: float) -> Verdict:
     top = paper * close
     if high <= top:
@@ -199,7 +208,7 @@ def _at_least(paper: float, low: float, high: float, close: float) -> Verdict:
             f"our interval starts above {bottom:.2f}, the printed bound within {_percent(close)}",
         )
     if low > 1:
-        return IN_PART, f"a gain, but our interval starts below {bottom:.2f}"
+        return IN_PART, f"a gain, but our interval starts at {low:.3f}, below {bottom:.3f}"
     if high >= bottom:
         return NOT_DECIDED, "the interval holds both 1 and the paper's number"
     return NOT_REPLICATED, "no gain beyond the interval"
