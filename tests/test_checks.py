@@ -71,13 +71,14 @@ def test_merged_weights_are_what_they_should_be(arm, dtype, runtime, tiny_llama)
 @pytest.mark.gpu
 @IN_DTYPES
 @pytest.mark.parametrize("runtime", [Runtime.eager, Runtime.graph], ids=lambda r: r.name)
+@pytest.mark.parametrize("method", ["adafuse", "lora"])
 @pytest.mark.parametrize("strategy", MERGING, ids=lambda s: s.name)
-def test_merged_weights_on_a_gpu(strategy, runtime, dtype, tiny_llama) -> None:
-    """In a captured graph the gates are those of the last replay."""
+def test_merged_weights_on_a_gpu(strategy, method, runtime, dtype, tiny_llama) -> None:
+    """In a captured graph gates are those of the last replay, and of the warm-up nothing is left before the first."""
     model = tiny_llama(hidden_size=128, intermediate_size=256).cuda()
-    found = checked(model, strategy, ["method=adafuse"], dtype, runtime)
+    found = checked(model, strategy, [f"method={method}"], dtype, runtime)
     assert all(check.passed for check in found.values()), [c for c in found.values() if not c.passed]
-    assert found["merged"].bound < 0.2
+    assert max(found["merged_first"].bound, found["merged"].bound) < 0.2
 
 
 @pytest.mark.parametrize("strategy", [s for s in StrategyName if s not in MERGING], ids=lambda s: s.name)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.router import Gates, Router
-from adafuse.config import Runtime, StrategyName
+from adafuse.config import Routing, Runtime, StrategyName
 from adafuse.engine.cache import SharedPositionCache
 from adafuse.engine.decode import decoding, launched
 from adafuse.engine.projections import Joint, Projection, join, placed
@@ -228,15 +228,17 @@ class Static:
             with torch.cuda.stream(stream):
                 for _ in range(WARMUP_STEPS):
                     self._step()
-                    # torch.compile would compile once more for every length of this list
-                    said.clear()
+                    said.clear()  # torch.compile would compile once more for every length of this list
             torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(graph):
                 self._step()
-            # these tensors are in the graph's own memory: every replay writes the choices of its token there
-            self.said = list(said)
+            self.said = list(said)  # in the graph's own memory: every replay writes its token's choices there
         for counter, was in zip(counters, before, strict=True):
             counter.copy_(was)
+        if self.adapter is not None and self.adapter.method.routing is not Routing.none:
+            # The warm-up has merged too; the first token that counts finds clean weights, as in eager mode. Plain LoRA
+            # is merged once, before the capture, and stays.
+            self.adapter.context.decode.restore()
         return graph.replay
 
 
