@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # A failing experiment does not keep the others, or the report, from running; the exit status tells.
-reproduce: $(STAMP) ## Run the main experiments and draw the report; call it again to go on (cpu: 30 minutes)
+reproduce: $(STAMP) ## Run the main experiments and draw the report; call it again to go on (cpu: 12 minutes)
 	@echo "reproduce: profile $(PROFILE), records in $(RUNS); interrupt it at any time, the same command goes on"
 	@status=0; for experiment in $(EXPERIMENTS); do \
 	  echo; echo "== $$experiment: $$(grep -oE 'profile=$(PROFILE): [^.]*|Any profile: [^.]*' conf/experiment/$$experiment.yaml | head -n 1)"; \
@@ -56,8 +56,8 @@ report: $(STAMP) ## Draw tables, figures and verdicts from the records (under 30
 	@echo; echo "== report: under 30 seconds"
 	@$(IN)/python scripts/report.py --records $(RUNS)/records --out $(RUNS)/report
 
-test: $(STAMP) ## Run all tests that need no GPU, and the notebooks (10 minutes)
-	@echo "test: about 10 minutes"
+test: $(STAMP) ## Run all tests that need no GPU, and the notebooks (8 minutes)
+	@echo "test: about 8 minutes"
 	@$(IN)/python -m pytest -n 2 --dist loadfile --nbmake tests notebooks
 
 lint: $(STAMP) ## Check style and types (1 minute the first time)
