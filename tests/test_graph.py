@@ -1,5 +1,7 @@
 """Static runtimes: joined projections, one shared position, a step that never asks the host; off a GPU, uncaptured."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -75,6 +77,47 @@ def test_a_block_can_be_decoded_again(tiny_llama) -> None:
                 blocks.append(torch.cat([decoder.run(4), decoder.run(12)], dim=1).clone())
         assert all(torch.equal(now, before) for now, before in zip(model.parameters(), clean, strict=True))
     assert torch.equal(*blocks)
+
+
+class Recorder:
+    """Stands in for torch.cuda's streams and graphs where there is no device."""
+
+    replay = wait_stream = lambda *_: None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [
+        ("adafuse", StrategyName.switch),
+        ("adafuse", StrategyName.rebase),
+        ("mola", StrategyName.simple_merge),
+        ("lora", StrategyName.rebase),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_capture_leaves_the_weights_as_it_found_them(
+    method: str, strategy: StrategyName, dtype: torch.dtype, tiny_llama, monkeypatch
+) -> None:
+    """Its warm-up merges the experts of tokens that count for nothing; plain LoRA is merged before it, and stays."""
+    for name in ("Stream", "CUDAGraph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Recorder)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, nullcontext)
+    model = tiny_llama().to(dtype)
+    weights = list(model.parameters())
+    clean = [p.clone() for p in weights]
+    adapter = adapter_on(model, f"method={method}").to_dtype(dtype)
+    decoder = decoders.make(model, adapter, strategy, Runtime.graph, 40)
+    assert isinstance(decoder, Static)
+    with decoder.installed():
+        decoder.start(prompt())
+        with decoder.decoding():
+            before = [p.clone() for p in weights]
+            decoder._capture()
+            assert all(torch.equal(now, was) for now, was in zip(weights, before, strict=True))
+            merged = [not torch.equal(now, was) for now, was in zip(before, clean, strict=True)]
+            assert any(merged) == (method == "lora")
 
 
 def test_a_full_cache_is_refused_before_it_is_overrun(tiny_llama) -> None:
