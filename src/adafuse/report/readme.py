@@ -57,7 +57,10 @@ def block(found: Findings, out: Path, readme: Path) -> str:
     parts += ["### Verdicts", *_sheet_parts(claims.sheet(told)), *_elsewhere(hidden, "claims", folder)]
     for table in (*timed, _table2(found)):
         first = replace(table, sections=table.sections[:1])
-        parts += [f"### {table.title}", *_sheet_parts(first, with_records=table in timed)]
+        parts += [
+            f"### {table.title}",
+            *_located(_sheet_parts(first, with_records=table in timed), found, readme),
+        ]
         parts += _elsewhere(len(table.sections) - 1, table.name, folder)
     accuracies = accuracy_sheet.sheet(found.trained)
     if "reason" not in accuracies.sections[0].rows[0]:
@@ -131,6 +134,17 @@ def _sheet_parts(table: Sheet, with_records: bool = False) -> list[str]:
     for section in table.sections:
         parts += [f"**{section.heading}**", *section_parts(section, with_records)]
     return [part for part in parts if part]
+
+
+def _located(parts: list[str], found: Findings, readme: Path) -> list[str]:
+    """Lists of record files, each with its path from the README instead of its last folder alone."""
+    paths = {f"`{short_name(record)}`": f"`{_relative(record.path, readme)}`" for record in found.records}
+    return [
+        re.sub(r"`[^`]+`", lambda name: paths.get(name[0], name[0]), part)
+        if part.startswith("Records: ")
+        else part
+        for part in parts
+    ]
 
 
 def _table2(found: Findings) -> Sheet:
