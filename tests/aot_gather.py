@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from adafuse.kernels import gather, gather_routed, route
-from adafuse.kernels.gather_config import FEW_TOKENS
+from adafuse.kernels.config import FEW_TOKENS
 
 POINTERS = {
     torch.bfloat16: "*bf16",

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adafuse import backbone
 from adafuse.config import Model, Weights
+from adafuse.model import backbone
 from conftest import compose
 
 

@@ -14,8 +14,8 @@ from adafuse.bench import checks, merged
 from adafuse.bench.checks import Check, run_checks
 from adafuse.config import Runtime, StrategyName
 from adafuse.engine import decoders
-from adafuse.engine.strategies import merge
 from adafuse.refused_arms import MERGING
+from adafuse.strategies import merge
 from conftest import GEOMETRY, compose
 
 TOKENS = 16

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from adafuse import strategies
 from adafuse.adapters.adapter import Adapter
 from adafuse.config import StrategyName
-from adafuse.engine import clean, strategies
-from adafuse.engine.clean import clean_copy
+from adafuse.model import clean
+from adafuse.model.clean import clean_copy
 from conftest import GEOMETRY, compose
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from adafuse.backbone import byte_tokenizer
 from adafuse.config import Data
-from adafuse.training import data as training_data
-from adafuse.training.families import Item, generate
+from adafuse.data import items as training_data
+from adafuse.data.families import Item, generate
+from adafuse.model.backbone import byte_tokenizer
 
 SMALL = Data(name="small", families=["copy", "cloze"], train_items=12, validation_items=4, test_items=5)
 

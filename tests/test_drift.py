@@ -7,7 +7,7 @@ import torch
 
 from adafuse import records, stages
 from adafuse.bench import drift
-from adafuse.engine.strategies.merge import Rebase, Switch
+from adafuse.strategies.merge import Rebase, Switch
 from conftest import GEOMETRY, compose
 
 RUN = {

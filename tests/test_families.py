@@ -8,9 +8,9 @@ from itertools import islice
 
 import pytest
 
-from adafuse.training import families, standard_library
-from adafuse.training.families import FAMILIES, LEVELS, NAMES, OPERATION, Item, generate, lessons
-from adafuse.training.splits import SPLITS, split_of
+from adafuse.data import families, standard_library
+from adafuse.data.families import FAMILIES, LEVELS, NAMES, OPERATION, Item, generate, lessons
+from adafuse.data.splits import SPLITS, split_of
 
 NUMBER_OF_CHOICES = {"addition": 4, "comparison": 2, "majority": 3, "cloze": 4}
 REWRITTEN = {"copy": lambda s: s, "reverse": lambda s: s[::-1], "sort": lambda s: "".join(sorted(s))}

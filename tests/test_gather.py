@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adafuse.kernels import gather, gather_routed, naive
-from adafuse.kernels.gather_config import FEW_TOKENS, ExpandConfig, ShrinkConfig
+from adafuse.kernels.config import FEW_TOKENS, ExpandConfig, ShrinkConfig
 
 TYPES = [
     pytest.param("cpu", torch.float32, id="cpu-fp32"),

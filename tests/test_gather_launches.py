@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adafuse.kernels import gather, gather_routed
-from adafuse.kernels.gather_config import (
+from adafuse.kernels.config import (
     FEW_TOKENS,
     MULTIPROCESSORS,
     expand_config,

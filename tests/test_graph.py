@@ -12,7 +12,7 @@ from adafuse.config import GateSource, Runtime, StrategyName
 from adafuse.engine import decoders
 from adafuse.engine.decode import generate
 from adafuse.engine.graph import Static
-from adafuse.engine.projections import join
+from adafuse.model.projections import join
 from conftest import GEOMETRY, compose
 
 

@@ -12,13 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.randomise import randomise
-from adafuse.backbone import byte_tokenizer
 from adafuse.config import Data, Experts, Method, Routing, StrategyName, Suite
+from adafuse.data import items as training_data
+from adafuse.data.families import NAMES
 from adafuse.evaluation import adapted_lm, suites
 from adafuse.evaluation.harness import evaluate
 from adafuse.evaluation.tasks.loader import before_the_first_error
-from adafuse.training import data as training_data
-from adafuse.training.families import NAMES
+from adafuse.model.backbone import byte_tokenizer
 
 DATA = Data(
     name="tiny", families=["copy", "majority", "cloze"], train_items=4, validation_items=4, test_items=6

@@ -1,4 +1,4 @@
-"""engine/strategies/merge.py around tokens that are left to the backbone: one restore, and then nothing at all."""
+"""strategies/merge.py around tokens that are left to the backbone: one restore, and then nothing at all."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.router import Gates
 from adafuse.config import Config, StrategyName
-from adafuse.engine.strategies import merge
+from adafuse.strategies import merge
 from conftest import GEOMETRY, compose
 from test_strategies import adapted, one_selection
 

@@ -7,7 +7,8 @@ from torch import nn
 from adafuse.adapters import reference
 from adafuse.bench.checks import run_checks
 from adafuse.config import Runtime, StrategyName
-from adafuse.engine import decoders, peft, projections
+from adafuse.engine import decoders, peft
+from adafuse.model import projections
 from test_peft import ADAFUSE, BOTH, IN_DTYPES, Arm, adapted, decode, decoder_of, prompt
 
 

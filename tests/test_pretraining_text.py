@@ -2,9 +2,9 @@
 
 import torch
 
-from adafuse.backbone import byte_tokenizer
-from adafuse.training import standard_library
-from adafuse.training.pretraining_text import Blocks, held_out_tokens, pretraining_tokens
+from adafuse.data import standard_library
+from adafuse.data.pretraining_text import Blocks, held_out_tokens, pretraining_tokens
+from adafuse.model.backbone import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 

@@ -91,7 +91,8 @@ def test_captured_arms_need_a_gpu() -> None:
 
 def test_what_is_refused_is_what_the_kernels_take() -> None:
     """Configuration is checked without Triton, so the bounds stand in two places."""
-    from adafuse.kernels import gather_config, gemv, ops
+    from adafuse.kernels import config as gather_config
+    from adafuse.kernels import gemv, ops
     from adafuse.refused_arms import FUSED_MAX_BATCH
 
     assert gemv.MAX_TOKENS == FUSED_MAX_BATCH

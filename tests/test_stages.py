@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from adafuse import backbone, records
+from adafuse import records
+from adafuse.model import backbone
 from conftest import ROOT, compose
 
 # every stage small enough for a test, none left out

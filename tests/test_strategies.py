@@ -11,10 +11,10 @@ from adafuse.bench.checks import Check, _rows, run_checks
 from adafuse.config import Config, ExpertKind, Routing, Runtime, StrategyName
 from adafuse.engine import decoders
 from adafuse.engine.decode import forward_logits, generate
-from adafuse.engine.projections import join
-from adafuse.engine.strategies import merge
-from adafuse.engine.strategies.joined import Extended, make_room
+from adafuse.model.projections import join
 from adafuse.refused_arms import MERGING, PEFT, refuse_strategy
+from adafuse.strategies import merge
+from adafuse.strategies.joined import Extended, make_room
 from conftest import GEOMETRY, compose
 
 # PEFT's own code is no strategy of ours: test_peft.py

@@ -14,8 +14,8 @@ from adafuse.bench import trace, trace_file
 from adafuse.bench.trace_scopes import PARTS, plain_parts, scopes
 from adafuse.config import Runtime, StrategyName
 from adafuse.engine import decoders
-from adafuse.engine.projections import Joint
-from adafuse.engine.strategies.joined import Extended
+from adafuse.model.projections import Joint
+from adafuse.strategies.joined import Extended
 from conftest import GEOMETRY, compose
 
 QUICK = ["task=trace", "latency.trained_adapters=false", "context=8"]

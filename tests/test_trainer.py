@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from adafuse.adapters.adapter import Adapter
-from adafuse.backbone import byte_tokenizer
 from adafuse.config import Config, Fit
+from adafuse.model.backbone import byte_tokenizer
 from adafuse.training import trainer
 from adafuse.training.validation import validate
 from conftest import GEOMETRY, compose

@@ -11,9 +11,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from adafuse import backbone
 from adafuse.adapters.budget import at_equal_budget, trainable_parameters
 from adafuse.config import Budget, Config
+from adafuse.model import backbone
 from adafuse.refusals import validate
 
 

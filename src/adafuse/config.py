@@ -126,7 +126,7 @@ class Data:
 
     name: str = MISSING
     families: list[str] = MISSING
-    # how hard the generated items are: lengths, see training/families.py
+    # how hard the generated items are: lengths, see data/families.py
     level: int = 1
     path: str | None = None
     train_items: int = MISSING

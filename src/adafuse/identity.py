@@ -106,7 +106,7 @@ def _name(config: Config, task: Task, method: Method | None = None) -> str:
 
 
 def _pretrain(config: Config, method: Method) -> dict[str, Any]:
-    from adafuse.training.data import text_version
+    from adafuse.data.items import text_version
 
     model = config.model
     settings = {"shape": model.shape, "dtype": model.dtype, "fit": _fit(config.pretrain)}
@@ -168,14 +168,14 @@ def _cell(config: Config) -> dict[str, Any]:
 
 def _layer(config: Config, method: Method) -> dict[str, Any]:
     experts = {"count": config.experts.count, "top_k": config.experts.top_k, "gates": method.normalisation}
-    from adafuse.backbone import shape_of
+    from adafuse.model.backbone import shape_of
 
     model = {"shape": shape_of(config.model), "dtype": config.model.dtype}
     return as_plain({**model, "experts": experts, "knobs": config.layer, **_repeat(config)})
 
 
 def _kernel(config: Config, method: Method) -> dict[str, Any]:
-    from adafuse.backbone import shape_of
+    from adafuse.model.backbone import shape_of
 
     experts = {"count": config.experts.count, "top_k": config.experts.top_k}
     model = {"shape": shape_of(config.model), "dtype": config.model.dtype}
@@ -212,7 +212,7 @@ def _fit(fit: Fit) -> dict[str, Any]:
 
 
 def _data(config: Config) -> dict[str, Any]:
-    from adafuse.training.data import recipe
+    from adafuse.data.items import recipe
 
     return recipe(config.data, config.seed)
 

@@ -23,8 +23,8 @@ from adafuse.config import (
     Task,
     Weights,
 )
+from adafuse.data.families import LEVELS
 from adafuse.refused_arms import PEFT, check_arms, refuse, refuse_batch, refuse_strategy
-from adafuse.training.families import LEVELS
 
 # what task=kernel can time (bench/kernel_cases.py), and the linears that a merge writes
 KERNELS = (

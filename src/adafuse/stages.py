@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from adafuse import backbone, identity, machine, records, tracking
+from adafuse import identity, machine, records, tracking
 from adafuse.config import Config, Task, Weights
 from adafuse.distributed import MAIN_PROCESS, Silent, wait_for_everyone
 from adafuse.locking import Busy, wait_for_writer
+from adafuse.model import backbone
 from adafuse.records import Recorder
 from adafuse.refusals import refuse_device, refuse_untrained
 

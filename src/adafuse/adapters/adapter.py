@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from adafuse import strategies
 from adafuse.adapters.build import build_sites
 from adafuse.adapters.experts import BottleneckExperts, MlpLoraExperts
 from adafuse.adapters.layers import AdaptedLinear, Context
-from adafuse.adapters.paths import blocks_of
 from adafuse.adapters.router import Gates, Router, routing_losses, ungated
 from adafuse.config import (
     Experts,
@@ -25,9 +25,9 @@ from adafuse.config import (
     Routing,
     StrategyName,
 )
-from adafuse.engine import strategies
-from adafuse.engine.clean import clean_copy
-from adafuse.engine.projections import Projection, join, placed
+from adafuse.model.clean import clean_copy
+from adafuse.model.llama import blocks_of
+from adafuse.model.projections import Projection, join, placed
 
 
 class Adapter:

@@ -11,9 +11,9 @@ from torch import nn
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
 from adafuse.adapters.geometry import expert_count, expert_targets
 from adafuse.adapters.layers import AdaptedLinear, Context, MixtureMlp, SerialMlp
-from adafuse.adapters.paths import blocks_of, linear_path, mlp_path
 from adafuse.adapters.router import Router
 from adafuse.config import LINEARS, ExpertKind, Experts, Method, Routing
+from adafuse.model.llama import blocks_of, linear_path, mlp_path
 
 
 def build_sites(

@@ -21,9 +21,9 @@ from torch.utils.hooks import RemovableHandle
 
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
-from adafuse.adapters.paths import blocks_of
 from adafuse.adapters.router import NORM_EPS, Router
 from adafuse.config import Normalisation, RouterInput
+from adafuse.model.llama import blocks_of
 
 
 def float_view(model: nn.Module) -> nn.Module:

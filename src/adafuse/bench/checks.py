@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from adafuse.adapters import reference
 from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.paths import blocks_of
 from adafuse.bench import merged
 from adafuse.config import StrategyName
-from adafuse.engine.clean import clean_copy
 from adafuse.engine.decode import forward_logits
 from adafuse.engine.decoders import Decoder
+from adafuse.model.clean import clean_copy
+from adafuse.model.llama import blocks_of
 
 # roundings of one block: seven linears, two norms, attention, activation, product, two sums
 ROUNDINGS_PER_BLOCK = 14

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from adafuse import identity
+from adafuse import identity, strategies
 from adafuse.adapters import reference, store
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.layers import AdaptedLinear
@@ -26,7 +26,6 @@ from adafuse.adapters.randomise import randomise
 from adafuse.adapters.router import Gates
 from adafuse.bench.workload import prompts
 from adafuse.config import Config, StrategyName
-from adafuse.engine import strategies
 from adafuse.engine.decode import forward_logits
 from adafuse.records import Recorder
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from adafuse.bench.kernel_operands import SCALING, WEIGHT_STD, Case, Draw, Step, fp32_copy
 from adafuse.bench.kernel_steps import STEPS
 from adafuse.config import Kernel
-from adafuse.engine.projections import SHARED_INPUT
-from adafuse.kernels import gather_config, gemv, naive, switch
+from adafuse.kernels import config as gather_config
+from adafuse.kernels import gemv, naive, switch
+from adafuse.model.projections import SHARED_INPUT
 from adafuse.refusals import KERNEL_TARGETS
 
 MERGES = ("switch", "rebase")

@@ -14,10 +14,10 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from adafuse import backbone
 from adafuse.config import Config
-from adafuse.engine.projections import SHARED_INPUT
 from adafuse.kernels import naive
+from adafuse.model import backbone
+from adafuse.model.projections import SHARED_INPUT
 
 WEIGHT_STD = 0.02
 SCALING = 2.0  # alpha / rank, as in conf/experts

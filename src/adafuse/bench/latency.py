@@ -19,8 +19,8 @@ from adafuse.bench.workload import adapters, prompts
 from adafuse.config import Config
 from adafuse.engine import decoders
 from adafuse.engine.decoders import Decoder
-from adafuse.engine.strategies.joined import make_room
 from adafuse.records import Recorder
+from adafuse.strategies.joined import make_room
 
 
 def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from adafuse import backbone
+from adafuse import strategies
 from adafuse.adapters.experts import LoraExperts
 from adafuse.adapters.router import Router
 from adafuse.bench import calibration, device
 from adafuse.config import Config, StrategyName
-from adafuse.engine import strategies
+from adafuse.model import backbone
 from adafuse.records import Recorder
 
 BLOCK_RUNS = 10

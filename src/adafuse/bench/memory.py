@@ -19,7 +19,7 @@ from torch import nn
 from adafuse.bench import cost, workload
 from adafuse.config import Arm, Config
 from adafuse.engine import decoders
-from adafuse.engine.clean import kept_on_host
+from adafuse.model.clean import kept_on_host
 from adafuse.records import Recorder
 
 GIB = 2**30

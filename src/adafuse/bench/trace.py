@@ -29,8 +29,8 @@ from adafuse.config import Config, Runtime, StrategyName
 from adafuse.engine import decoders
 from adafuse.engine.decoders import Decoder
 from adafuse.engine.graph import Static
-from adafuse.engine.strategies.joined import make_room
 from adafuse.records import Recorder
+from adafuse.strategies.joined import make_room
 
 # of these the median is kept; the profiler sees one before them, which pays for its start, and one that ends the last
 TOKENS = 5

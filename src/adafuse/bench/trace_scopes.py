@@ -21,9 +21,9 @@ from torch import nn
 from torch.profiler import record_function
 
 from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.paths import blocks_of
-from adafuse.engine.projections import Joint
-from adafuse.engine.strategies.joined import Extended
+from adafuse.model.llama import blocks_of
+from adafuse.model.projections import Joint
+from adafuse.strategies.joined import Extended
 
 PARTS = ("base_gemm", "attention", "adapters", "routing", "switch", "other")
 # what the profiler sees: a scope is PREFIX and its part, and a token begins at MARK

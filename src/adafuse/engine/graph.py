@@ -21,8 +21,8 @@ from adafuse.adapters.router import Gates, Router
 from adafuse.config import Routing, Runtime, StrategyName
 from adafuse.engine.cache import SharedPositionCache
 from adafuse.engine.decode import decoding, launched
-from adafuse.engine.projections import Joint, Projection, join, placed
-from adafuse.engine.strategies import Strategy, fused
+from adafuse.model.projections import Joint, Projection, join, placed
+from adafuse.strategies import Strategy, fused
 
 WARMUP_STEPS = 3
 MAX_COMPILED_ARMS = 64

@@ -23,9 +23,9 @@ from adafuse.adapters.router import Gates, Router
 from adafuse.config import Runtime, StrategyName
 from adafuse.engine.decode import decode_one_token, decoding, launched
 from adafuse.engine.decoders import Eager
-from adafuse.engine.projections import join
-from adafuse.engine.strategies.merge import SimpleMerge
+from adafuse.model.projections import join
 from adafuse.refused_arms import refuse_strategy
+from adafuse.strategies.merge import SimpleMerge
 
 
 def make(model: nn.Module, adapter: Adapter | None, strategy: StrategyName, runtime: Runtime) -> Peft:

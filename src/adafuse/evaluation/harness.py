@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from adafuse.config import Suite
+from adafuse.data.items import LOCAL
 from adafuse.evaluation.suites import LOCAL_TASKS, TASKS, check_suite, own_tasks
-from adafuse.training.data import LOCAL
 
 # Standard errors of means have a closed form; only bundled metrics without one need resampling.
 BOOTSTRAPS = 1000

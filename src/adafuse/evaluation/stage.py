@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from adafuse import backbone, identity
+from adafuse import identity
 from adafuse.adapters import store
 from adafuse.adapters.adapter import Adapter
 from adafuse.config import Config
+from adafuse.data import items as data
 from adafuse.evaluation.harness import evaluate
-from adafuse.training import data
+from adafuse.model import backbone
 
 
 def run(config: Config, record: Any) -> None:

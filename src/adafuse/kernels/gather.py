@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from adafuse.kernels.gather_config import (
+from adafuse.kernels.config import (
     ExpandConfig,
     ShrinkConfig,
     check_few,

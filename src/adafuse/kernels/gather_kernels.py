@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from adafuse.kernels.gather_config import locate
+from adafuse.kernels.config import locate
 from adafuse.kernels.route import choose_alone, is_slot
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adafuse.kernels.config import ExpandConfig
 from adafuse.kernels.gather import launch_expand
-from adafuse.kernels.gather_config import ExpandConfig
 from adafuse.kernels.naive import Members
 
 

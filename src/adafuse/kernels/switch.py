@@ -3,7 +3,7 @@
 In: the weights W [O, I] of all adapted linears and the adapter's own lora_A [E, R, I] and lora_B [E, O, R] of each,
 which `plan` turns once into a table on the device; then, at each switch, S slots of (expert, gate). Out: W, in place.
 The work is cut into strips, BLOCK_I columns wide and many rows long, one program each. What the functions mean is said
-by naive.py; who calls them: engine/strategies/merge.py. Next: switch_kernel.py.
+by naive.py; who calls them: strategies/merge.py. Next: switch_kernel.py.
 """
 
 from __future__ import annotations

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
-from adafuse import backbone, identity
+from adafuse import identity
 from adafuse.adapters import store
 from adafuse.adapters.adapter import Adapter
 from adafuse.config import Config
+from adafuse.data import items as data
+from adafuse.data import pretraining_text
 from adafuse.distributed import MAIN_PROCESS
-from adafuse.training import data, pretraining_text
+from adafuse.model import backbone
 from adafuse.training.trainer import Fitted, fit
 from adafuse.training.validation import Validation, validate
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from adafuse.training.data import load_items
+from adafuse.data.items import load_items
 
 
 def choices(family: str, data_folder: str, **_: Any) -> dict[str, Dataset]:

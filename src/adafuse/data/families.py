@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from adafuse.training import standard_library
-from adafuse.training.splits import SPLITS, split_of
+from adafuse.data import standard_library
+from adafuse.data.splits import SPLITS, split_of
 
 # A stubborn generator has run out of new items when this many draws in a row bring none.
 PATIENCE = 20_000

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from adafuse.adapters.experts import BottleneckExperts, Experts
 from adafuse.adapters.router import Gates
-from adafuse.engine.strategies.joined import Appended, Extended, Group, is_raw
 from adafuse.kernels import ops
+from adafuse.strategies.joined import Appended, Extended, Group, is_raw
 
 if TYPE_CHECKING:
     from adafuse.adapters.adapter import Adapter

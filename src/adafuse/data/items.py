@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from adafuse.config import Data
-from adafuse.training.families import Item, generate
-from adafuse.training.splits import SPLITS
+from adafuse.data.families import Item, generate
+from adafuse.data.splits import SPLITS
 
 # Raise it with any change of an item or of the pre-training text: nothing trained before is then comparable.
 DATA_VERSION = 2

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from adafuse.training import standard_library
-from adafuse.training.families import lessons
+from adafuse.data import standard_library
+from adafuse.data.families import lessons
 
 END = "\n"
 LESSONS_PER_CHUNK = 32

@@ -9,11 +9,11 @@ cover (joined.py). Next: adapters/adapter.py, which calls them.
 from __future__ import annotations
 
 from adafuse.config import StrategyName
-from adafuse.engine.strategies.dense import Dense
-from adafuse.engine.strategies.fused import Fused
-from adafuse.engine.strategies.gather import Gather
-from adafuse.engine.strategies.loop import Loop, MaskedLoop
-from adafuse.engine.strategies.merge import Rebase, SimpleMerge, Switch
+from adafuse.strategies.dense import Dense
+from adafuse.strategies.fused import Fused
+from adafuse.strategies.gather import Gather
+from adafuse.strategies.loop import Loop, MaskedLoop
+from adafuse.strategies.merge import Rebase, SimpleMerge, Switch
 
 Strategy = Loop | MaskedLoop | Dense | Gather | Fused | SimpleMerge | Switch | Rebase
 

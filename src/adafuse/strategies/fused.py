@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from adafuse.engine.projections import Joint, Projection
-from adafuse.engine.strategies.joined import Group, Joined
 from adafuse.kernels import ops
+from adafuse.model.projections import Joint, Projection
+from adafuse.strategies.joined import Group, Joined
 
 if TYPE_CHECKING:
     from adafuse.adapters.adapter import Adapter

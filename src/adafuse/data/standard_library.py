@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from adafuse.training.splits import SPLITS, split_of
+from adafuse.data.splits import SPLITS, split_of
 
 BEFORE_BYTES, FOLLOWING_BYTES = 28, 8
 # written at build time or by a distribution: they hold paths of the machine

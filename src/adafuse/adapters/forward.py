@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from adafuse.adapters.adapter import Adapter
     from adafuse.adapters.experts import Experts
     from adafuse.adapters.layers import AdaptedLinear
-    from adafuse.engine.projections import Joint
+    from adafuse.model.projections import Joint
 
 
 class Unmerged:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from adafuse.adapters.experts import Experts, LoraExperts
 from adafuse.adapters.router import Gates
-from adafuse.engine.clean import clean_copy
+from adafuse.model.clean import clean_copy
 
 if TYPE_CHECKING:
     from adafuse.adapters.adapter import Adapter
     from adafuse.adapters.layers import AdaptedLinear
-    from adafuse.engine.projections import Joint
     from adafuse.kernels.switch import SwitchPlan
+    from adafuse.model.projections import Joint
 
 
 class Selection:

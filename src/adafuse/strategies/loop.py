@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from adafuse.adapters.experts import Experts, MlpLoraExperts
+from adafuse.adapters.forward import Unmerged
 from adafuse.adapters.router import Gates
-from adafuse.engine.strategies.unmerged import Unmerged
 
 
 class Loop(Unmerged):

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from adafuse.adapters.forward import Unmerged
 from adafuse.adapters.router import Gates, Router, ungated
 from adafuse.config import Normalisation
-from adafuse.engine.projections import Joint, Projection, join
-from adafuse.engine.strategies.unmerged import Unmerged
+from adafuse.model.projections import Joint, Projection, join
 
 if TYPE_CHECKING:
     from adafuse.adapters.adapter import Adapter
