@@ -11,10 +11,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from adafuse.adapters.budget import at_equal_budget, trainable_parameters
+from adafuse.adapters.geometry import at_equal_budget, trainable_parameters
 from adafuse.config import Budget, Config
-from adafuse.model import backbone
 from adafuse.refusals import validate
+from adafuse.shape import shape_of
 
 
 def register() -> None:
@@ -63,7 +63,7 @@ def build(composed: Any, overrides: list[str] | None = None) -> Config:
 
 def _equalise(config: Config) -> None:
     """Give every method the ranks at which it trains as many parameters as plain LoRA does."""
-    shape = backbone.shape_of(config.model)
+    shape = shape_of(config.model)
     if not shape:
         # a folder that is missing: the stage says so
         return

@@ -16,6 +16,7 @@ from typing import Any
 
 from adafuse.cell_names import cell_id
 from adafuse.config import Config, Fit, Method, Task, Weights
+from adafuse.shape import shape_of
 
 # A checkpoint is known by its sizes and evenly spaced samples: to read 13 GB whole takes longer than many a cell.
 SAMPLES, SAMPLE_BYTES = 64, 65536
@@ -58,6 +59,12 @@ def record_path(config: Config, task: Task | None = None, method: Method | None 
 def backbone_dir(config: Config) -> Path:
     """Folder of the backbone that is pre-trained here."""
     return Path(config.runs_dir) / "backbones" / _name(config, Task.pretrain)
+
+
+def pretrained_dir(config: Config) -> Path | None:
+    """`backbone_dir` for a backbone that is fitted here; None for one that comes from elsewhere."""
+    ours = config.model.path is None and config.model.weights is Weights.scratch
+    return backbone_dir(config) if ours else None
 
 
 def adapter_dir(config: Config, method: Method) -> Path:
@@ -168,15 +175,11 @@ def _cell(config: Config) -> dict[str, Any]:
 
 def _layer(config: Config, method: Method) -> dict[str, Any]:
     experts = {"count": config.experts.count, "top_k": config.experts.top_k, "gates": method.normalisation}
-    from adafuse.model.backbone import shape_of
-
     model = {"shape": shape_of(config.model), "dtype": config.model.dtype}
     return as_plain({**model, "experts": experts, "knobs": config.layer, **_repeat(config)})
 
 
 def _kernel(config: Config, method: Method) -> dict[str, Any]:
-    from adafuse.model.backbone import shape_of
-
     experts = {"count": config.experts.count, "top_k": config.experts.top_k}
     model = {"shape": shape_of(config.model), "dtype": config.model.dtype}
     return as_plain({**model, "experts": experts, "knobs": config.kernel, **_repeat(config)})

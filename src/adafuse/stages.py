@@ -118,7 +118,7 @@ def _evaluate(config: Config, record: Recorder) -> None:
 
 
 def _on_backbone(config: Config, record: Recorder) -> None:
-    model, _ = backbone.load(config)
+    model, _ = backbone.load(config, identity.pretrained_dir(config))
     bench = importlib.import_module(f"adafuse.bench.{config.task.name}")
     bench.run(config, model, backbone.device(config), record)
 

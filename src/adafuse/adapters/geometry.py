@@ -1,24 +1,17 @@
-"""Which linears of which block carry experts, how many, and how wide those linears are.
+"""Which linears of which block carry experts, how many parameters that makes, and the ranks that make as many.
 
-In: a `Method`, the expert geometry of the cell, sizes of a transformers config. Out: names and numbers; nothing heavy
-is imported, because configurations are completed with it. Next: budget.py, build.py.
+In: a `Method`, the expert geometry of the cell, the sizes of a transformers config. Out: names, counts, or the method
+with other ranks. A comparison of accuracies says little if one method has twice the parameters, and the papers' own
+settings have. Nothing heavy is imported: a configuration is complete before a model is loaded. Next: build.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from adafuse.config import LINEARS, ExpertKind, Experts, Method, RouterInput, Routing
-
-
-def widths(shape: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """(in, out) of the seven linears of one block."""
-    hidden, inner, heads = shape["hidden_size"], shape["intermediate_size"], shape["num_attention_heads"]
-    head = shape.get("head_dim") or hidden // heads
-    keys = (shape.get("num_key_value_heads") or heads) * head
-    ins = (hidden, hidden, hidden, heads * head, hidden, hidden, inner)
-    outs = (heads * head, keys, keys, hidden, inner, inner, hidden)
-    return {name: (i, o) for name, i, o in zip(LINEARS, ins, outs, strict=True)}
+from adafuse.shape import widths
 
 
 def expert_count(method: Method, geometry: Experts, block: int, depth: int) -> int:
@@ -35,3 +28,59 @@ def expert_targets(method: Method, geometry: Experts, block: int) -> list[str]:
     if method.expert_kind is not ExpertKind.lora or block < first:
         return []
     return geometry.targets if method.expert_targets is None else method.expert_targets
+
+
+def trainable_parameters(method: Method, experts: Experts, shape: dict[str, Any]) -> int:
+    """Parameters that training `method` changes: experts, routers, ordinary LoRA. Not for full fine-tuning."""
+    blocks = shape["num_hidden_layers"]
+    token = method.routing is Routing.token
+    router = (experts.count + method.null_expert) * shape["hidden_size"] if token else 0
+    return router + sum(_of_block(method, experts, shape, block) for block in range(blocks))
+
+
+def at_equal_budget(method: Method, experts: Experts, shape: dict[str, Any], budget: int) -> Method:
+    """`method` with the ranks (and the width of PESC's adapters) whose count comes nearest to `budget`.
+
+    All its ranks move together, in the proportions of its file, and alpha with its rank. A method whose own ranks are
+    the nearest stays as it is, so that it is trained once for both budgets.
+    """
+    if not method.has_experts:
+        return method
+    best, missed = method, abs(trainable_parameters(method, experts, shape) - budget)
+    for rank in range(1, budget):
+        candidate = _at_rank(method, experts, rank)
+        miss = trainable_parameters(candidate, experts, shape) - budget
+        if abs(miss) < missed:
+            best, missed = candidate, abs(miss)
+        if miss > 0:
+            break
+    return best
+
+
+def _of_block(method: Method, experts: Experts, shape: dict[str, Any], block: int) -> int:
+    sizes, hidden = widths(shape), shape["hidden_size"]
+    count = expert_count(method, experts, block, shape["num_hidden_layers"])
+    rank = method.rank or experts.rank
+    total = sum(method.static_rank * sum(sizes[name]) for name in method.static_targets)
+    if method.routing is Routing.blockwise:
+        total += count * hidden
+    if method.expert_kind is ExpertKind.bottleneck:
+        return total + count * 2 * hidden * method.bottleneck_dim
+    mixture = method.expert_kind is ExpertKind.mlp_lora
+    targets = LINEARS[4:] if mixture else expert_targets(method, experts, block)
+    total += sum(count * rank * sum(sizes[name]) for name in targets)
+    if method.routing is Routing.layerwise:
+        total += sum(count * sizes[name][0] for name in targets)
+    return total
+
+
+def _at_rank(method: Method, experts: Experts, rank: int) -> Method:
+    moved = dataclasses.replace(method)
+    if method.static_targets:
+        moved.static_rank, moved.static_alpha = rank, method.static_alpha / method.static_rank * rank
+    if method.expert_kind is ExpertKind.bottleneck:
+        moved.bottleneck_dim = rank
+    else:
+        moved.rank = rank
+        moved.alpha = (method.alpha or experts.alpha) / (method.rank or experts.rank) * rank
+    return moved

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from adafuse.config import Config
 from adafuse.kernels import naive
-from adafuse.model import backbone
 from adafuse.model.projections import SHARED_INPUT
+from adafuse.shape import shape_of
 
 WEIGHT_STD = 0.02
 SCALING = 2.0  # alpha / rank, as in conf/experts
@@ -46,7 +46,7 @@ class Sizes:
 
 def sizes_of(config: Config) -> Sizes:
     """The linears of the configured backbone, the number of experts of the configured cell."""
-    shape = backbone.shape_of(config.model)
+    shape = shape_of(config.model)
     hidden, inner, heads = shape["hidden_size"], shape["intermediate_size"], shape["num_attention_heads"]
     head_dim = shape.get("head_dim") or hidden // heads
     queries, keys = heads * head_dim, shape.get("num_key_value_heads", heads) * head_dim

@@ -18,8 +18,8 @@ from adafuse.adapters.experts import LoraExperts
 from adafuse.adapters.router import Router
 from adafuse.bench import calibration, device
 from adafuse.config import Config, StrategyName
-from adafuse.model import backbone
 from adafuse.records import Recorder
+from adafuse.shape import shape_of
 
 BLOCK_RUNS = 10
 
@@ -61,7 +61,7 @@ def _repeated(work: Callable[[], object]) -> Callable[[], object]:
 def _parts(config: Config, where: str, length: int, rank: int) -> dict[str, Callable[[], object]]:
     """Backbone, adapters (router and loop over experts, as published) and both, on the same input."""
     torch.manual_seed(config.seed)
-    shape, dtype = backbone.shape_of(config.model), getattr(torch, config.model.dtype.name)
+    shape, dtype = shape_of(config.model), getattr(torch, config.model.dtype.name)
     width, inner = int(shape["hidden_size"]), int(shape["intermediate_size"])
     base = nn.Linear(width, inner, bias=False).to(where, dtype)
     experts = LoraExperts(width, inner, config.experts.count, rank, 2.0 * rank).to(where, dtype)

@@ -1,16 +1,16 @@
 """The frozen language model: from a local folder, from the hub, seeded random by shape, or pre-trained here.
 
-In: a `Config`. Out: a causal LM of transformers in eval mode and its tokenizer. `check_source` looks at a folder
-before anything heavy is imported. Next: adapters/.
+In: a `Config`. Out: a causal LM of transformers in eval mode and its tokenizer. `check_source` looks at a folder before
+anything heavy is imported: torch and transformers, which take seconds, come with the functions that need them.
+Next: llama.py, adapters/.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from adafuse import identity
 from adafuse.config import Config, Model, Weights
 
 if TYPE_CHECKING:
@@ -65,22 +65,17 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def shape_of(model: Model) -> dict[str, Any]:
-    """Sizes of the backbone: a folder's own (none if it is missing: see check_source), or the configuration's."""
-    if model.path is None:
-        return model.shape
-    file = Path(model.path) / "config.json"
-    shape: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return shape
+def load(config: Config, pretrained: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The backbone on its device, frozen, in eval mode, and its tokenizer with left padding.
 
-
-def load(config: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The backbone on its device, frozen, in eval mode, and its tokenizer with left padding."""
+    `pretrained` is the folder of a backbone that was fitted here, for `weights=scratch`. Raises ValueError, one line.
+    """
     model = config.model
     if model.path is None and model.weights is Weights.random:
         backbone, tokenizer = build_random(model, device(config)), byte_tokenizer()
     elif model.path is None and model.weights is Weights.scratch:
-        backbone, tokenizer = from_folder(str(identity.backbone_dir(config)), None, model)
+        assert pretrained is not None, "a backbone from scratch is fitted first"
+        backbone, tokenizer = from_folder(str(pretrained), None, model)
     else:
         backbone, tokenizer = from_folder(model.path or str(model.hub_id), model.revision, model)
     backbone = backbone.to(device(config)).eval()
@@ -88,8 +83,10 @@ def load(config: Config) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     return backbone, tokenizer
 
 
-def from_folder(source: str, revision: str | None, model: Model) -> tuple[Any, Any]:
-    """A checkpoint folder or hub id; a missing one is a ValueError of one line."""
+def from_folder(
+    source: str, revision: str | None, model: Model
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A checkpoint folder or hub id in `model.dtype`. Raises ValueError, one line, if there is none."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,6 +1,6 @@
 """Where a Llama-family model keeps its blocks, linears and MLPs.
 
-In: a causal LM of transformers. Out: its blocks, and module paths. Next: router.py.
+In: a causal LM of transformers. Out: its blocks, and module paths. Next: projections.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
 
 
 def linear_path(block: int, name: str) -> str:
+    """`name` is one of `LINEARS`."""
     part = "self_attn" if name in LINEARS[:4] else "mlp"
     return f"model.layers.{block}.{part}.{name}"
 

@@ -3,7 +3,7 @@
 In: a Llama-family model. Out: its projections, whose joined weight is the linears' own storage laid side by side, and
 a way to run each once per token: `placed` puts `Member`s where the linears were; the first of them computes, the
 others take their columns. The backbone runs so in every static runtime, the joined strategies add experts to it.
-Next: strategies/joined.py, static.py.
+Next: strategies/joined.py, engine/graph.py.
 """
 
 from __future__ import annotations

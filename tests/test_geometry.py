@@ -3,7 +3,7 @@
 import pytest
 
 from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.budget import at_equal_budget, trainable_parameters
+from adafuse.adapters.geometry import at_equal_budget, trainable_parameters
 from adafuse.config import Config
 from conftest import METHODS, compose
 
