@@ -13,18 +13,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from adafuse import strategies
-from adafuse.adapters.build import build_sites
+from adafuse.adapters.build import build_sites, build_token_router
 from adafuse.adapters.experts import BottleneckExperts, MlpLoraExperts
+from adafuse.adapters.forward import Strategy, UnmergedDense
 from adafuse.adapters.layers import AdaptedLinear, Context
-from adafuse.adapters.router import Gates, Router, routing_losses, ungated
-from adafuse.config import (
-    Experts,
-    Method,
-    RouterInput,
-    Routing,
-    StrategyName,
-)
+from adafuse.adapters.router import Gates, Router, ungated
+from adafuse.config import Experts, Method, RouterInput, Routing
 from adafuse.model.clean import clean_copy
 from adafuse.model.llama import blocks_of
 from adafuse.model.projections import Projection, join, placed
@@ -34,11 +28,9 @@ class Adapter:
     """Owns the modules it puts into the model; `install` and `remove` leave the backbone's weights as they were."""
 
     def __init__(self, model: nn.Module, method: Method, geometry: Experts, seed: int) -> None:
+        """Raises ValueError for a model that is not built like Llama, or is quantised."""
         self.model, self.method, self.geometry = model, method, geometry
-        dense = strategies.make(StrategyName.dense)
-        self.context = Context(decode=dense, whole=dense)
-        self.sites: dict[str, nn.Module] = {}
-        self.token_router: Router | None = None
+        self.context = Context()
         self.installed = False
         # false: after a sequence a merging strategy takes its selection out and leaves what rounding has left
         self.restores = True
@@ -48,43 +40,38 @@ class Adapter:
         self._clean_static: list[tuple[AdaptedLinear, Tensor]] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._build()
-
-    def _build(self) -> None:
-        self.sites = build_sites(self.model, self.method, self.geometry, self.context)
-        if self.method.routing is Routing.token:
-            first = next((site for site in self.linears() if site.experts is not None), None)
-            at_linear = first if self.method.router_input is RouterInput.first_linear else None
-            width = (
-                at_linear.base.in_features if at_linear else self.model.get_input_embeddings().embedding_dim
-            )
-            count, top_k, method = self.geometry.count, self.geometry.top_k, self.method
-            self.token_router = Router(
-                width, count, top_k, method.normalisation, method.null_expert, method.router_norm
-            )
-            if at_linear:
-                at_linear.decides = self.token_router
+            self.sites = build_sites(model, method, geometry, self.context)
+            self.token_router = build_token_router(model, method, geometry, self.sites)
         # looked up before anything is replaced: MLPs hold linears that are sites too
-        self._parents = {path: self._parent(path) for path in self.sites}
-        device = next(self.model.parameters()).device
+        split = {path: path.rpartition(".") for path in self.sites}
+        self._parents = {path: (model.get_submodule(owner), name) for path, (owner, _, name) in split.items()}
         for module in self.modules():
-            module.to(device)
+            module.to(self.device)
 
-    def _parent(self, path: str) -> tuple[nn.Module, str]:
-        parent, _, name = path.rpartition(".")
-        return self.model.get_submodule(parent), name
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def merging(self) -> bool:
+        """The installed strategy holds one selection at a time."""
+        return self.context.decode.merging
 
     def linears(self) -> list[AdaptedLinear]:
         """Adapted linears in the order in which they run."""
         return [site for site in self.sites.values() if isinstance(site, AdaptedLinear)]
+
+    def adapted(self) -> dict[str, AdaptedLinear]:
+        """Those of them that carry experts, by path."""
+        linears = {path: site for path, site in self.sites.items() if isinstance(site, AdaptedLinear)}
+        return {path: site for path, site in linears.items() if site.experts is not None}
 
     def modules(self) -> Iterator[nn.Module]:
         """The adapter's own modules, without the frozen ones they wrap."""
         if self.token_router is not None:
             yield self.token_router
         for site in self.sites.values():
-            for name in ("experts", "static", "router"):
-                module = getattr(site, name, None)
+            for module in (site.experts, site.static, site.router):
                 if module is not None:
                     yield module
 
@@ -94,16 +81,16 @@ class Adapter:
     def unjoined_up_factors(self) -> Iterator[nn.Parameter]:
         """Up factors of experts that are not LoRA on a linear, for strategies that lay them out anew."""
         for site in self.sites.values():
-            experts = getattr(site, "experts", None)
-            if isinstance(experts, BottleneckExperts):
-                yield experts.up
-            elif isinstance(experts, MlpLoraExperts):
-                yield experts.down_proj.lora_B
+            if isinstance(site.experts, BottleneckExperts):
+                yield site.experts.up
+            elif isinstance(site.experts, MlpLoraExperts):
+                yield site.experts.down_proj.lora_B
 
     def routers(self) -> dict[str, Router]:
         """Every router by the path of what it serves; the token router is called `token`."""
-        found = {path: s.router for path, s in self.sites.items() if getattr(s, "router", None) is not None}
-        return {"token": self.token_router} if self.token_router is not None else found
+        if self.token_router is not None:
+            return {"token": self.token_router}
+        return {path: site.router for path, site in self.sites.items() if site.router is not None}
 
     def to_dtype(self, dtype: torch.dtype) -> Adapter:
         """Experts in the backbone's dtype for inference; routers stay in fp32."""
@@ -112,10 +99,10 @@ class Adapter:
                 module.to(dtype)
         return self
 
-    def install(self, strategy: StrategyName | strategies.Strategy | None = None) -> None:
-        """Put the modules in. With a strategy: ready to decode (static LoRA merged once). Without: for training.
+    def install(self, strategy: Strategy | None = None) -> None:
+        """Put the modules in: to decode with `strategy` (static LoRA merged once), or without one for training.
 
-        A strategy object is prepared already: what it laid out is used again, at the same addresses.
+        A fresh strategy is prepared; one that is prepared already is used as it lies, at the same addresses.
         """
         assert not self.installed, "adapter is installed already"
         self.model.requires_grad_(False)
@@ -130,13 +117,10 @@ class Adapter:
             parameter.requires_grad_(strategy is None)
         if strategy is not None:
             self._merge_static()
-            if isinstance(strategy, StrategyName):
-                strategy = strategies.make(strategy)
+            if not strategy.prepared:
                 strategy.prepare(self)
             strategy.enter()
-            self.context.decode = strategy
-            loop = isinstance(strategy, strategies.Loop)
-            self.context.whole = strategy if loop else strategies.make(StrategyName.dense)
+            self.context.use(strategy)
 
     def remove(self) -> None:
         """Take the modules out and give the weights back as `install` found them."""
@@ -151,10 +135,18 @@ class Adapter:
         if "token_router" in self.model._modules:
             del self.model.token_router
         self._place(())
-        dense = strategies.make(StrategyName.dense)
-        self.context.decode = self.context.whole = dense
+        self.context.use(UnmergedDense())
         self.context.gates, self.context.said = None, []
         self.installed = False
+
+    @contextmanager
+    def installing(self, strategy: Strategy | None = None) -> Iterator[None]:
+        """`install`, and `remove` at the end whatever happens inside."""
+        self.install(strategy)
+        try:
+            yield
+        finally:
+            self.remove()
 
     def _watch_router_input(self) -> torch.utils.hooks.RemovableHandle | None:
         """Token routing from the embedding or from block 0's output: decide as soon as it is there."""
@@ -175,11 +167,9 @@ class Adapter:
         """Static LoRA does not depend on the token: merging it once is how its authors serve it."""
         for site in self.linears():
             if site.static is not None:
-                weight = site.base.weight.data
                 self._clean_static.append((site, clean_copy(site.base.weight)))
-                weight.addmm_(
-                    site.static.lora_B[0].detach() * site.static.scaling, site.static.lora_A[0].detach()
-                )
+                up_OR = site.static.lora_B[0].detach() * site.static.scaling
+                site.base.weight.data.addmm_(up_OR, site.static.lora_A[0].detach())
                 site.static_merged = True
 
     def _place(self, adapted: Collection[str]) -> None:
@@ -195,37 +185,29 @@ class Adapter:
         A strategy that writes all weights ahead of the token then runs the plain backbone: of the adapter only the
         linear whose input decides the gates stays in. One that joins projections runs those instead of its linears.
         """
-        self.context.decoding = True
-        if self.context.decode.ahead:
-            self._place(
-                [path for path, site in self.sites.items() if getattr(site, "decides", None) is not None]
-            )
+        strategy, self.context.decoding = self.context.decode, True
+        if strategy.ahead:
+            self._place([path for path, site in self.sites.items() if site.decides is not None])
         if self.method.routing is Routing.none:
             # plain LoRA has one selection for ever: a merging strategy merges once, here
-            device = next(self.model.parameters()).device
-            self.context.decode.decide(ungated(1, device))
+            strategy.decide(ungated(1, self.device))
         try:
-            with placed(self.context.decode.joints):
+            with placed(strategy.joints):
                 yield
         finally:
             self.context.decoding = False
             if self.restores:
-                self.context.decode.restore()
+                strategy.restore()
             else:
-                self.context.decode.decide(self._no_experts())
-            if self.context.decode.ahead:
+                strategy.decide(self._no_experts())
+            if strategy.ahead:
                 self._place(self.sites)
 
     def _no_experts(self) -> Gates:
         """The gates of a token that is left to the backbone: a switch to them takes the last selection out."""
-        device, count = next(self.model.parameters()).device, self.geometry.count
-        none_TK = torch.zeros(1, min(self.geometry.top_k, count), device=device)
-        return Gates(none_TK.long(), none_TK, torch.zeros(1, count, device=device))
-
-    def routing_losses(self, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Balance loss and soft share of tokens that use experts, of what the last forward collected (router.py)."""
-        said, self.context.said = self.context.said, []
-        return routing_losses([gates for _, gates in said], keep.reshape(-1))
+        count = self.geometry.count
+        none_TK = torch.zeros(1, min(self.geometry.top_k, count), device=self.device)
+        return Gates(none_TK.long(), none_TK, torch.zeros(1, count, device=self.device))
 
     @contextmanager
     def collecting(self) -> Iterator[list[tuple[Router, Gates]]]:
@@ -242,6 +224,13 @@ class Adapter:
         names = {id(router): name for name, router in self.routers().items()}
         return {names[id(router)]: gates.chosen().unflatten(0, (rows, -1)) for router, gates in said}
 
-    @property
-    def merging(self) -> bool:
-        return self.context.decode.merging
+
+def randomise(adapter: Adapter, seed: int, scale: float = 0.02) -> None:
+    """Seeded noise in every parameter that starts at zero: where speed alone is measured, untrained experts must do
+    something all the same.
+    """
+    generator = torch.Generator(adapter.device).manual_seed(seed)
+    for parameter in adapter.parameters():
+        if not parameter.any():
+            noise = torch.randn(parameter.shape, generator=generator, device=parameter.device) * scale
+            parameter.data.copy_(noise)

@@ -10,32 +10,46 @@ from torch import nn
 
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
 from adafuse.adapters.geometry import expert_count, expert_targets
-from adafuse.adapters.layers import AdaptedLinear, Context, MixtureMlp, SerialMlp
+from adafuse.adapters.layers import AdaptedLinear, Context, MixtureMlp, SerialMlp, Site
 from adafuse.adapters.router import Router
-from adafuse.config import LINEARS, ExpertKind, Experts, Method, Routing
+from adafuse.config import LINEARS, ExpertKind, Experts, Method, RouterInput, Routing
 from adafuse.model.llama import blocks_of, linear_path, mlp_path
 
 
-def build_sites(
-    model: nn.Module, method: Method, geometry: Experts, context: Context
-) -> dict[str, nn.Module]:
+def build_sites(model: nn.Module, method: Method, geometry: Experts, context: Context) -> dict[str, Site]:
     """Adapted modules by path. Raises ValueError for a model that is not built like Llama, or a quantised linear."""
-    sites: dict[str, nn.Module] = {}
+    sites: dict[str, Site] = {}
     depth = len(blocks_of(model))
     for block in range(depth):
         count = expert_count(method, geometry, block, depth)
+        targets = expert_targets(method, geometry, block)
         for name in LINEARS:
-            path = linear_path(block, name)
-            has_experts = name in expert_targets(method, geometry, block)
-            if has_experts or name in method.static_targets:
-                sites[path] = _linear(
-                    _plain(model, path), method, geometry, context, count if has_experts else 0, name
-                )
+            if name in targets or name in method.static_targets:
+                path = linear_path(block, name)
+                experts = count if name in targets else 0
+                sites[path] = _linear(_plain(model, path), method, geometry, context, experts, name)
         if method.routing is Routing.blockwise:
-            sites[mlp_path(block)] = _mlp(
-                model.get_submodule(mlp_path(block)), method, geometry, context, count
-            )
+            mlp = model.get_submodule(mlp_path(block))
+            sites[mlp_path(block)] = _mlp(mlp, method, geometry, context, count)
     return sites
+
+
+def build_token_router(
+    model: nn.Module, method: Method, geometry: Experts, sites: dict[str, Site]
+) -> Router | None:
+    """The one router of token routing; where it reads the input of the first adapted linear, that linear gets it."""
+    if method.routing is not Routing.token:
+        return None
+    linears = (
+        site for site in sites.values() if isinstance(site, AdaptedLinear) and site.experts is not None
+    )
+    first = next(linears, None) if method.router_input is RouterInput.first_linear else None
+    width = first.base.in_features if first else model.get_input_embeddings().embedding_dim
+    knobs = method.normalisation, method.null_expert, method.router_norm
+    router = Router(width, geometry.count, geometry.top_k, *knobs)
+    if first:
+        first.decides = router
+    return router
 
 
 def _plain(model: nn.Module, path: str) -> nn.Linear:
@@ -53,9 +67,7 @@ def _linear(
     site = AdaptedLinear(base, context, method.dropout)
     widths = base.in_features, base.out_features
     if count:
-        site.experts = LoraExperts(
-            *widths, count, method.rank or geometry.rank, method.alpha or geometry.alpha
-        )
+        site.experts = LoraExperts(*widths, count, *_rank_and_alpha(method, geometry))
         site.gated = method.routing is not Routing.none
         if method.routing is Routing.layerwise:
             site.router = Router(base.in_features, count, geometry.top_k, method.normalisation)
@@ -64,11 +76,14 @@ def _linear(
     return site
 
 
-def _mlp(mlp: nn.Module, method: Method, geometry: Experts, context: Context, count: int) -> nn.Module:
+def _mlp(mlp: nn.Module, method: Method, geometry: Experts, context: Context, count: int) -> Site:
     router = Router(mlp.gate_proj.in_features, count, geometry.top_k, method.normalisation)
     if method.expert_kind is ExpertKind.bottleneck:
         serial = BottleneckExperts(mlp.down_proj.out_features, method.bottleneck_dim, count)
         return SerialMlp(mlp, serial, router, context, method.dropout)
-    ranks = method.rank or geometry.rank, method.alpha or geometry.alpha
-    mixture = MlpLoraExperts(mlp, count, *ranks, method.dropout)
+    mixture = MlpLoraExperts(mlp, count, *_rank_and_alpha(method, geometry), method.dropout)
     return MixtureMlp(mlp, mixture, router, context)
+
+
+def _rank_and_alpha(method: Method, geometry: Experts) -> tuple[int, float]:
+    return method.rank or geometry.rank, method.alpha or geometry.alpha

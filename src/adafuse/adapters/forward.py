@@ -1,48 +1,118 @@
-"""What the strategies that leave the weights alone have in common: loop.py and joined.py build on it."""
+"""How the gated experts reach the output: the protocol of a strategy, and the unmerged form that needs none.
+
+In: an adapted linear, or experts; hidden states [T, I] and gates. Out: [T, O]. `UnmergedDense` is what training and
+prefill use for every method, linear by linear, because with many tokens all experts are touched anyway.
+Letters as in experts.py. Next: layers.py, which calls a strategy, and strategies/, which build on what is here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from adafuse.adapters.experts import Experts
 from adafuse.adapters.router import Gates
+from adafuse.model.projections import Joint
 
 if TYPE_CHECKING:
     from adafuse.adapters.adapter import Adapter
-    from adafuse.adapters.experts import Experts
     from adafuse.adapters.layers import AdaptedLinear
-    from adafuse.model.projections import Joint
 
 
-class Unmerged:
-    """Base product plus the experts' sum; nothing to decide, nothing to restore."""
+class Strategy(Protocol):
+    """How a decode step applies the gated experts. It holds state (packed factors, clean weights) of one adapter.
 
-    merging = False
-    ahead = False
+    A strategy that has nothing to do when it enters, decides or restores says nothing of it.
+    """
+
+    # it writes experts into the weights: one selection at a time
+    merging: bool = False
+    # it writes all of them before the first adapted linear runs, so the plain backbone does the rest
+    ahead: bool = False
     # a router is one launch (kernels/route.py), as everything else here; the published loops call torch step by step
-    routes_at_once = True
+    routes_at_once: bool = True
+    # prompts go through it too, not through `UnmergedDense`
+    takes_prompts: bool = False
+    # `prepare` was called; what it laid out keeps its addresses
+    prepared: bool = False
+    # run instead of the linears that they cover, while decoding
     joints: Sequence[Joint] = ()
 
     def prepare(self, adapter: Adapter) -> None:
-        pass
+        """Once, on clean weights with static LoRA merged: lay out factors, keep copies."""
 
     def enter(self) -> None:
-        pass
+        """Each time the adapter goes into the model."""
+        return
 
     def decide(self, gates: Gates) -> None:
-        pass
+        """The gates [T, K] that all layers share are known, before the first adapted linear runs."""
+        return
+
+    def linear(self, site: AdaptedLinear, x_TI: Tensor, gates: Gates) -> Tensor:
+        """The output [T, O] of an adapted linear, experts included."""
+
+    def add(self, y: Tensor, experts: Experts, x_TI: Tensor, gates: Gates) -> Tensor:
+        """y plus the experts' sum, in y's shape; may write into y."""
+
+    def mix(self, experts: Experts, x_TI: Tensor, gates: Gates, *mlp: nn.Module) -> Tensor:
+        """The experts' weighted sum [T, O]; `mlp` is the frozen MLP of MixLoRA's."""
+
+    def restore(self) -> None:
+        """The weights as `prepare` found them, bit for bit."""
+        return
+
+
+class Unmerged(Strategy):
+    """Base product plus the experts' sum; nothing to decide, nothing to restore. Subclasses say how to `mix`."""
+
+    def prepare(self, adapter: Adapter) -> None:
+        self.prepared = True
 
     def linear(self, site: AdaptedLinear, x_TI: Tensor, gates: Gates) -> Tensor:
         return site.base(x_TI) + self.mix(site.lora, site.drop(x_TI), gates)
 
     def add(self, y: Tensor, experts: Experts, x_TI: Tensor, gates: Gates) -> Tensor:
-        """y plus the experts' sum, in y's shape; may write into y."""
         return y + self.mix(experts, x_TI, gates).view_as(y)
 
-    def mix(self, experts: Experts, x_TI: Tensor, gates: Gates, *mlp: nn.Module) -> Tensor:
-        raise NotImplementedError
 
-    def restore(self) -> None:
-        pass
+class UnmergedDense(Unmerged):
+    """All experts in one product under a mask of gates: a slot per expert (`experts.SlotOps`)."""
+
+    def __init__(self) -> None:
+        self._packed: dict[int, Tensor] = {}
+
+    def prepare(self, adapter: Adapter) -> None:
+        """Lay out up factors for decoding: done per token it would copy all experts each time."""
+        self._packed = {id(up_EOR): self.pack(up_EOR.detach()) for up_EOR in adapter.unjoined_up_factors()}
+        super().prepare(adapter)
+
+    def mix(self, experts: Experts, x_TI: Tensor, gates: Gates, *mlp: nn.Module) -> Tensor:
+        return experts.slots(self, x_TI, gates, *mlp)
+
+    def weights(self, gates: Gates) -> Tensor:
+        return gates.dense()
+
+    def shrink(self, x_TI: Tensor, down_ERI: Tensor, gates: Gates) -> Tensor:
+        count, rank, width = down_ERI.shape
+        return (x_TI @ down_ERI.reshape(count * rank, width).T).view(-1, count, rank)
+
+    def shrink_each(self, x_TSI: Tensor, down_ERI: Tensor, gates: Gates) -> Tensor:
+        return torch.einsum("tei,eri->ter", x_TSI, down_ERI)
+
+    def expand_each(self, h_TSR: Tensor, up_EOR: Tensor, gates: Gates) -> Tensor:
+        return torch.einsum("ter,eor->teo", h_TSR, up_EOR)
+
+    def expand_sum(self, h_TSR: Tensor, up_EOR: Tensor, gates: Gates) -> Tensor:
+        return h_TSR.flatten(1) @ self.packed(up_EOR)
+
+    def pack(self, up_EOR: Tensor) -> Tensor:
+        """[E * R, O]: the up factors of all experts as one matrix."""
+        return up_EOR.transpose(1, 2).flatten(0, 1)
+
+    def packed(self, up_EOR: Tensor) -> Tensor:
+        found = self._packed.get(id(up_EOR))
+        return self.pack(up_EOR) if found is None else found

@@ -8,15 +8,14 @@ Next: adapter.py, which builds and installs them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
+from adafuse.adapters.forward import Strategy, UnmergedDense
 from adafuse.adapters.gate_table import GateTable
 from adafuse.adapters.router import Gates, Router, ungated
-from adafuse.config import Normalisation
 from adafuse.kernels import ops
 
 
@@ -24,9 +23,9 @@ from adafuse.kernels import ops
 class Context:
     """What the modules of one adapter share while a forward runs."""
 
-    # the strategy of a decode step, and the unmerged one of training and prefill
-    decode: Any
-    whole: Any
+    # of a decode step; `whole` is that of training and prefill
+    decode: Strategy = field(default_factory=UnmergedDense)
+    whole: Strategy = field(default_factory=UnmergedDense)
     decoding: bool = False
     # token routing: the gates of these tokens, for all layers
     gates: Gates | None = None
@@ -37,19 +36,23 @@ class Context:
     said: list[tuple[Router, Gates]] = field(default_factory=list)
 
     @property
-    def strategy(self) -> Any:
+    def strategy(self) -> Strategy:
         return self.decode if self.decoding else self.whole
 
+    def use(self, strategy: Strategy) -> None:
+        """From the next forward on."""
+        self.decode, self.whole = strategy, strategy if strategy.takes_prompts else UnmergedDense()
+
     def route(self, router: Router, x_TI: Tensor) -> Gates:
-        raw = router.normalisation is Normalisation.softmax_topk_raw
+        """The gates [T, K] of this router, or of the table in its place; told to whoever collects."""
         # the kernel knows neither null expert nor norm; such a router, one a token, is a few launches among hundreds
         if self.decoding and self.decode.routes_at_once and not (router.null_expert or router.norm):
-            routed = ops.route(x_TI, router.weight.detach()[None], router.top_k, raw)
+            routed = ops.route(x_TI, router.weight.detach()[None], router.top_k, router.is_raw)
             gates = Gates(*(of_all_routers[:, 0] for of_all_routers in routed))
         else:
             gates = router(x_TI)
         if self.decoding and self.gate_table is not None:
-            gates = self.gate_table.replace(gates, raw)
+            gates = self.gate_table.replace(gates, router.is_raw)
         if self.collect:
             self.said.append((router, gates))
         return gates
@@ -69,9 +72,7 @@ class AdaptedLinear(nn.Module):
 
     def __init__(self, base: nn.Linear, context: Context, dropout: float) -> None:
         super().__init__()
-        self.base = base
-        self.context = context
-        self.dropout = dropout
+        self.base, self.context, self.dropout = base, context, dropout
         self.experts: LoraExperts | None = None
         self.static: LoraExperts | None = None
         self.router: Router | None = None
@@ -110,13 +111,14 @@ class AdaptedLinear(nn.Module):
 class SerialMlp(nn.Module):
     """PESC: `u + sum_e g_e adapter_e(u)` with u the MLP's output; the router reads the MLP's input."""
 
+    static, decides = None, None
+
     def __init__(
         self, base: nn.Module, experts: BottleneckExperts, router: Router, context: Context, dropout: float
     ) -> None:
         super().__init__()
         self.base, self.experts, self.router = base, experts, router
-        self.context = context
-        self.dropout = dropout
+        self.context, self.dropout = context, dropout
 
     def forward(self, x: Tensor) -> Tensor:
         gates = self.context.route(self.router, x.reshape(-1, x.shape[-1]))
@@ -128,6 +130,8 @@ class SerialMlp(nn.Module):
 class MixtureMlp(nn.Module):
     """MixLoRA: the gated sum of E MLPs that share the frozen weights; the router reads the MLP's input."""
 
+    static, decides = None, None
+
     def __init__(self, base: nn.Module, experts: MlpLoraExperts, router: Router, context: Context) -> None:
         super().__init__()
         self.base, self.experts, self.router = base, experts, router
@@ -137,3 +141,6 @@ class MixtureMlp(nn.Module):
         x_TI = x.reshape(-1, x.shape[-1])
         gates = self.context.route(self.router, x_TI)
         return self.context.strategy.mix(self.experts, x_TI, gates, self.base).view_as(x)
+
+
+Site = AdaptedLinear | SerialMlp | MixtureMlp

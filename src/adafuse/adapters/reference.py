@@ -1,8 +1,8 @@
-"""The oracle: every method's forward in fp32, written from the equations and sharing no code with layers.py.
+"""The oracle: every method's forward in fp32, written from the equations and sharing no arithmetic with layers.py.
 
 In: a model without installed modules, an `Adapter` (its numbers only), ids [B, S]. Out: logits [B, S, V] in fp32. It
-hooks a view of the backbone in fp32 and adds one expert after the other, weighted by `_Oracle._gates`. Slow on purpose;
-no strategy is timed before it agrees with this. Next: store.py.
+hooks a view of the backbone in fp32 and adds one expert after the other, weighted by `Reference._gates`. Slow on
+purpose; no strategy is timed before it agrees with this. Next: store.py.
 
 The choice of experts is discontinuous: rounding may turn a near-tie over, and then both answers are right. So an arm's
 own choices can be given, and `regret` says by how much the worst of them misses the reference's top-k.
@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
+from adafuse.adapters.layers import AdaptedLinear, MixtureMlp, SerialMlp
 from adafuse.adapters.router import NORM_EPS, Router
 from adafuse.config import Normalisation, RouterInput
 from adafuse.model.llama import blocks_of
@@ -57,71 +58,57 @@ class Reference:
     """
 
     def __init__(self, oracle: nn.Module, adapter: Adapter | None) -> None:
-        self._model = oracle
-        self._oracle = _Oracle(self._model, adapter) if adapter is not None else None
+        self._oracle = oracle
         # of the last call: the largest router logit missed, and the largest router logit
         self.regret, self.router_scale = 0.0, 0.0
+        self._choices: dict[str, Tensor] = {}
+        # token routing: the gates [..., E] of these tokens, for all layers
+        self._shared_E = torch.empty(0)
+        self._names = {id(router): name for name, router in adapter.routers().items()} if adapter else {}
+        self._handles = self._hook(adapter) if adapter else []
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, choices: dict[str, Tensor] | None = None) -> Tensor:
         """Logits [B, S, V]; `choices` holds [B, S, K] expert numbers by the router's name (`Adapter.routers`)."""
-        if self._oracle is not None:
-            self._oracle.choices = choices or {}
-            self._oracle.regret = self._oracle.router_scale = 0.0
-        logits = self._model(input_ids, use_cache=False).logits
-        if self._oracle is not None:
-            self.regret, self.router_scale = self._oracle.regret, self._oracle.router_scale
-        return logits
+        self._choices, self.regret, self.router_scale = choices or {}, 0.0, 0.0
+        return self._oracle(input_ids, use_cache=False).logits
 
     def close(self) -> None:
-        if self._oracle is not None:
-            for handle in self._oracle.handles:
-                handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
-
-class _Oracle:
-    """The hooks of one adapter on one float view, and the shared gates between them."""
-
-    def __init__(self, oracle: nn.Module, adapter: Adapter) -> None:
-        self.oracle, self.adapter = oracle, adapter
-        self.names = {id(router): name for name, router in adapter.routers().items()}
-        self.choices: dict[str, Tensor] = {}
-        self.regret, self.router_scale = 0.0, 0.0
-        self.shared_TE = torch.empty(0)
-        self.handles = self.hook()
-
-    def hook(self) -> list[RemovableHandle]:
+    def _hook(self, adapter: Adapter) -> list[RemovableHandle]:
         handles: list[RemovableHandle] = []
-        adapter, token = self.adapter, self.adapter.token_router
-        if token is not None and adapter.method.router_input is RouterInput.embedding:
-            handles.append(self.oracle.get_input_embeddings().register_forward_hook(self._share(token)))
-        if token is not None and adapter.method.router_input is RouterInput.block0_output:
-            handles.append(blocks_of(self.oracle)[0].register_forward_hook(self._share(token)))
+        token, point = adapter.token_router, adapter.method.router_input
+        if token is not None and point is not RouterInput.first_linear:
+            embedding = point is RouterInput.embedding
+            watched = self._oracle.get_input_embeddings() if embedding else blocks_of(self._oracle)[0]
+            handles.append(watched.register_forward_hook(self._share(token)))
         for path, site in adapter.sites.items():
-            module = self.oracle.get_submodule(path)
-            if isinstance(site.experts, BottleneckExperts):
+            module = self._oracle.get_submodule(path)
+            if isinstance(site, SerialMlp):
                 handles.append(module.register_forward_hook(self._serial(site.experts, site.router)))
-            elif isinstance(site.experts, MlpLoraExperts):
+            elif isinstance(site, MixtureMlp):
                 handles.append(module.register_forward_hook(self._mixture(site.experts, site.router)))
             else:
-                if site.experts is not None and getattr(site, "decides", None) is not None:
+                if site.decides is not None:
                     handles.append(module.register_forward_pre_hook(self._share_input(site.decides)))
                 handles.append(module.register_forward_hook(self._linear(site)))
         return handles
 
     def _share(self, router: Router) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-            self.shared_TE = self._gates(router, output[0] if isinstance(output, tuple) else output)
+            self._shared_E = self._gates(router, output[0] if isinstance(output, tuple) else output)
 
         return hook
 
     def _share_input(self, router: Router) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.shared_TE = self._gates(router, inputs[0])
+            self._shared_E = self._gates(router, inputs[0])
 
         return hook
 
-    def _linear(self, site: nn.Module) -> Callable[..., Tensor]:
+    def _linear(self, site: AdaptedLinear) -> Callable[..., Tensor]:
         """y = W x + s * sum_e g_e B_e (A_e x), and the same with g = 1 for a static LoRA."""
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
@@ -130,7 +117,7 @@ class _Oracle:
                 if not site.gated:
                     gates_E = torch.ones(*x.shape[:-1], 1)
                 else:
-                    gates_E = self.shared_TE if site.router is None else self._gates(site.router, x)
+                    gates_E = self._shared_E if site.router is None else self._gates(site.router, x)
                 for e in range(site.experts.count):
                     y = y + gates_E[..., e, None].to(x.device) * _lora(site.experts, e, x)
             if site.static is not None:
@@ -172,7 +159,7 @@ class _Oracle:
         if router.norm:
             x = x / (x.square().mean(-1, keepdim=True) + NORM_EPS).sqrt()
         logits = x @ router.weight.float().T
-        null, given = None, self.choices.get(self.names[id(router)])
+        null, given = None, self._choices.get(self._names[id(router)])
         if router.null_expert:
             null, logits = logits[..., -1:], logits[..., :-1]
         kth = logits.topk(router.top_k, dim=-1).values[..., -1:]

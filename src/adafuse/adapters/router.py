@@ -92,6 +92,11 @@ class Router(nn.Module):
                 weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
         return Gates(index_TK, weight_TK, probs_TE)
 
+    @property
+    def is_raw(self) -> bool:
+        """Gates are shares of the whole softmax; the other two normalisations give the same gates."""
+        return self.normalisation is Normalisation.softmax_topk_raw
+
     def read(self, x_TI: Tensor) -> Tensor:
         """What the weights multiply, in fp32: the hidden state as it is, or at a root mean square of 1 (`norm`)."""
         x_TI = x_TI.float()

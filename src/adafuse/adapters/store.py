@@ -3,7 +3,7 @@
 `expert_00/ expert_01/ ...` and `static/` are PEFT folders; `router.safetensors` holds the routers by the path they
 serve (`token.weight` for token routing), `bottleneck.safetensors` PESC's serial adapters, `router_config.json` the
 method, the geometry and a sha256 of each file. In: an `Adapter`, a folder. Out: the same numbers, bit for bit.
-Expert names are zero-padded, because PEFT mixes up `expert_1` and `expert_10`.
+Next: training/stage.py, which saves, evaluation/stage.py and bench/, which load.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from torch import Tensor, nn
 
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
+from adafuse.config import LINEARS
 from adafuse.identity import as_plain
 
 FORMAT_VERSION = 1
+# the folder of ordinary LoRA beside the experts
+STATIC = "static"
 _PREFIX = "base_model.model."
 Factors = dict[str, tuple[Tensor, Tensor]]  # path -> lora_A [r, in], lora_B [out, r]
 
@@ -28,24 +31,19 @@ Factors = dict[str, tuple[Tensor, Tensor]]  # path -> lora_A [r, in], lora_B [ou
 def save(adapter: Adapter, folder: Path, base_name: str) -> None:
     """Write the adapter; `base_name` is the hub id or folder of the backbone, kept for the reader."""
     folder.mkdir(parents=True, exist_ok=True)
-    loras = dict(_loras(adapter, static=False))
-    names = []
-    for e in range(max((lora.count for lora in loras.values()), default=0)):
-        names.append(f"expert_{e:02d}")
+    loras, static = _loras(adapter), _statics(adapter)
+    names = [expert_name(e) for e in range(_most(loras))]
+    for e, name in enumerate(names):
         chosen = {p: (x.lora_A[e], x.lora_B[e]) for p, x in loras.items() if e < x.count}
-        _write_peft(folder / names[-1], chosen, next(iter(loras.values())).alpha, base_name)
-    static = {p: (x.lora_A[0], x.lora_B[0]) for p, x in _loras(adapter, static=True)}
+        _write_peft(folder / name, chosen, next(iter(loras.values())).alpha, base_name)
     if static:
-        names.append("static")
-        _write_peft(folder / "static", static, adapter.method.static_alpha, base_name)
+        names.append(STATIC)
+        factors = {p: (x.lora_A[0], x.lora_B[0]) for p, x in static.items()}
+        _write_peft(folder / STATIC, factors, adapter.method.static_alpha, base_name)
     files = [f"{name}/adapter_model.safetensors" for name in names]
-    for file, tensors in (
-        ("router.safetensors", _routers(adapter)),
-        ("bottleneck.safetensors", _bottlenecks(adapter)),
-    ):
-        if tensors:
-            save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, folder / file)
-            files.append(file)
+    for file, tensors in _other_files(adapter).items():
+        save_file({k: _stored(t) for k, t in tensors.items()}, folder / file)
+        files.append(file)
     description = {
         "format_version": FORMAT_VERSION,
         "method": as_plain(adapter.method),
@@ -68,17 +66,13 @@ def load(adapter: Adapter, folder: Path) -> Adapter:
             raise ValueError(
                 f"{folder / file} is missing or was changed after saving: delete {folder} and train again"
             )
-    load_experts(adapter, [folder / name for name in description["folders"] if name != "static"])
-    if "static" in description["folders"]:
-        _fill(dict(_loras(adapter, static=True)), 0, read_peft(folder / "static"), folder / "static")
-    for file, tensors in (
-        ("router.safetensors", _routers(adapter)),
-        ("bottleneck.safetensors", _bottlenecks(adapter)),
-    ):
-        if tensors:
-            stored = load_file(folder / file)
-            for key, parameter in tensors.items():
-                parameter.data.copy_(stored[key])
+    load_experts(adapter, [folder / name for name in description["folders"] if name != STATIC])
+    if STATIC in description["folders"]:
+        _fill(_statics(adapter), 0, folder / STATIC)
+    for file, tensors in _other_files(adapter).items():
+        stored = load_file(folder / file)
+        for key, parameter in tensors.items():
+            parameter.data.copy_(stored[key])
     return adapter
 
 
@@ -97,18 +91,23 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def load_experts(adapter: Adapter, folders: list[Path]) -> None:
     """Let PEFT LoRA folders, ours or anybody's, be experts 0, 1, ...; same modules, rank and scaling needed."""
-    loras = dict(_loras(adapter, static=False))
-    wanted = max((lora.count for lora in loras.values()), default=0)
-    if len(folders) != wanted:
+    loras = _loras(adapter)
+    if len(folders) != _most(loras):
         raise ValueError(
-            f"{len(folders)} LoRA folders for {wanted} experts: set experts.count={len(folders)}"
+            f"{len(folders)} LoRA folders for {_most(loras)} experts: set experts.count={len(folders)}"
         )
     for e, folder in enumerate(folders):
-        _fill({path: lora for path, lora in loras.items() if e < lora.count}, e, read_peft(folder), folder)
+        _fill({path: lora for path, lora in loras.items() if e < lora.count}, e, folder)
+
+
+def expert_name(e: int) -> str:
+    """Zero-padded, on disk and in memory: PEFT's filters take `expert_1` and `expert_10` for one another."""
+    return f"expert_{e:02d}"
 
 
 def read_peft(folder: Path) -> tuple[Factors, float]:
     """Factors by module path, and the scaling, of a PEFT LoRA folder. Raises ValueError, one line."""
+    # PEFT takes seconds to import: who trains nothing and loads nothing does without
     from peft import LoraConfig
     from peft.utils.save_and_load import load_peft_weights
 
@@ -129,8 +128,8 @@ def read_peft(folder: Path) -> tuple[Factors, float]:
     return found, scaling
 
 
-def _fill(loras: dict[str, LoraExperts], e: int, read: tuple[Factors, float], folder: Path) -> None:
-    found, scaling = read
+def _fill(loras: dict[str, LoraExperts], e: int, folder: Path) -> None:
+    found, scaling = read_peft(folder)
     if set(found) != set(loras):
         odd = sorted(set(found) ^ set(loras))[0]
         raise ValueError(f"{folder} and the expert geometry adapt different modules (first: {odd})")
@@ -147,7 +146,7 @@ def _fill(loras: dict[str, LoraExperts], e: int, read: tuple[Factors, float], fo
 
 
 def _write_peft(folder: Path, factors: Factors, alpha: float, base_name: str) -> None:
-    from peft import LoraConfig
+    from peft import LoraConfig  # heavy
 
     rank = next(iter(factors.values()))[0].shape[0]
     config = LoraConfig(
@@ -163,33 +162,45 @@ def _write_peft(folder: Path, factors: Factors, alpha: float, base_name: str) ->
     config.save_pretrained(str(folder))
     tensors = {}
     for path, (lora_A, lora_B) in factors.items():
-        tensors[f"{_PREFIX}{path}.lora_A.weight"] = lora_A.detach().cpu().contiguous().clone()
-        tensors[f"{_PREFIX}{path}.lora_B.weight"] = lora_B.detach().cpu().contiguous().clone()
+        tensors[f"{_PREFIX}{path}.lora_A.weight"] = _stored(lora_A)
+        tensors[f"{_PREFIX}{path}.lora_B.weight"] = _stored(lora_B)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _loras(adapter: Adapter, static: bool) -> list[tuple[str, LoraExperts]]:
+def _stored(tensor: Tensor) -> Tensor:
+    """Apart from its parameter: files hold no views."""
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _loras(adapter: Adapter) -> dict[str, LoraExperts]:
     """Every stacked LoRA by the path of the linear it adapts."""
-    found = []
+    found = {}
     for path, site in adapter.sites.items():
-        experts = site.static if static and hasattr(site, "static") else None if static else site.experts
-        if isinstance(experts, LoraExperts):
-            found.append((path, experts))
-        elif isinstance(experts, MlpLoraExperts):
-            found += [(f"{path}.{n}", getattr(experts, n)) for n in ("gate_proj", "up_proj", "down_proj")]
+        if isinstance(site.experts, LoraExperts):
+            found[path] = site.experts
+        elif isinstance(site.experts, MlpLoraExperts):
+            found |= {f"{path}.{name}": getattr(site.experts, name) for name in LINEARS[4:]}
     return found
 
 
-def _routers(adapter: Adapter) -> dict[str, nn.Parameter]:
-    return {f"{path}.weight": router.weight for path, router in adapter.routers().items()}
+def _statics(adapter: Adapter) -> dict[str, LoraExperts]:
+    return {path: site.static for path, site in adapter.sites.items() if site.static is not None}
 
 
-def _bottlenecks(adapter: Adapter) -> dict[str, nn.Parameter]:
-    tensors = {}
+def _most(loras: dict[str, LoraExperts]) -> int:
+    """Experts of the linear that has most: MoLA's quarters may differ."""
+    return max((lora.count for lora in loras.values()), default=0)
+
+
+def _other_files(adapter: Adapter) -> dict[str, dict[str, nn.Parameter]]:
+    """What is no LoRA, by file and by key."""
+    routers = {f"{path}.weight": router.weight for path, router in adapter.routers().items()}
+    serial: dict[str, nn.Parameter] = {}
     for path, site in adapter.sites.items():
-        if isinstance(getattr(site, "experts", None), BottleneckExperts):
-            tensors[f"{path}.down"], tensors[f"{path}.up"] = site.experts.down, site.experts.up
-    return tensors
+        if isinstance(site.experts, BottleneckExperts):
+            serial |= {f"{path}.down": site.experts.down, f"{path}.up": site.experts.up}
+    files = {"router.safetensors": routers, "bottleneck.safetensors": serial}
+    return {file: tensors for file, tensors in files.items() if tensors}
 
 
 def _sha256(file: Path) -> str:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adafuse.adapters import gate_table
 from adafuse.adapters.adapter import Adapter
 from adafuse.config import GateSource, Routing, Runtime, StrategyName
-from adafuse.engine import decoders
+from adafuse.engine.make import make
 from adafuse.kernels.ops import Shape
 from adafuse.refused_arms import MERGING
 
@@ -55,7 +55,7 @@ def count_macs(model: nn.Module, adapter: Adapter | None, strategy: StrategyName
 
     Of PEFT's merge and unmerge the products count, as they do in every merge; its sums are no multiplications.
     """
-    decoder = decoders.make(model, adapter, strategy, Runtime.eager, prompt.shape[1] + 2)
+    decoder = make(model, adapter, strategy, Runtime.eager, prompt.shape[1] + 2)
     with _using_experts(adapter), decoder.installed():
         token = decoder.start(prompt).argmax(-1, keepdim=True)
         with decoder.decoding():

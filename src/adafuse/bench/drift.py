@@ -20,9 +20,8 @@ from tqdm import tqdm
 
 from adafuse import identity, strategies
 from adafuse.adapters import reference, store
-from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.adapters.layers import AdaptedLinear
-from adafuse.adapters.randomise import randomise
 from adafuse.adapters.router import Gates
 from adafuse.bench.workload import prompts
 from adafuse.config import Config, StrategyName

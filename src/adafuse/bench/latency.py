@@ -17,8 +17,8 @@ from adafuse.bench.rounds import Block, TimedArm, run_rounds
 from adafuse.bench.timed_arms import DecodeArm, QueryArm
 from adafuse.bench.workload import adapters, prompts
 from adafuse.config import Config
-from adafuse.engine import decoders
 from adafuse.engine.decoders import Decoder
+from adafuse.engine.make import make
 from adafuse.records import Recorder
 from adafuse.strategies.joined import make_room
 
@@ -45,7 +45,7 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
         arm = config.arms.table[name]
         adapter = own_adapters.get(arm.method)
         try:
-            decoder = decoders.make(model, adapter, arm.strategy, arm.runtime, length)
+            decoder = make(model, adapter, arm.strategy, arm.runtime, length)
             checked = _check(name, decoder, float_model, prompt, config, record)
             if checked.passed:
                 if adapter is not None and adapter.routers() and arm.method not in seen:

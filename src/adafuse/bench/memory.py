@@ -18,7 +18,7 @@ from torch import nn
 
 from adafuse.bench import cost, workload
 from adafuse.config import Arm, Config
-from adafuse.engine import decoders
+from adafuse.engine.make import make
 from adafuse.model.clean import kept_on_host
 from adafuse.records import Recorder
 
@@ -57,7 +57,7 @@ def _decode(config: Config, arm: Arm, model: nn.Module, where: str) -> tuple[flo
     # addresses. One arm alone needs none: a strategy that uses such rows moves the weights as it is installed, and
     # any other must not carry empty ones.
     adapter = workload.adapters(config, model).get(arm.method)
-    decoder = decoders.make(model, adapter, arm.strategy, arm.runtime, config.context + tokens)
+    decoder = make(model, adapter, arm.strategy, arm.runtime, config.context + tokens)
     with kept_on_host(), decoder.installed():
         load_gib = _forget_load(where)
         decoder.start(prompt)

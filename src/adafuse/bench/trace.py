@@ -26,9 +26,9 @@ from adafuse.bench import device, trace_file, workload
 from adafuse.bench.trace_parts import Token, by_name, by_replay_order, parts_ms, tokens_of
 from adafuse.bench.trace_scopes import PlainParts, mark, marks, plain_parts, scopes
 from adafuse.config import Config, Runtime, StrategyName
-from adafuse.engine import decoders
 from adafuse.engine.decoders import Decoder
 from adafuse.engine.graph import Static
+from adafuse.engine.make import make
 from adafuse.records import Recorder
 from adafuse.strategies.joined import make_room
 
@@ -62,12 +62,12 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
     settle = config.latency.settle_tokens
     length = config.context + settle + TOKENS + 2 * PROFILED
     # a process's first tokens load and allocate for the first time: the first arm would show that as its own gaps
-    _warm(decoders.make(model, None, StrategyName.dense, Runtime.eager, length), prompt, settle)
+    _warm(make(model, None, StrategyName.dense, Runtime.eager, length), prompt, settle)
     folder = Path(config.runs_dir) / "traces" / identity.record_path(config).stem
     for name in tqdm(config.arms.run, desc="traced arms", unit="arm"):
         arm = config.arms.table[name]
         try:
-            decoder = decoders.make(model, adapters.get(arm.method), arm.strategy, arm.runtime, length)
+            decoder = make(model, adapters.get(arm.method), arm.strategy, arm.runtime, length)
             traced = trace(decoder, arm.runtime, prompt, settle, plain)
             _write(name, traced, folder / f"{name}.json.gz", record)
         except Exception as error:  # an arm's failure is a record; the other arms go on

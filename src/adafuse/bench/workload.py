@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from adafuse import identity
 from adafuse.adapters import gate_table, store
-from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.randomise import randomise
+from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.config import Config
 
 # far apart, so that queries of neighbouring seeds are others

@@ -1,1 +1,1 @@
-"""How a token is decoded: the decode loop, and the strategies that apply the gated experts."""
+"""How a token is decoded: the decode loop, and the runtimes that launch it."""

@@ -2,7 +2,7 @@
 
 transformers' own static cache keeps a counter in every layer and advances it there: at least two more tiny launches
 per layer and token, for every arm. Here the decode loop owns the one position. In: keys and values of new tokens.
-Out: all slots of the cache; the mask says which of them count. Next: static.py.
+Out: all slots of the cache; the mask says which of them count. Next: graph.py.
 """
 
 from __future__ import annotations

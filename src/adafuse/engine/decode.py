@@ -7,13 +7,15 @@ Out: logits or ids. Nothing is sampled: the largest logit wins. Next: strategies
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.forward import Strategy
+from adafuse.adapters.router import Gates, Router
 
 
 @torch.no_grad()
@@ -60,6 +62,16 @@ def decode_n_tokens(model: nn.Module, token: Tensor, count: int, cache: DynamicC
         token = decode_one_token(model, token, None, cache).argmax(-1, keepdim=True)
         ids.append(token)
     return torch.cat(ids, dim=1)
+
+
+def installed(adapter: Adapter | None, strategy: Strategy) -> AbstractContextManager[None]:
+    """The adapter in its model, ready to decode; the plain backbone is so always."""
+    return nullcontext() if adapter is None else adapter.installing(strategy)
+
+
+def collecting(adapter: Adapter | None) -> AbstractContextManager[list[tuple[Router, Gates]]]:
+    """Whatever routers say inside; the plain backbone has none."""
+    return nullcontext([]) if adapter is None else adapter.collecting()
 
 
 @contextmanager

@@ -2,12 +2,12 @@
 
 In: a model, its adapter (or None), a strategy, a length. Out: logits step by step, or a whole block of tokens at once.
 `Eager` is transformers' own loop; graph.py holds the static ones, peft.py runs PEFT's modules. Use: within
-`installed()` call `start` (prefill), then within `decoding()` `step` or `run`. Next: graph.py.
+`installed()` call `start` (prefill), then within `decoding()` `step` or `run`. Next: graph.py; make.py chooses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -15,11 +15,18 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from adafuse import strategies
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.router import Gates, Router
-from adafuse.config import Runtime, StrategyName
-from adafuse.engine.decode import decode_n_tokens, decode_one_token, decoding, launched, prefill
-from adafuse.refused_arms import PEFT
+from adafuse.config import StrategyName
+from adafuse.engine.decode import (
+    decode_n_tokens,
+    decode_one_token,
+    decoding,
+    installed,
+    launched,
+    prefill,
+)
 
 
 class Decoder(Protocol):
@@ -38,24 +45,7 @@ class Decoder(Protocol):
     def step(self, token_B1: Tensor) -> Tensor: ...  # logits [B, V]
     def run(self, count: int) -> Tensor: ...  # greedy ids [B, count] after the last token
     def watching(self) -> AbstractContextManager[None]: ...  # so that `choices` can be asked
-    def choices(
-        self,
-    ) -> dict[str, Tensor]: ...  # every router's [B, S, K] of the last start or step, by its name
-
-
-def make(
-    model: nn.Module, adapter: Adapter | None, strategy: StrategyName, runtime: Runtime, length: int
-) -> Decoder:
-    """A decoder for at most `length` tokens, prompt included."""
-    if strategy in PEFT:
-        from adafuse.engine import peft
-
-        return peft.make(model, adapter, strategy, runtime)
-    if runtime is Runtime.eager:
-        return Eager(model, adapter, strategy)
-    from adafuse.engine.graph import Static
-
-    return Static(model, adapter, strategy, runtime, length)
+    def choices(self) -> dict[str, Tensor]: ...  # by router, its [B, S, K] of the last start or step
 
 
 class Eager:
@@ -67,20 +57,13 @@ class Eager:
         self._choices: dict[str, Tensor] = {}
         self.said: list[tuple[Router, Gates]] = []
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        if self.adapter is None:
-            yield
-            return
-        self.adapter.install(self.strategy)
-        try:
-            yield
-        finally:
-            self.adapter.remove()
+    def installed(self) -> AbstractContextManager[None]:
+        return installed(self.adapter, strategies.make(self.strategy))
 
     def start(self, ids_BS: Tensor, mask_BS: Tensor | None = None) -> Tensor:
         self._cache, self._mask = DynamicCache(), mask_BS
-        logits_BV = self._watch(lambda: prefill(self.model, ids_BS, mask_BS, self._cache), len(ids_BS))
+        with self._watch(len(ids_BS)):
+            logits_BV = prefill(self.model, ids_BS, mask_BS, self._cache)
         self._token = logits_BV.argmax(-1, keepdim=True)
         return logits_BV
 
@@ -93,10 +76,8 @@ class Eager:
     def step(self, token_B1: Tensor) -> Tensor:
         if self._mask is not None:
             self._mask = torch.cat([self._mask, torch.ones_like(token_B1)], dim=1)
-        launched(self.adapter, 1)
-        return self._watch(
-            lambda: decode_one_token(self.model, token_B1, self._mask, self._cache), len(token_B1)
-        )
+        with self._watch(len(token_B1)):
+            return self._one_token(token_B1)
 
     def run(self, count: int) -> Tensor:
         """Unpadded prompts only."""
@@ -116,10 +97,16 @@ class Eager:
     def choices(self) -> dict[str, Tensor]:
         return self._choices
 
-    def _watch(self, forward: Callable[[], Tensor], rows: int) -> Tensor:
+    def _one_token(self, token_B1: Tensor) -> Tensor:
+        launched(self.adapter, 1)
+        return decode_one_token(self.model, token_B1, self._mask, self._cache)
+
+    @contextmanager
+    def _watch(self, rows: int) -> Iterator[None]:
+        """Note what the routers say in one forward of `rows` sequences, if anybody watches."""
         if self.adapter is None or not self._watched:
-            return forward()
+            yield
+            return
         with self.adapter.collecting() as self.said:
-            logits_BV = forward()
+            yield
         self._choices = self.adapter.by_name(self.said, rows)
-        return logits_BV

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adafuse import strategies
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.router import Gates, Router
 from adafuse.config import Routing, Runtime, StrategyName
 from adafuse.engine.cache import SharedPositionCache
-from adafuse.engine.decode import decoding, launched
+from adafuse.engine.decode import collecting, decoding, installed, launched
 from adafuse.model.projections import Joint, Projection, join, placed
-from adafuse.strategies import Strategy, fused
+from adafuse.strategies import fused
 
 WARMUP_STEPS = 3
 MAX_COMPILED_ARMS = 64
@@ -43,7 +44,7 @@ class Static:
     ) -> None:
         self.model, self.adapter, self.strategy = model, adapter, strategy
         # prepared at the first installation; its tensors are in the graph
-        self._prepared: Strategy | None = None
+        self._strategy = strategies.make(strategy)
         self.length = -(-(length + WARMUP_STEPS) // SLOT_MULTIPLE) * SLOT_MULTIPLE
         self._projections = join(model)
         # `fused` without experts is the backbone through our own matrix-vector product
@@ -58,17 +59,8 @@ class Static:
         self.said: list[tuple[Router, Gates]] = []
         self._rows = 0
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        if self.adapter is None:
-            yield
-            return
-        self.adapter.install(self._prepared or self.strategy)
-        self._prepared = self.adapter.context.decode
-        try:
-            yield
-        finally:
-            self.adapter.remove()
+    def installed(self) -> AbstractContextManager[None]:
+        return installed(self.adapter, self._strategy)
 
     @torch.no_grad()
     def start(self, ids_BS: Tensor, mask_BS: Tensor | None = None) -> Tensor:
@@ -82,7 +74,7 @@ class Static:
         self.pads_B1.copy_((~counted_BS).sum(-1, keepdim=True))
         slots = torch.arange(prompt, device=ids_BS.device)
         self.cache.slots = slots
-        with _collecting(self.adapter) as said:
+        with collecting(self.adapter) as said:
             logits = self.model(
                 input_ids=ids_BS,
                 attention_mask=self._bias(slots),
@@ -204,7 +196,7 @@ class Static:
         self.ids_BM.index_copy_(1, self.position, self.token_B1)
 
     def _uncaptured(self) -> None:
-        with _collecting(self.adapter) as said:
+        with collecting(self.adapter) as said:
             self._step()
         self.said = said
 
@@ -223,7 +215,7 @@ class Static:
         if self.adapter is not None and self.adapter.context.gate_table is not None:
             counters.append(self.adapter.context.gate_table.step)
         before = [counter.clone() for counter in counters]
-        with _collecting(self.adapter) as said:
+        with collecting(self.adapter) as said:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARMUP_STEPS):
@@ -238,12 +230,8 @@ class Static:
         if self.adapter is not None and self.adapter.method.routing is not Routing.none:
             # The warm-up has merged too; the first token that counts finds clean weights, as in eager mode. Plain LoRA
             # is merged once, before the capture, and stays.
-            self.adapter.context.decode.restore()
+            self._strategy.restore()
         return graph.replay
-
-
-def _collecting(adapter: Adapter | None) -> AbstractContextManager[list[tuple[Router, Gates]]]:
-    return nullcontext([]) if adapter is None else adapter.collecting()
 
 
 def _library_product(projection: Projection, x_TI: Tensor) -> Tensor:

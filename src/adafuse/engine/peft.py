@@ -9,8 +9,9 @@ Next: graph.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -18,33 +19,13 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.layers import AdaptedLinear
 from adafuse.adapters.router import Gates, Router
-from adafuse.config import Runtime, StrategyName
+from adafuse.adapters.store import expert_name
+from adafuse.config import StrategyName
 from adafuse.engine.decode import decode_one_token, decoding, launched
 from adafuse.engine.decoders import Eager
 from adafuse.model.projections import join
-from adafuse.refused_arms import refuse_strategy
 from adafuse.strategies.merge import SimpleMerge
-
-
-def make(model: nn.Module, adapter: Adapter | None, strategy: StrategyName, runtime: Runtime) -> Peft:
-    """Raises ValueError, one line, for what PEFT cannot do."""
-    if adapter is None:
-        raise ValueError(
-            f"strategy {strategy.name} needs an adapter: use a method with experts, such as lora"
-        )
-    refuse_strategy(adapter.method, strategy)
-    if runtime is not Runtime.eager:
-        raise ValueError(
-            f"strategy {strategy.name} is PEFT's own Python, which runs eagerly: use runtime=eager"
-        )
-    return Peft(model, adapter, strategy)
-
-
-def adapter_name(expert: int) -> str:
-    """Zero-padded like the folders on disk: PEFT's filters take `expert_1` and `expert_10` for one another."""
-    return f"expert_{expert:02d}"
 
 
 class Peft(Eager):
@@ -66,7 +47,7 @@ class Peft(Eager):
         join(self.model)
         if self._peft is None:
             self._peft = inject(self.model, self._own)
-            self._layers = {path: self.model.get_submodule(path) for path in _sites(self._own)}
+            self._layers = {path: self.model.get_submodule(path) for path in self._own.adapted()}
         _put(self.model, self._layers)
         try:
             with self._ours_for_the_prompt() if self.strategy is StrategyName.peft_merge else nullcontext():
@@ -78,14 +59,11 @@ class Peft(Eager):
     @contextmanager
     def _ours_for_the_prompt(self) -> Iterator[None]:
         """Our modules where PEFT's were, until decoding begins; the clean weights are copied first."""
-        merge = PeftMerge(self._peft, list(self._layers.values()))
-        merge.prepare(self._own)
-        self._own.install(merge)
-        self._merge = merge
+        self._merge = PeftMerge(self._peft, list(self._layers.values()))
         try:
-            yield
+            with self._own.installing(self._merge):
+                yield
         finally:
-            self._own.remove()
             self._merge = None
 
     @contextmanager
@@ -99,16 +77,12 @@ class Peft(Eager):
         # at its end the weights are restored, and our modules stand in the model again
         with decoding(self._own), ExitStack() as stack:
             _put(self.model, self._layers)
-            for path, site in _sites(self._own).items():
+            for path, site in self._own.adapted().items():
                 if site.decides is not None:
-                    handle = self._layers[path].register_forward_pre_hook(self._decide_by(site.decides))
+                    decide = partial(self._decide, site.decides)
+                    handle = self._layers[path].register_forward_pre_hook(decide)
                     stack.callback(handle.remove)
             yield
-
-    def step(self, token_B1: Tensor) -> Tensor:
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, torch.ones_like(token_B1)], dim=1)
-        return self._watch(lambda: self._one_token(token_B1), len(token_B1))
 
     def run(self, count: int) -> Tensor:
         """Unpadded prompts only."""
@@ -125,8 +99,8 @@ class Peft(Eager):
             self._merge.take_out()
         return logits_BV
 
-    def _decide_by(self, router: Router) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, inputs: self._own.context.decide(router, inputs[0])
+    def _decide(self, router: Router, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._own.context.decide(router, inputs[0])
 
 
 class PeftMerge(SimpleMerge):
@@ -149,7 +123,7 @@ class PeftMerge(SimpleMerge):
         """The host waits for the ids: PEFT takes names. Its public means for a gate is the scale of a layer."""
         if gates.index_TK.shape[0] > 1:
             raise ValueError("strategy peft_merge merges one selection for the whole batch: use batch=1")
-        names = [adapter_name(expert) for expert in gates.index_TK[0].tolist()]
+        names = [expert_name(expert) for expert in gates.index_TK[0].tolist()]
         for name, gate in zip(names, gates.weight_TK[0].tolist(), strict=True):
             for layer in self._layers:
                 layer.set_scale(name, gate)
@@ -174,7 +148,7 @@ def inject(model: nn.Module, adapter: Adapter) -> PeftModel:
     Built empty, then given our factors: nothing is initialised in vain. Ours have the backbone's dtype, and so they
     stay; by default (autocast_adapter_dtype=True) PEFT would hold bf16 experts in fp32, and cast every input up.
     """
-    sites = _sites(adapter)
+    sites = adapter.adapted()
     first = next(iter(sites.values())).lora
     peft: PeftModel | None = None
     for expert in range(first.count):
@@ -187,7 +161,7 @@ def inject(model: nn.Module, adapter: Adapter) -> PeftModel:
             task_type="CAUSAL_LM",
             inference_mode=True,
         )
-        name, plainly = adapter_name(expert), {"autocast_adapter_dtype": False, "low_cpu_mem_usage": True}
+        name, plainly = expert_name(expert), {"autocast_adapter_dtype": False, "low_cpu_mem_usage": True}
         if peft is None:
             peft = get_peft_model(model, config, adapter_name=name, **plainly)
         else:
@@ -196,16 +170,10 @@ def inject(model: nn.Module, adapter: Adapter) -> PeftModel:
         layer = model.get_submodule(path)
         layer.train(model.training)
         for expert in range(first.count):
-            name, lora = adapter_name(expert), site.lora
+            name, lora = expert_name(expert), site.lora
             layer.lora_A[name].weight = nn.Parameter(lora.lora_A[expert].detach(), requires_grad=False)
             layer.lora_B[name].weight = nn.Parameter(lora.lora_B[expert].detach(), requires_grad=False)
     return peft
-
-
-def _sites(adapter: Adapter) -> dict[str, AdaptedLinear]:
-    """The linears that carry experts, by path, in the order in which they run."""
-    linears = {path: site for path, site in adapter.sites.items() if isinstance(site, AdaptedLinear)}
-    return {path: site for path, site in linears.items() if site.experts is not None}
 
 
 def _put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:

@@ -10,21 +10,31 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
+from adafuse.adapters.adapter import Adapter
 from adafuse.engine import decode
 
 
 class AdaptedLM(HFLM):
     """HFLM whose two calls into the model are ours."""
 
-    def __init__(self, model: Any, tokenizer: Any, adapter: Any, batch: int, merging: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        adapter: Adapter | None,
+        batch: int,
+        merging: bool,
+    ) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch)
         self.adapter = adapter
         self.generation_batch = 1 if merging else batch
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """As HFLM, but one sequence at a time where the strategy merges: weights hold one selection."""
         batch, self.batch_size_per_gpu = self.batch_size, self.generation_batch
         try:
@@ -54,7 +64,9 @@ class AdaptedLM(HFLM):
         )
 
 
-def stop_at(tokenizer: Any, texts: list[str], prompt_length: int) -> Callable[[Tensor], Tensor]:
+def stop_at(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], prompt_length: int
+) -> Callable[[Tensor], Tensor]:
     """A function from ids [B, S] to the rows [B] in which one of `texts`, or the end token, has been generated."""
     # a token carries a byte or more, so a text that has just been completed lies within this many tokens
     window = max(len(text.encode()) for text in texts)

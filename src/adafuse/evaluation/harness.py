@@ -10,12 +10,19 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adafuse.config import Suite
 from adafuse.data.items import LOCAL
 from adafuse.evaluation.suites import LOCAL_TASKS, TASKS, check_suite, own_tasks
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from adafuse.adapters.adapter import Adapter
 
 # Standard errors of means have a closed form; only bundled metrics without one need resampling.
 BOOTSTRAPS = 1000
@@ -36,7 +43,13 @@ class TaskResult:
 
 
 def evaluate(
-    model: Any, tokenizer: Any, adapter: Any, suite: Suite, data_folder: Path, merging: bool, seed: int
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: Adapter | None,
+    suite: Suite,
+    data_folder: Path,
+    merging: bool,
+    seed: int,
 ) -> list[TaskResult]:
     """Run `suite` on the test items in `data_folder`; `merging` decodes one sequence at a time.
 
@@ -45,6 +58,7 @@ def evaluate(
     check_suite(suite)
     _check_data(suite, data_folder)
     _prepare_libraries(suite)
+    # heavy, and it reads its environment when it is imported
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -129,11 +143,11 @@ def _leaves(name: str, results: Mapping[str, Any]) -> list[str]:
 
 def _samples(task: str, wanted_filter: str, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     samples = [s for s in results["samples"][task] if s["filter"] == wanted_filter]
-    return sorted(samples, key=lambda sample: sample["doc_id"])
+    return sorted(samples, key=itemgetter("doc_id"))
 
 
 def _task_hash(samples: list[dict[str, Any]]) -> str:
     """Equal if documents, prompts and targets are: only then may two results be compared item by item."""
-    from lm_eval.utils import hash_string
+    from lm_eval.utils import hash_string  # heavy
 
     return hash_string("".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples))

@@ -7,20 +7,23 @@ Next: harness.py.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from adafuse import identity
+from adafuse import identity, strategies
 from adafuse.adapters import store
 from adafuse.adapters.adapter import Adapter
 from adafuse.config import Config
 from adafuse.data import items as data
+from adafuse.distributed import Silent
 from adafuse.evaluation.harness import evaluate
 from adafuse.model import backbone
+from adafuse.records import Recorder
 
 
-def run(config: Config, record: Any) -> None:
+def run(config: Config, record: Recorder | Silent) -> None:
     """Evaluate what was fitted, or the plain backbone."""
     model, tokenizer, adapter = _fitted(config)
     source = data.write(config.data, identity.data_dir(config), config.seed)
@@ -28,7 +31,7 @@ def run(config: Config, record: Any) -> None:
     if adapter is not None:
         record.write("parameters", trainable=sum(p.numel() for p in adapter.parameters()))
         adapter.restores = config.evaluate_restore
-        adapter.install(config.evaluate_strategy)
+        adapter.install(strategies.make(config.evaluate_strategy))
         merging = adapter.merging
     elif config.method.full:
         record.write("parameters", trainable=sum(p.numel() for p in model.parameters()))
@@ -41,7 +44,7 @@ def run(config: Config, record: Any) -> None:
         record.write("items", **fields, correct=result.correct)
 
 
-def _fitted(config: Config) -> tuple[Any, Any, Adapter | None]:
+def _fitted(config: Config) -> tuple[nn.Module, PreTrainedTokenizerBase, Adapter | None]:
     """Backbone, tokenizer and adapter as `evaluate_dtype` has them; full fine-tuning has a backbone of its own."""
     dtype = getattr(torch, config.evaluate_dtype.name)
     folder = identity.adapter_dir(config, config.method)
@@ -49,7 +52,7 @@ def _fitted(config: Config) -> tuple[Any, Any, Adapter | None]:
         own = dataclasses.replace(config.model, path=str(folder))
         model, tokenizer = backbone.load(dataclasses.replace(config, model=own))
         return model.to(dtype), tokenizer, None
-    model, tokenizer = backbone.load(config)
+    model, tokenizer = backbone.load(config, identity.pretrained_dir(config))
     model = model.to(dtype)
     if not config.method.has_experts:
         return model, tokenizer, None

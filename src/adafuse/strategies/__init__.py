@@ -1,21 +1,20 @@
-"""How one decode step applies the gated experts; one file per family, all with the same verbs.
+"""How one decode step applies the gated experts; one file per family, all by the protocol in adapters/forward.py.
 
 `prepare(adapter)` once, `enter()` each time the adapter goes in; `decide(gates)` when a token's shared gates are known;
 `linear(site, x, gates)` the output of an adapted linear; `mix(experts, x, gates, ...)` the weighted sum of the
 experts; `restore()` the weights as `prepare` found them. While decoding, `joints` run instead of the linears that they
-cover (joined.py). Next: adapters/adapter.py, which calls them.
+cover (joined.py). Next: loop.py, the slowest and plainest.
 """
 
 from __future__ import annotations
 
+from adafuse.adapters.forward import Strategy
 from adafuse.config import StrategyName
 from adafuse.strategies.dense import Dense
 from adafuse.strategies.fused import Fused
 from adafuse.strategies.gather import Gather
 from adafuse.strategies.loop import Loop, MaskedLoop
 from adafuse.strategies.merge import Rebase, SimpleMerge, Switch
-
-Strategy = Loop | MaskedLoop | Dense | Gather | Fused | SimpleMerge | Switch | Rebase
 
 _STRATEGIES: dict[StrategyName, type[Strategy]] = {
     StrategyName.loop: Loop,

@@ -6,28 +6,25 @@ experts take the same matrix-vector product, so that what the experts add is not
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import count
 
 import torch
 from torch import Tensor
 
+from adafuse.adapters.adapter import Adapter
 from adafuse.kernels import ops
 from adafuse.model.projections import Joint, Projection
 from adafuse.strategies.joined import Group, Joined
-
-if TYPE_CHECKING:
-    from adafuse.adapters.adapter import Adapter
 
 
 class Fused(Joined):
     """One flag per group, by which the programs of a launch wait for each other; groups take turns (a ring)."""
 
     def prepare(self, adapter: Adapter) -> None:
-        projections = len(adapter.projections)
-        self._flags = torch.zeros(
-            projections, dtype=torch.int32, device=adapter.projections[0].weight_OI.device
-        )
+        self._turns = count()
+        self._flags = torch.zeros(len(adapter.projections), dtype=torch.int32, device=adapter.device)
         super().prepare(adapter)
         # around the ring of the groups that there are
         self._flags = self._flags[: len(self.joints)]
@@ -38,16 +35,15 @@ class Fused(Joined):
     def enter(self) -> None:
         self._flags.zero_()
 
-    def lay_out(self, group: Group) -> tuple[Tensor, int]:
+    def lay_out(self, group: Group) -> Callable[[Tensor], Tensor]:
         """The members' A [E, G*R, I] in one tensor, and the group's turn."""
-        return torch.cat([site.lora.lora_A.detach() for site in group.sites], dim=1), len(self.joints)
+        lora_A_ECI = torch.cat([site.lora.lora_A.detach() for site in group.sites], dim=1)
+        return partial(self._compute, group, lora_A_ECI, next(self._turns))
 
-    def compute(self, group: Group, laid_out: tuple[Tensor, int], x_TI: Tensor) -> Tensor:
-        gates, (lora_A_ECI, turn) = self.shared_gates(group, x_TI), laid_out
-        base = group.projection.weight_OI, group.projection.bias_O
-        chosen = gates.index_TK, gates.weight_TK
-        factors = lora_A_ECI, group.lora_B_EOR, *chosen, group.columns, group.scaling
-        return ops.fused(x_TI, *base, *factors, self._flags, turn)
+    def _compute(self, group: Group, lora_A_ECI: Tensor, turn: int, x_TI: Tensor) -> Tensor:
+        gates, base = self.shared_gates(group, x_TI), group.projection
+        experts = lora_A_ECI, group.lora_B_EOR, gates.index_TK, gates.weight_TK, group.columns, group.scaling
+        return ops.fused(x_TI, base.weight_OI, base.bias_O, *experts, self._flags, turn)
 
 
 def product(projection: Projection, x_TI: Tensor) -> Tensor:

@@ -7,40 +7,34 @@ input. Letters as in adapters/experts.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adafuse.adapters.experts import BottleneckExperts, Experts
 from adafuse.adapters.router import Gates
 from adafuse.kernels import ops
-from adafuse.strategies.joined import Appended, Extended, Group, is_raw
-
-if TYPE_CHECKING:
-    from adafuse.adapters.adapter import Adapter
+from adafuse.kernels.config import FEW_TOKENS
+from adafuse.strategies.joined import Appended, Extended, Group
 
 
 class Gather(Appended):
     """One slot per chosen expert, S = K."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._packed: dict[int, Tensor] = {}
+    def lay_out(self, group: Group) -> Callable[[Tensor], Tensor]:
+        return partial(self._compute, group, self.extend(group))
 
-    def prepare(self, adapter: Adapter) -> None:
-        """Lay MixLoRA's up factors out as [E, R, O] too: the chosen ones are then one matrix."""
-        super().prepare(adapter)
-        self._packed = {id(p): _lay_out(p.detach()) for p in adapter.unjoined_up_factors()}
-
-    def compute(self, group: Group, extended: Extended, x_TI: Tensor) -> Tensor:
+    def _compute(self, group: Group, extended: Extended, x_TI: Tensor) -> Tensor:
+        """One product for the projection and all A, and one launch that adds the chosen experts' B."""
         product, outputs = extended.product(x_TI), extended.outputs
         if group.router_GEI is None:
             gates = self.shared_gates(group, x_TI)
             chosen = gates.index_TK[:, None], gates.weight_TK[:, None]
             ops.expand_behind_(product, outputs, group.lora_B_EOR, *chosen, group.columns, group.scaling)
         else:
-            knobs = group.router.top_k, is_raw(group.router), group.scaling
+            knobs = group.router.top_k, group.router.is_raw, group.scaling
             chosen = ops.expand_routed_behind_(product, outputs, group.lora_B_EOR, group.columns, *knobs)
             self.own_gates(group, *chosen)
         return product[:, :outputs]
@@ -50,16 +44,13 @@ class Gather(Appended):
         if not isinstance(experts, BottleneckExperts):
             return super().add(y, experts, x_TI, gates)
         y_TO = y.view_as(x_TI)
-        if x_TI.shape[0] <= ops.FEW_TOKENS:
+        if x_TI.shape[0] <= FEW_TOKENS:
             chosen = experts.down, experts.up, gates.index_TK, gates.weight_TK
             ops.add_chosen_(y_TO, x_TI, *chosen)
         else:
             u_TS = x_TI @ experts.down.flatten(0, 1).T
             ops.add_all_(y_TO, u_TS, experts.up, gates.index_TK[:, None], gates.weight_TK[:, None])
         return y
-
-    def mix(self, experts: Experts, x_TI: Tensor, gates: Gates, *mlp: nn.Module) -> Tensor:
-        return experts.slots(self, x_TI, gates, *mlp)
 
     def weights(self, gates: Gates) -> Tensor:
         return gates.weight_TK
@@ -78,10 +69,9 @@ class Gather(Appended):
         return (up_EOR[gates.index_TK] @ h_TSR[..., None]).squeeze(-1)
 
     def expand_sum(self, h_TSR: Tensor, up_EOR: Tensor, gates: Gates) -> Tensor:
-        packed_ERO = self._packed.get(id(up_EOR))
-        up_TSRO = (_lay_out(up_EOR) if packed_ERO is None else packed_ERO)[gates.index_TK]
+        up_TSRO = self.packed(up_EOR)[gates.index_TK]
         return torch.bmm(h_TSR.flatten(1)[:, None], up_TSRO.flatten(1, 2))[:, 0]
 
-
-def _lay_out(up_EOR: Tensor) -> Tensor:
-    return up_EOR.transpose(1, 2).contiguous()
+    def pack(self, up_EOR: Tensor) -> Tensor:
+        """[E, R, O]: the chosen experts are then one matrix."""
+        return up_EOR.transpose(1, 2).contiguous()

@@ -1,7 +1,7 @@
 """What `dense`, `gather` and `fused` have in common while decoding: linears that share an input are one projection.
 
 In: an adapter on a backbone. Out: a `Group` of packed factors per projection that has experts, and joints that run
-each projection once for all its members. Prefill and training go through the linears one by one (unmerged.py).
+each projection once for all its members. Prefill and training go through the linears one by one (forward.py).
 `Appended` also lets the base product do the shrink: the A of all experts are rows behind the weight's own, so that one
 launch gives y and u = A x. Read beside the weights they cost their bytes; a launch of its own costs more (measurements
 in kernels/README.md). Letters as in kernels/naive.py. Next: dense.py, gather.py, fused.py.
@@ -9,27 +9,22 @@ in kernels/README.md). Letters as in kernels/naive.py. Next: dense.py, gather.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adafuse.adapters.forward import Unmerged
+from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.forward import UnmergedDense
+from adafuse.adapters.layers import AdaptedLinear
 from adafuse.adapters.router import Gates, Router, ungated
-from adafuse.config import Normalisation
 from adafuse.model.projections import Joint, Projection, join
 
-if TYPE_CHECKING:
-    from adafuse.adapters.adapter import Adapter
-    from adafuse.adapters.layers import AdaptedLinear, Context
-
-
 # 16 bytes of bf16: rows of a joined product that are an odd multiple of 4 numbers long (4 experts and their routers
-# behind q, k, v) a library's kernel cannot store 128 bits at a time, nor ours load them so (gather_config.py)
+# behind q, k, v) a library's kernel cannot store 128 bits at a time, nor ours load them so (kernels/config.py)
 ROW_MULTIPLE = 8
 
 
@@ -60,29 +55,22 @@ class Group:
         return [site.lora.lora_A.detach().flatten(0, 1) for site in self.sites]
 
 
-class Joined(Unmerged):
+class Joined(UnmergedDense):
     """Subclasses say how a group is computed, and what of it they lay out once."""
-
-    def __init__(self) -> None:
-        self.joints: list[Joint] = []
 
     def prepare(self, adapter: Adapter) -> None:
         """Join the backbone's projections and lay the experts of each side by side; about as many bytes again."""
-        self._context: Context = adapter.context
-        adapted = {path: site for path, site in adapter.sites.items() if getattr(site, "experts", None)}
-        self.joints = []
-        for projection in adapter.projections:
-            if any(path in adapted for path in projection.paths):
-                group = _group(projection, adapted)
-                self.joints.append(Joint(projection, partial(self.compute, group, self.lay_out(group))))
+        self._context, adapted = adapter.context, adapter.adapted()
+        self.joints = [
+            Joint(projection, self.lay_out(_group(projection, adapted)))
+            for projection in adapter.projections
+            if not adapted.keys().isdisjoint(projection.paths)
+        ]
+        super().prepare(adapter)
 
-    def lay_out(self, group: Group) -> Any:
-        """What `compute` needs beside the group, made once."""
-        raise NotImplementedError
-
-    def compute(self, group: Group, laid_out: Any, x_TI: Tensor) -> Tensor:
-        """y [T, O] of the whole projection, experts included."""
-        raise NotImplementedError
+    @abstractmethod
+    def lay_out(self, group: Group) -> Callable[[Tensor], Tensor]:
+        """Once per group, in order: what makes y [T, O] of x [T, I] for its whole projection, experts included."""
 
     def shared_gates(self, group: Group, x_TI: Tensor) -> Gates:
         """The gates that all members share; the first projection of a token decides them."""
@@ -127,7 +115,8 @@ class Appended(Joined):
         super().__init__()
         self._extended: list[tuple[Group, Extended]] = []
 
-    def lay_out(self, group: Group) -> Any:
+    def extend(self, group: Group) -> Extended:
+        """The group's part behind the weight of its projection; `enter` fills it."""
         rows_OI = group.projection.rows_behind(spare_rows(group.projection, group.sites))
         bias_O, outputs = group.projection.bias_O, sum(group.projection.widths)
         if bias_O is not None:
@@ -155,17 +144,12 @@ def make_room(adapter: Adapter) -> None:
         projection.rows_behind(spare_rows(projection, [site for site in sites if site.experts is not None]))
 
 
-def spare_rows(projection: Projection, sites: Sequence[Any]) -> int:
+def spare_rows(projection: Projection, sites: Sequence[AdaptedLinear]) -> int:
     """Rows of all experts, and of the routers, of the adapted linears of one projection, and of zeros behind them so
     that all rows are a ROW_MULTIPLE; none without experts.
     """
     used = sum(site.lora.count * (site.lora.rank + (site.router is not None)) for site in sites)
     return used + -(sum(projection.widths) + used) % ROW_MULTIPLE if used else 0
-
-
-def is_raw(router: Router) -> bool:
-    """Weights that are shares of the whole softmax; the other two normalisations give the same gates."""
-    return router.normalisation is Normalisation.softmax_topk_raw
 
 
 def _group(projection: Projection, adapted: dict[str, AdaptedLinear]) -> Group:

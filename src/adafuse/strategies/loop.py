@@ -17,9 +17,10 @@ from adafuse.adapters.router import Gates
 
 
 class Loop(Unmerged):
-    """One small product per chosen expert and linear."""
+    """One small product per chosen expert and linear, for prompts as for decoded tokens."""
 
     routes_at_once = False
+    takes_prompts = True
 
     def mix(self, experts: Experts, x_TI: Tensor, gates: Gates, *mlp: nn.Module) -> Tensor:
         shared = _frozen_products(experts, x_TI, *mlp)

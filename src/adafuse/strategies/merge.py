@@ -9,21 +9,21 @@ gates of one token (or of a batch that shares them). Out: changed weights, until
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import Experts, LoraExperts
+from adafuse.adapters.forward import Strategy
+from adafuse.adapters.layers import AdaptedLinear
 from adafuse.adapters.router import Gates
 from adafuse.model.clean import clean_copy
 
 if TYPE_CHECKING:
-    from adafuse.adapters.adapter import Adapter
-    from adafuse.adapters.layers import AdaptedLinear
     from adafuse.kernels.switch import SwitchPlan
-    from adafuse.model.projections import Joint
 
 
 class Selection:
@@ -73,16 +73,12 @@ def factors(up_ERO: Tensor, down_ERI: Tensor, index_S: Tensor, gate_S: Tensor) -
     return up_ERO[index_S].flatten(0, 1).T, down_SRI.flatten(0, 1)
 
 
-class SimpleMerge:
+class SimpleMerge(Strategy):
     """Layer by layer, in place: one product per linear and token, old out and new in together."""
 
     merging = True
-    # all linears are written before the first of them runs, so the plain backbone does the rest
-    ahead = False
-    routes_at_once = True
     # every token's weights are written from the clean ones
     from_clean = False
-    joints: Sequence[Joint] = ()
 
     def __init__(self) -> None:
         self._sites: list[AdaptedLinear] = []
@@ -90,33 +86,27 @@ class SimpleMerge:
 
     def prepare(self, adapter: Adapter) -> None:
         """Keep clean copies: adding and subtracting in bf16 does not come back by itself."""
-        self._sites = [site for site in adapter.linears() if site.experts is not None]
+        self._sites = list(adapter.adapted().values())
         self._clean = {id(site): clean_copy(site.base.weight, self.from_clean) for site in self._sites}
         self._prepare(adapter)
+        self.prepared = True
 
     def _prepare(self, adapter: Adapter) -> None:
         self._up = {id(site): packed_up(site.lora) for site in self._sites}
         self._selections = {id(site): _selection(adapter, site) for site in self._sites}
 
-    def enter(self) -> None:
-        pass
-
-    def decide(self, gates: Gates) -> None:
-        pass
-
     def linear(self, site: AdaptedLinear, x_TI: Tensor, gates: Gates) -> Tensor:
         selection = self._selections[id(site)]
         selection.shift(gates)
         # W += up @ down, in place (eq. 9)
-        site.base.weight.addmm_(
-            *factors(self._up[id(site)], site.lora.lora_A, selection.index_S, selection.gate_S)
-        )
+        chosen = selection.index_S, selection.gate_S
+        site.base.weight.addmm_(*factors(self._up[id(site)], site.lora.lora_A, *chosen))
         return site.base(x_TI)
 
-    def add(self, y: Tensor, experts: Experts, x_TI: Tensor, gates: Gates) -> Tensor:
-        raise ValueError("these experts are not linear in the weight, so they cannot be merged")
+    def add(self, y: Tensor, experts: Experts, x_TI: Tensor, gates: Gates) -> NoReturn:
+        self.mix(experts, x_TI, gates)
 
-    def mix(self, experts: Experts, x_TI: Tensor, gates: Gates, *mlp: nn.Module) -> Tensor:
+    def mix(self, experts: Experts, x_TI: Tensor, gates: Gates, *mlp: nn.Module) -> NoReturn:
         raise ValueError("these experts are not linear in the weight, so they cannot be merged")
 
     def restore(self) -> None:
@@ -142,9 +132,7 @@ class Switch(SimpleMerge):
         self._selection = _selection(adapter, self._sites[0])
         self._plan: SwitchPlan | None = None
         if self._sites[0].base.weight.is_cuda:
-            from adafuse.kernels import switch
-
-            self._plan = switch.plan(*self._tensors())
+            self._plan = _kernel().plan(*self._tensors())
         else:
             self._up = {id(site): packed_up(site.lora) for site in self._sites}
 
@@ -168,9 +156,7 @@ class Switch(SimpleMerge):
     def _write(self) -> None:
         index_S, gate_S = self._selection.index_S, self._selection.gate_S
         if self._plan is not None:
-            from adafuse.kernels import switch
-
-            switch.switch_(self._plan, index_S, gate_S * self._sites[0].lora.scaling)
+            _kernel().switch_(self._plan, index_S, gate_S * self._sites[0].lora.scaling)
         elif gate_S.any():
             for site in self._sites:
                 site.base.weight.addmm_(*self._factors(site, index_S, gate_S))
@@ -192,10 +178,8 @@ class Rebase(Switch):
     def _write(self) -> None:
         top_k, index_S, gate_S = self._selection.top_k, self._selection.index_S, self._selection.gate_S
         if self._plan is not None:
-            from adafuse.kernels import switch
-
             new_K, old_K = (gate_S * self._sites[0].lora.scaling).split(top_k)
-            switch.rebase_(self._plan, index_S[:top_k], new_K, old_K)
+            _kernel().rebase_(self._plan, index_S[:top_k], new_K, old_K)
         elif gate_S[:top_k].any():
             for site in self._sites:
                 up, down = self._factors(site, index_S[:top_k], gate_S[:top_k])
@@ -207,3 +191,10 @@ class Rebase(Switch):
 def _selection(adapter: Adapter, site: AdaptedLinear) -> Selection:
     top_k = min(adapter.geometry.top_k, site.lora.count) if site.gated else 1
     return Selection(top_k, site.base.weight.device)
+
+
+def _kernel() -> ModuleType:
+    """Imported where it is launched: there is no Triton without Linux, and the products need none."""
+    from adafuse.kernels import switch
+
+    return switch

@@ -1,17 +1,19 @@
 """The two stages that fit something: the backbone from scratch, and an adapter (or the whole backbone) on the families.
 
 In: a checked `Config` and its record. Out: a folder with what was fitted, and lines on how it went: losses, what was
-held out, and how the routers spread. Next: data.py, trainer.py, validation.py; evaluation/stage.py uses the result.
+held out, and how the routers spread. Next: trainer.py, validation.py; evaluation/stage.py uses the result.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from adafuse import identity
 from adafuse.adapters import store
@@ -19,38 +21,31 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.config import Config
 from adafuse.data import items as data
 from adafuse.data import pretraining_text
-from adafuse.distributed import MAIN_PROCESS
+from adafuse.distributed import MAIN_PROCESS, Silent
 from adafuse.model import backbone
+from adafuse.records import Recorder
 from adafuse.training.trainer import Fitted, fit
 from adafuse.training.validation import Validation, validate
 
 # of text that no step has seen: what pre-training is judged by
 HELD_OUT_TOKENS = 65536
+Record = Recorder | Silent
 
 
-def pretrain(config: Config, record: Any) -> None:
+def pretrain(config: Config, record: Record) -> None:
     """Fit the backbone on generated text; weights are saved rounded to bf16, in which a GPU serves them."""
-    where, folder = backbone.device(config), identity.backbone_dir(config)
-    model = backbone.build_random(config.model, where)
+    folder, seed, knobs = identity.backbone_dir(config), config.model.seed, config.pretrain
+    model = backbone.build_random(config.model, backbone.device(config))
     tokenizer = backbone.byte_tokenizer()
-    knobs = config.pretrain
     wanted = knobs.steps * knobs.batch * knobs.accumulation * knobs.max_length
-    stream = pretraining_text.pretraining_tokens(tokenizer, wanted, config.model.seed)
-    fitted = fit(
-        model,
-        tokenizer,
-        pretraining_text.Blocks(stream.view(-1, knobs.max_length)),
-        knobs,
-        checkpoints(folder),
-        seed=config.model.seed,
-        tracker=config.tracker,
-        on_cpu=where == "cpu",
-    )
+    stream = pretraining_text.pretraining_tokens(tokenizer, wanted, seed)
+    blocks = pretraining_text.Blocks(stream.view(-1, knobs.max_length))
+    fitted = fit(model, tokenizer, blocks, knobs, checkpoints(folder), seed=seed, tracker=config.tracker)
     if MAIN_PROCESS:
         _round(model)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        held_out = pretraining_text.held_out_tokens(tokenizer, HELD_OUT_TOKENS, config.model.seed)
+        held_out = pretraining_text.held_out_tokens(tokenizer, HELD_OUT_TOKENS, seed)
         for name, ids in held_out.items():
             loss = _mean_loss(model, ids.view(-1, knobs.max_length), knobs.batch)
             record.write("metric", suite_task=name, metric="loss", value=loss, stderr=None, n=ids.numel())
@@ -58,33 +53,22 @@ def pretrain(config: Config, record: Any) -> None:
         _finish(record, fitted, folder, backbone.WEIGHTS_FILE)
 
 
-def train(config: Config, record: Any) -> None:
-    """Fit one method on the training items of its families."""
-    model, tokenizer = backbone.load(config)
-    method, folder = config.method, identity.adapter_dir(config, config.method)
+def train(config: Config, record: Record) -> None:
+    """Fit one method on the training items of its families, and say how it does on their validation items."""
+    model, tokenizer = backbone.load(config, identity.pretrained_dir(config))
+    method, folder, seed = config.method, identity.adapter_dir(config, config.method), config.seed
     rate = config.train.learning_rate * method.learning_rate_factor
     knobs = dataclasses.replace(config.train, learning_rate=rate)
-    source = data.write(config.data, identity.data_dir(config), config.seed)
+    source = data.write(config.data, identity.data_dir(config), seed)
     rows = data.training_dataset(config.data, source, tokenizer, knobs.max_length, "train")
-    adapter = Adapter(model, method, config.experts, config.seed) if method.has_experts else None
-    if adapter is not None:
-        adapter.install()
-    else:
+    adapter = Adapter(model, method, config.experts, seed) if method.has_experts else None
+    if adapter is None:
         model.requires_grad_(True)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    fitted = fit(
-        model,
-        tokenizer,
-        rows,
-        knobs,
-        checkpoints(folder),
-        adapter,
-        seed=config.seed,
-        tracker=config.tracker,
-        on_cpu=backbone.device(config) == "cpu",
-    )
-    if adapter is not None:
-        adapter.remove()
+    with adapter.installing() if adapter is not None else nullcontext():
+        trained = [p for p in model.parameters() if p.requires_grad]
+        fitted = fit(
+            model, tokenizer, rows, knobs, checkpoints(folder), adapter, seed=seed, tracker=config.tracker
+        )
     record.write("parameters", trainable=sum(p.numel() for p in trained))
     held_out = {
         family: data.dataset_of(family, source, tokenizer, knobs.max_length, "validation")
@@ -101,7 +85,13 @@ def checkpoints(folder: Path) -> Path:
     return folder.parent / f"{folder.name}.checkpoints"
 
 
-def _save(model: Any, adapter: Adapter | None, tokenizer: Any, folder: Path, config: Config) -> str:
+def _save(
+    model: nn.Module,
+    adapter: Adapter | None,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    config: Config,
+) -> str:
     """Write what was fitted; the name of its one file that stands for it."""
     if adapter is None:
         model.save_pretrained(folder)
@@ -111,7 +101,7 @@ def _save(model: Any, adapter: Adapter | None, tokenizer: Any, folder: Path, con
     return "router_config.json"
 
 
-def _record_validation(found: Validation, record: Any) -> None:
+def _record_validation(found: Validation, record: Record) -> None:
     record.write(
         "metric", suite_task="validation", metric="loss", value=found.loss, stderr=None, n=found.rows
     )
@@ -122,13 +112,14 @@ def _record_validation(found: Validation, record: Any) -> None:
 
 
 @torch.no_grad()
-def _round(model: torch.nn.Module) -> None:
+def _round(model: nn.Module) -> None:
+    """To bf16, in place and in fp32."""
     for parameter in model.parameters():
         parameter.copy_(parameter.bfloat16())
 
 
 @torch.no_grad()
-def _mean_loss(model: Any, ids_BS: torch.Tensor, batch: int) -> float:
+def _mean_loss(model: nn.Module, ids_BS: Tensor, batch: int) -> float:
     """Mean cross-entropy in nats per token."""
     device = next(model.parameters()).device
     losses = [
@@ -137,7 +128,7 @@ def _mean_loss(model: Any, ids_BS: torch.Tensor, batch: int) -> float:
     return sum(losses) / len(ids_BS)
 
 
-def _finish(record: Any, fitted: Fitted, folder: Path, file: str) -> None:
+def _finish(record: Record, fitted: Fitted, folder: Path, file: str) -> None:
     """Write what the fit left; its checkpoints are needed no longer."""
     for line in fitted.losses:
         record.write("loss", **line)

@@ -3,7 +3,7 @@
 In: a model (with an `Adapter` installed for training, or whole), token ids with labels, a `Fit`. Out: the fitted
 parameters in place, and one loss line per logging step. Checkpoints, resuming, mixed precision, accumulation, DDP and
 reporting are the library's; ours is the balance loss and that an adapter's checkpoint holds the adapter alone.
-Next: stages.py, which calls this and saves the result.
+Next: stage.py, which calls this and saves the result.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     Trainer,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
+from transformers.utils import ModelOutput
 
 from adafuse.adapters import store
 from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.router import routing_losses
 from adafuse.config import Fit
 from adafuse.distributed import share
 
@@ -52,14 +56,16 @@ def fit(
     *,
     seed: int = 0,
     tracker: str = "off",
-    on_cpu: bool = True,
 ) -> Fitted:
-    """Fit `model` in place on `rows` (input_ids, labels; -100 is ignored), from the last checkpoint in `folder` on."""
+    """Fit `model` in place on `rows` (input_ids, labels; -100 is ignored), from the last checkpoint in `folder` on.
+
+    Only parameters that require a gradient change. With an `adapter`, it is installed for training already.
+    """
     logging.getLogger("transformers").setLevel(logging.ERROR)
     trainer = AdapterTrainer(
         adapter,
         model=model,
-        args=_arguments(knobs, folder, seed, tracker, on_cpu),
+        args=_arguments(knobs, folder, seed, tracker, next(model.parameters()).device.type == "cpu"),
         train_dataset=rows,
         data_collator=collator(tokenizer),
     )
@@ -70,7 +76,7 @@ def fit(
     trainer.train(resume_from_checkpoint=checkpoint)
     model.eval()
     losses = [_loss_line(line) for line in trainer.state.log_history if "loss" in line]
-    return Fitted(losses, int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0)
+    return Fitted(losses, _step_of(Path(checkpoint)) if checkpoint else 0)
 
 
 def _arguments(knobs: Fit, folder: Path, seed: int, tracker: str, on_cpu: bool) -> TrainingArguments:
@@ -114,7 +120,7 @@ def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
 class AdapterTrainer(Trainer):
     """Trainer with the routers' balance loss, whose checkpoints hold an adapter without its backbone."""
 
-    def __init__(self, adapter: Adapter | None, **kwargs: Any) -> None:
+    def __init__(self, adapter: Adapter | None, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.adapter = adapter
         # stay on the device until a line is logged: reading one would make every step wait
@@ -126,15 +132,15 @@ class AdapterTrainer(Trainer):
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, ModelOutput]:
+        """The library's loss, and from an adapter that is trained its balance loss and its price of experts."""
         adapter = self.adapter
         if adapter is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        keep = inputs["attention_mask"].bool()
-        adapter.context.collect, adapter.context.said = True, []
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        adapter.context.collect = False
-        balance, used = adapter.routing_losses(keep)
+        keep_T = inputs["attention_mask"].bool().flatten()
+        with adapter.collecting() as said:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        balance, used = routing_losses([gates for _, gates in said], keep_T)
         self._said["balance_loss"].append(balance.detach())
         method = adapter.method
         if method.null_expert:
@@ -170,7 +176,12 @@ class Bar(ProgressCallback):
     """The library's progress bar with the loss beside it, instead of a line per log."""
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: object,
     ) -> None:
         if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
@@ -179,7 +190,11 @@ class Bar(ProgressCallback):
 def last_complete(folder: Path) -> str | None:
     """The newest checkpoint that was written to its end (trainer_state.json comes last), or None."""
     found = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
+    return str(max(found, key=_step_of)) if found else None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 def _loss_line(line: dict[str, float]) -> dict[str, float]:

@@ -17,9 +17,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from adafuse import strategies
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.router import Gates, Router
 from adafuse.config import StrategyName
+from adafuse.engine.decode import collecting, installed
 from adafuse.training.trainer import collator
 
 DIGITS = 4
@@ -48,13 +50,11 @@ def validate(
     names = {id(router): path for path, router in (adapter.routers() if adapter else {}).items()}
     together = _Together(list(names.values()), _most_experts(adapter))
     loss_sum, tokens, lines = 0.0, 0, []
-    if adapter is not None:
-        adapter.install(StrategyName.dense)
-    try:
+    with installed(adapter, strategies.make(StrategyName.dense)):
         for family, rows in rows_of.items():
             spread = {name: _Spread() for name in names.values()}
             for start in tqdm(range(0, len(rows), batch), desc=f"validation, {family}", unit="batch"):
-                inputs = collator(tokenizer)(rows[start : start + batch]).to(_device(model))
+                inputs = collator(tokenizer)(rows[start : start + batch]).to(next(model.parameters()).device)
                 more, count, said = _forward(model, adapter, inputs)
                 loss_sum, tokens = loss_sum + more, tokens + count
                 keep_T = inputs["attention_mask"].bool().flatten()
@@ -62,9 +62,6 @@ def validate(
                     spread[names[id(router)]].add(gates, keep_T)
                 together.add([gates.index_TK[keep_T, 0] for _, gates in said])
             lines += [{"router": name, "family": family, **own.line()} for name, own in spread.items()]
-    finally:
-        if adapter is not None:
-            adapter.remove()
     count = sum(map(len, rows_of.values()))
     return Validation(loss_sum / max(1, tokens), count, lines, together.line())
 
@@ -75,22 +72,12 @@ def _most_experts(adapter: Adapter | None) -> int:
     return max((router.weight.shape[0] for router in routers), default=1)
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
 def _forward(
     model: nn.Module, adapter: Adapter | None, inputs: dict[str, Tensor]
 ) -> tuple[float, int, list[tuple[Router, Gates]]]:
     """Summed loss, the number of answer tokens, and what each router said, in the order in which they run."""
-    said: list[tuple[Router, Gates]] = []
-    if adapter is not None:
-        adapter.context.collect, adapter.context.said = True, said
-    try:
+    with collecting(adapter) as said:
         logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
-    finally:
-        if adapter is not None:
-            adapter.context.collect, adapter.context.said = False, []
     labels = inputs["labels"][:, 1:]
     loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
     return float(loss), int((labels != -100).sum()), said

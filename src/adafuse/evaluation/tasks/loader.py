@@ -13,12 +13,12 @@ from datasets import Dataset
 from adafuse.data.items import load_items
 
 
-def choices(family: str, data_folder: str, **_: Any) -> dict[str, Dataset]:
+def choices(family: str, data_folder: str, **_: object) -> dict[str, Dataset]:
     """Items with choices, scored by log-likelihood."""
     return _splits(family, data_folder, with_choices=True)
 
 
-def answers(family: str, data_folder: str, **_: Any) -> dict[str, Dataset]:
+def answers(family: str, data_folder: str, **_: object) -> dict[str, Dataset]:
     """Items without choices, whose answer is generated."""
     return _splits(family, data_folder, with_choices=False)
 
