@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.randomise import randomise
+from adafuse import strategies
+from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.adapters.router import Router, balance_loss
 from adafuse.config import Normalisation, StrategyName
 from adafuse.engine.decode import generate
 from conftest import GEOMETRY, compose
-from test_trainer import knobs, train
+from synthetic_training import knobs, train
 
 IDS = torch.randint(4, 260, (1, 9), generator=torch.Generator().manual_seed(1))
 X = torch.randn(200, 16, generator=torch.Generator().manual_seed(2))
@@ -86,7 +86,7 @@ def test_weights_keep_their_drift_only_where_that_is_asked_for(
     randomise(adapter, 1, scale=0.3)
     adapter.to_dtype(torch.bfloat16)
     adapter.restores = restores
-    adapter.install(StrategyName.switch)
+    adapter.install(strategies.make(StrategyName.switch))
     generate(model, adapter, IDS, None, 40)
     weights = {name.replace(".base.", "."): p for name, p in model.named_parameters()}
     drift = max(float((weights[n].float() - p.float()).abs().max()) for n, p in clean.items())

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from adafuse.adapters import reference
-from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.randomise import randomise
+from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.adapters.router import Gates
 from adafuse.bench import checks, merged
 from adafuse.bench.checks import Check, run_checks
 from adafuse.config import Runtime, StrategyName
 from adafuse.engine import decoders
+from adafuse.engine.make import make
 from adafuse.refused_arms import MERGING
 from adafuse.strategies import merge
 from conftest import GEOMETRY, compose
@@ -53,7 +53,7 @@ def checked(
     model, config = model.to(dtype), compose(*GEOMETRY, *overrides)
     adapter = Adapter(model, config.method, config.experts, seed=0)
     randomise(adapter, seed=1, scale=scale)
-    decoder = decoders.make(model, adapter.to_dtype(dtype), strategy, runtime, 12 + TOKENS + 8)
+    decoder = make(model, adapter.to_dtype(dtype), strategy, runtime, 12 + TOKENS + 8)
     found = run_checks(decoder, reference.float_view(model), prompt().to(model.device), TOKENS).checks
     return {check.check: check for check in found}
 
@@ -235,7 +235,7 @@ def test_what_the_adapter_moves_is_said_beside_the_bound(tiny_llama) -> None:
 
 
 def test_the_backbone_has_no_effect_to_speak_of(tiny_llama) -> None:
-    decoder = decoders.make(tiny_llama(), None, StrategyName.dense, Runtime.eager, 64)
+    decoder = make(tiny_llama(), None, StrategyName.dense, Runtime.eager, 64)
     found = run_checks(decoder, reference.float_view(decoder.model), prompt(), 8)
     assert found.passed and not any("moves the reference" in check.detail for check in found.checks)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.randomise import randomise
+from adafuse import strategies
+from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.config import StrategyName
 from adafuse.engine.decode import forward_logits, generate
 from conftest import GEOMETRY, compose
@@ -24,7 +24,7 @@ def test_rows_of_different_length_decode_as_they_do_alone(tiny_llama) -> None:
     model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
     adapter = Adapter(model, config.method, config.experts, 0)
     randomise(adapter, 1, scale=0.3)
-    adapter.install(StrategyName.gather)
+    adapter.install(strategies.make(StrategyName.gather))
     padded, mask = IDS.clone(), torch.ones_like(IDS)
     padded[0, :4], mask[0, :4] = 0, 0
     together = generate(model, adapter, padded, mask, 8)
@@ -37,7 +37,7 @@ def test_right_padding_leaves_the_real_positions_alone(tiny_llama) -> None:
     model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse_layerwise")
     adapter = Adapter(model, config.method, config.experts, 0)
     randomise(adapter, 1, scale=0.3)
-    adapter.install(StrategyName.dense)
+    adapter.install(strategies.make(StrategyName.dense))
     padded = torch.cat([IDS, torch.zeros_like(IDS[:, :3])], dim=1)
     mask = torch.cat([torch.ones_like(IDS), torch.zeros_like(IDS[:, :3])], dim=1)
     torch.testing.assert_close(forward_logits(model, padded, mask)[:, :9], forward_logits(model, IDS))
@@ -60,7 +60,7 @@ def test_an_error_in_a_decode_step_gives_the_weights_back(tiny_llama) -> None:
     clean = {name: p.clone() for name, p in model.named_parameters()}
     adapter = Adapter(model, config.method, config.experts, 0)
     randomise(adapter, 1, scale=0.3)
-    adapter.install(StrategyName.switch)
+    adapter.install(strategies.make(StrategyName.switch))
 
     def stop(ids: torch.Tensor) -> torch.Tensor:
         if ids.shape[1] > 12:

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from adafuse.adapters import gate_table, reference
-from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.randomise import randomise
+from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.bench.checks import run_checks
 from adafuse.bench.timed_arms import restart_gates
 from adafuse.config import Config, Experts, GateSource, Runtime, StrategyName
-from adafuse.engine import decoders
+from adafuse.engine.make import make
 from conftest import GEOMETRY, compose
 
 GEOMETRY_8 = Experts(targets=["q_proj"], rank=4, count=8, top_k=2, alpha=8.0)
@@ -65,7 +64,7 @@ def test_an_arm_follows_its_table_and_passes_its_checks(strategy, runtime, tiny_
     model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
     adapter = with_table(model, config, GateSource.uniform)
     own, prompt = adapter.context.gate_table, torch.randint(4, 260, (1, 9))
-    decoder = decoders.make(model, adapter, strategy, runtime, 40)
+    decoder = make(model, adapter, strategy, runtime, 40)
     checks = run_checks(decoder, reference.float_view(model), prompt, 8).checks
     assert all(c.passed for c in checks), [c for c in checks if not c.passed]
     # what is decoded is not routed; what is read as a whole is, and is held to it
@@ -138,7 +137,7 @@ def test_all_strategies_agree_where_tokens_are_left_to_the_backbone(share: float
         model, config = tiny_llama(), compose(*NULL)
         adapter = with_table(model, config, GateSource.uniform, share=share)
         runtime = Runtime.eager if strategy is StrategyName.loop else Runtime.graph
-        decoder = decoders.make(model, adapter, strategy, runtime, 64)
+        decoder = make(model, adapter, strategy, runtime, 64)
         checks = run_checks(decoder, reference.float_view(model), prompt, 12).checks
         assert all(c.passed for c in checks), (strategy, [c for c in checks if not c.passed])
         with decoder.installed(), decoder.watching():
@@ -170,7 +169,7 @@ def test_a_captured_step_leaves_the_tokens_of_its_table_to_the_backbone(strategy
     made = gate_table.make(GateSource.uniform, config.experts, 1, 0, "cuda", 0.5)
     adapter.context.gate_table = made
     prompt = torch.randint(4, 260, (1, 9), generator=torch.Generator().manual_seed(0)).cuda()
-    decoder = decoders.make(model, adapter, strategy, Runtime.graph, 64)
+    decoder = make(model, adapter, strategy, Runtime.graph, 64)
     checks = run_checks(decoder, reference.float_view(model), prompt, 12).checks
     assert all(c.passed for c in checks), [c for c in checks if not c.passed]
     weight = adapter.linears()[0].base.weight
@@ -193,7 +192,7 @@ def test_a_bypassed_table_is_not_the_same_as_a_full_one(tiny_llama) -> None:
     for share in (0.0, 1.0):
         model, config = tiny_llama(), compose(*NULL)
         adapter = with_table(model, config, GateSource.uniform, share=share)
-        decoder = decoders.make(model, adapter, StrategyName.gather, Runtime.eager, 64)
+        decoder = make(model, adapter, StrategyName.gather, Runtime.eager, 64)
         with decoder.installed():
             decoder.start(prompt)
             with decoder.decoding():

@@ -5,26 +5,20 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from adafuse import strategies
 from adafuse.adapters import gate_table
 from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.randomise import randomise
 from adafuse.config import GateSource, Runtime, StrategyName
-from adafuse.engine import decoders
 from adafuse.engine.decode import generate
 from adafuse.engine.graph import Static
+from adafuse.engine.make import make
 from adafuse.model.projections import join
 from conftest import GEOMETRY, compose
-
-
-def prompt(rows: int = 1, length: int = 12) -> torch.Tensor:
-    return torch.randint(4, 260, (rows, length), generator=torch.Generator().manual_seed(3))
+from synthetic_adapters import adapted, prompt
 
 
 def adapter_on(model, *overrides: str) -> Adapter:
-    config = compose(*GEOMETRY, *overrides)
-    adapter = Adapter(model, config.method, config.experts, seed=0)
-    randomise(adapter, seed=1, scale=0.3)
-    return adapter
+    return adapted(model, compose(*GEOMETRY, *overrides))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
@@ -55,7 +49,7 @@ def test_joining_twice_moves_nothing(tiny_llama) -> None:
 def test_the_plain_backbone_decodes_the_same_tokens(strategy: StrategyName, tiny_llama) -> None:
     model = tiny_llama()
     want = generate(model, None, prompt(2), None, 24)[:, 12:]
-    decoder = decoders.make(model, None, strategy, Runtime.graph, 40)
+    decoder = make(model, None, strategy, Runtime.graph, 40)
     with decoder.installed():
         first = decoder.start(prompt(2)).argmax(-1, keepdim=True)
         with decoder.decoding():
@@ -67,7 +61,7 @@ def test_a_block_can_be_decoded_again(tiny_llama) -> None:
     """Between blocks the adapter leaves and other arms write to the weights; the second block must be the first."""
     model = tiny_llama()
     adapter = adapter_on(model, "method=adafuse")
-    decoder = decoders.make(model, adapter, StrategyName.switch, Runtime.graph, 40)
+    decoder = make(model, adapter, StrategyName.switch, Runtime.graph, 40)
     clean = [p.clone() for p in model.parameters()]
     blocks = []
     for _ in range(2):
@@ -108,7 +102,7 @@ def test_a_capture_leaves_the_weights_as_it_found_them(
     weights = list(model.parameters())
     clean = [p.clone() for p in weights]
     adapter = adapter_on(model, f"method={method}").to_dtype(dtype)
-    decoder = decoders.make(model, adapter, strategy, Runtime.graph, 40)
+    decoder = make(model, adapter, strategy, Runtime.graph, 40)
     assert isinstance(decoder, Static)
     with decoder.installed():
         decoder.start(prompt())
@@ -121,7 +115,7 @@ def test_a_capture_leaves_the_weights_as_it_found_them(
 
 
 def test_a_full_cache_is_refused_before_it_is_overrun(tiny_llama) -> None:
-    decoder = decoders.make(tiny_llama(), None, StrategyName.dense, Runtime.graph, 20)
+    decoder = make(tiny_llama(), None, StrategyName.dense, Runtime.graph, 20)
     decoder.start(prompt())
     with (
         decoder.decoding(),
@@ -131,7 +125,7 @@ def test_a_full_cache_is_refused_before_it_is_overrun(tiny_llama) -> None:
 
 
 def test_a_replay_that_nobody_launched_is_noticed(tiny_llama) -> None:
-    decoder = decoders.make(tiny_llama(), None, StrategyName.dense, Runtime.graph, 20)
+    decoder = make(tiny_llama(), None, StrategyName.dense, Runtime.graph, 20)
     assert isinstance(decoder, Static)
     decoder.start(prompt())
     with pytest.raises(AssertionError, match="decoded up to 14, launched up to 13"), decoder.decoding():
@@ -147,7 +141,7 @@ def test_a_table_whose_rows_were_not_taken_one_by_one_is_noticed(runtime, where:
     adapter = adapter_on(model, "method=adafuse")
     table = gate_table.make(GateSource.uniform, adapter.geometry, 1, 0, where)
     adapter.context.gate_table = table
-    decoder = decoders.make(model, adapter, StrategyName.gather, runtime, 40)
+    decoder = make(model, adapter, StrategyName.gather, runtime, 40)
     with decoder.installed():
         decoder.start(ids)
         with decoder.decoding():
@@ -165,7 +159,7 @@ def test_a_table_whose_rows_were_not_taken_one_by_one_is_noticed(runtime, where:
 def test_members_leave_when_they_should(tiny_llama) -> None:
     model = tiny_llama()
     before = dict(model.named_modules())
-    decoder = decoders.make(model, adapter_on(model, "method=mola"), StrategyName.gather, Runtime.graph, 40)
+    decoder = make(model, adapter_on(model, "method=mola"), StrategyName.gather, Runtime.graph, 40)
     with decoder.installed():
         decoder.start(prompt())
         with decoder.decoding():
@@ -189,7 +183,7 @@ def test_nothing_breaks_the_compiled_graph(method: str, strategy: StrategyName, 
     adapter = adapter_on(model, f"method={method}")
     logits = []
     for wrap in (lambda step: step, lambda step: torch.compile(step, backend="aot_eager", fullgraph=True)):
-        decoder = decoders.make(model, adapter, strategy, Runtime.graph, 40)
+        decoder = make(model, adapter, strategy, Runtime.graph, 40)
         decoder._forward = wrap(decoder._eager_forward)
         with decoder.installed():
             token = decoder.start(prompt()).argmax(-1, keepdim=True)
@@ -208,10 +202,10 @@ def test_nothing_breaks_the_compiled_graph(method: str, strategy: StrategyName, 
 def test_captured_steps_decode_the_same_tokens(runtime: Runtime, strategy: StrategyName, tiny_llama) -> None:
     model = tiny_llama(hidden_size=128, intermediate_size=256).cuda()
     adapter = adapter_on(model, "method=adafuse")
-    adapter.install(StrategyName.loop)
+    adapter.install(strategies.make(StrategyName.loop))
     want = generate(model, adapter, prompt().cuda(), None, 24)[:, 12:]
     adapter.remove()
-    decoder = decoders.make(model, adapter, strategy, runtime, 40)
+    decoder = make(model, adapter, strategy, runtime, 40)
     with decoder.installed():
         first = decoder.start(prompt().cuda()).argmax(-1, keepdim=True)
         with decoder.decoding():

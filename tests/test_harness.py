@@ -10,8 +10,8 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.randomise import randomise
+from adafuse import strategies
+from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.config import Data, Experts, Method, Routing, StrategyName, Suite
 from adafuse.data import items as training_data
 from adafuse.data.families import NAMES
@@ -42,7 +42,7 @@ def adapted(model: LlamaForCausalLM, strategy: StrategyName) -> Adapter:
         model, method, Experts(targets=["q_proj", "v_proj"], rank=2, count=4, top_k=2, alpha=64.0), 0
     )
     randomise(adapter, seed=0, scale=0.5)
-    adapter.install(strategy)
+    adapter.install(strategies.make(strategy))
     return adapter
 
 

@@ -9,6 +9,7 @@ import yaml
 import synthetic_memory
 from adafuse import records
 from adafuse.bench import memory, workload
+from adafuse.engine import decoders
 from conftest import GEOMETRY, ROOT, compose
 
 QUICK = ["task=memory", "latency.trained_adapters=false", "context=8"]
@@ -62,10 +63,8 @@ def test_the_arm_decodes_a_block_and_leaves_the_weights_alone(
     tiny_llama, tmp_path: Path, monkeypatch
 ) -> None:
     steps: list[int] = []
-    run = memory.decoders.Eager.run
-    monkeypatch.setattr(
-        memory.decoders.Eager, "run", lambda self, count: (steps.append(count), run(self, count))[1]
-    )
+    run = decoders.Eager.run
+    monkeypatch.setattr(decoders.Eager, "run", lambda self, count: (steps.append(count), run(self, count))[1])
     model = tiny_llama()
     clean = [p.detach().clone() for p in model.parameters()]
     line_of(model, tmp_path, "adafuse_switch", "latency.block_tokens=70")
@@ -90,7 +89,7 @@ def test_what_does_not_fit_is_one_line(tiny_llama, tmp_path: Path, monkeypatch) 
     def full(*arguments: object) -> None:
         raise torch.cuda.OutOfMemoryError("Tried to allocate 2.00 GiB.\nA paragraph follows")
 
-    monkeypatch.setattr(memory.decoders, "make", full)
+    monkeypatch.setattr(memory, "make", full)
     record = measure(tiny_llama(), tmp_path, "mola_loop")
     assert record.status == "error" and record.of("memory") == []
     (error,) = record.of("error")

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from adafuse import strategies
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.router import Gates
 from adafuse.config import Config, StrategyName
 from adafuse.strategies import merge
 from conftest import GEOMETRY, compose
-from test_strategies import adapted, one_selection
+from synthetic_adapters import adapted, one_selection
 
 
 def no_experts(index: int) -> Gates:
@@ -24,7 +25,7 @@ def installed(adapter: Adapter, strategy: StrategyName, launched: bool) -> merge
     """Ready to decode; `launched`: by the kernel that a GPU launches, in Triton's interpreter."""
     from adafuse.kernels import switch
 
-    adapter.install(strategy)
+    adapter.install(strategies.make(strategy))
     decode = adapter.context.decode
     if launched:
         decode._plan = switch.plan(*decode._tensors())

@@ -9,18 +9,25 @@ from peft import PeftModel
 from peft.tuners.lora import Linear, LoraLayer
 from torch import nn
 
-from adafuse.adapters import reference
 from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.randomise import randomise
 from adafuse.adapters.router import Gates
-from adafuse.bench.checks import Check, run_checks
-from adafuse.config import Routing, Runtime, StrategyName
-from adafuse.engine import decoders, peft
-from conftest import GEOMETRY, compose
+from adafuse.config import Routing, StrategyName
+from adafuse.engine import peft
+from adafuse.engine.decoders import Decoder
+from synthetic_adapters import prompt
+from synthetic_peft import (
+    ADAFUSE,
+    BOTH,
+    IN_DTYPES,
+    LORA,
+    Arm,
+    adapted,
+    checks_of,
+    decode,
+    decoder_of,
+    layers_of,
+)
 
-LORA = (StrategyName.peft, ["method=lora"])
-ADAFUSE = (StrategyName.peft_merge, ["method=adafuse"])
-Arm = tuple[StrategyName, list[str]]
 ARMS = [
     LORA,
     (StrategyName.peft, ["method=lora", "experts.targets=[q_proj,v_proj]"]),
@@ -30,30 +37,6 @@ ARMS = [
     (StrategyName.peft_merge, ["method=adafuse", "method.normalisation=softmax_topk_raw"]),
     (StrategyName.peft_merge, ["method=adafuse", "experts.targets=[gate_proj,down_proj]"]),
 ]
-DTYPES = (torch.float32, torch.bfloat16)
-BOTH = pytest.mark.parametrize("arm", [LORA, ADAFUSE], ids=lambda arm: arm[0].name)
-IN_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-def prompt(rows: int = 1) -> torch.Tensor:
-    return torch.randint(4, 260, (rows, 12), generator=torch.Generator().manual_seed(3))
-
-
-def adapted(model, arm: Arm) -> Adapter:
-    """Experts in the backbone's dtype, as a timed arm has them."""
-    config = compose(*GEOMETRY, *arm[1])
-    adapter = Adapter(model, config.method, config.experts, seed=0)
-    randomise(adapter, seed=1, scale=0.3)
-    return adapter.to_dtype(model.dtype)
-
-
-def decoder_of(adapter: Adapter, arm: Arm) -> decoders.Decoder:
-    return decoders.make(adapter.model, adapter, arm[0], Runtime.eager, length=64)
-
-
-def checks_of(adapter: Adapter, arm: Arm, ids: torch.Tensor) -> list[Check]:
-    oracle = reference.float_view(adapter.model)
-    return run_checks(decoder_of(adapter, arm), oracle, ids, tokens=16).checks
 
 
 def passes(adapter: Adapter, arm: Arm, ids: torch.Tensor) -> list[str]:
@@ -63,24 +46,13 @@ def passes(adapter: Adapter, arm: Arm, ids: torch.Tensor) -> list[str]:
     return sorted(check.check for check in checks)
 
 
-def decode(decoder: decoders.Decoder, tokens: int = 16) -> torch.Tensor:
-    with decoder.installed():
-        decoder.start(prompt())
-        with decoder.decoding():
-            return decoder.run(tokens)
-
-
 @contextmanager
-def decoding(decoder: decoders.Decoder) -> Iterator[torch.Tensor]:
+def decoding(decoder: Decoder) -> Iterator[torch.Tensor]:
     """Ready to step; yields the first token."""
     with decoder.installed():
         token = decoder.start(prompt()).argmax(-1, keepdim=True)
         with decoder.decoding():
             yield token
-
-
-def layers_of(model: nn.Module) -> dict[str, Linear]:
-    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 @IN_DTYPES

@@ -9,7 +9,8 @@ from adafuse import records
 from adafuse.bench import cost, device, latency
 from adafuse.config import StrategyName
 from conftest import GEOMETRY, compose
-from test_peft import ADAFUSE, IN_DTYPES, LORA, adapted, layers_of, prompt
+from synthetic_adapters import prompt
+from synthetic_peft import ADAFUSE, IN_DTYPES, LORA, adapted, layers_of
 
 
 def test_macs(tiny_llama) -> None:

@@ -3,8 +3,9 @@
 import pytest
 
 from adafuse.config import Runtime, StrategyName
-from adafuse.engine import decoders
-from test_peft import ADAFUSE, adapted, checks_of, layers_of, prompt
+from adafuse.engine.make import make
+from synthetic_adapters import prompt
+from synthetic_peft import ADAFUSE, adapted, checks_of, layers_of
 
 
 def test_one_selection_serves_one_sequence(tiny_llama) -> None:
@@ -32,10 +33,10 @@ REFUSED = [
 def test_what_peft_cannot_do_is_refused(strategy, overrides, runtime, message, tiny_llama) -> None:
     adapter = adapted(tiny_llama(), (strategy, overrides))
     with pytest.raises(ValueError, match=message) as refusal:
-        decoders.make(adapter.model, adapter, strategy, runtime, 64)
+        make(adapter.model, adapter, strategy, runtime, 64)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_backbone_without_an_adapter_is_refused(tiny_llama) -> None:
     with pytest.raises(ValueError, match="needs an adapter: use a method with experts"):
-        decoders.make(tiny_llama(), None, StrategyName.peft, Runtime.eager, 64)
+        make(tiny_llama(), None, StrategyName.peft, Runtime.eager, 64)

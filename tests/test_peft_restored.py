@@ -7,9 +7,11 @@ from torch import nn
 from adafuse.adapters import reference
 from adafuse.bench.checks import run_checks
 from adafuse.config import Runtime, StrategyName
-from adafuse.engine import decoders, peft
+from adafuse.engine import peft
+from adafuse.engine.make import make
 from adafuse.model import projections
-from test_peft import ADAFUSE, BOTH, IN_DTYPES, Arm, adapted, decode, decoder_of, prompt
+from synthetic_adapters import prompt
+from synthetic_peft import ADAFUSE, BOTH, IN_DTYPES, Arm, adapted, decode, decoder_of
 
 
 def found(model: nn.Module) -> dict[str, object]:
@@ -99,5 +101,5 @@ def test_joined_projections_stay_joined(arm: Arm, joined_first: bool, tiny_llama
         assert projection.is_joined() and all(type(linear) is nn.Linear for linear in projection.linears)
         rows = torch.cat([linear.weight for linear in projection.linears])
         assert torch.equal(rows, projection.weight_OI)
-    gather = decoders.make(model, adapter, StrategyName.gather, Runtime.eager, 64)
+    gather = make(model, adapter, StrategyName.gather, Runtime.eager, 64)
     assert run_checks(gather, reference.float_view(model), prompt(), 8).passed

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from adafuse.adapters import gate_table
-from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.randomise import randomise
+from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.adapters.reference import float_view
 from adafuse.bench import cost, routing
 from adafuse.bench.checks import run_checks
 from adafuse.config import GateSource, Runtime, StrategyName
-from adafuse.engine import decoders
+from adafuse.engine.make import make
 from conftest import GEOMETRY, compose
 
 
@@ -92,7 +91,7 @@ def test_macs_are_those_of_a_token_with_experts(tiny_llama) -> None:
 
 
 def decoded(model, adapter: Adapter, rows: int, tokens: int = 24) -> dict[str, torch.Tensor]:
-    decoder = decoders.make(model, adapter, StrategyName.gather, Runtime.eager, 8 + tokens)
+    decoder = make(model, adapter, StrategyName.gather, Runtime.eager, 8 + tokens)
     return run_checks(decoder, float_view(model), prompts(rows), tokens).choices
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from adafuse import strategies
 from adafuse.adapters import store
-from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.adapters.experts import LoraExperts, MlpLoraExperts
-from adafuse.adapters.randomise import randomise
 from adafuse.config import Config, StrategyName
 from adafuse.engine.decode import forward_logits
 from conftest import GEOMETRY, compose
@@ -23,7 +23,7 @@ def make(model, config: Config, seed: int) -> Adapter:
 
 
 def logits(model, adapter: Adapter) -> torch.Tensor:
-    adapter.install(StrategyName.dense)
+    adapter.install(strategies.make(StrategyName.dense))
     out = forward_logits(model, IDS)
     adapter.remove()
     return out

@@ -3,32 +3,23 @@
 import pytest
 import torch
 
+from adafuse import strategies
 from adafuse.adapters import reference
 from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.randomise import randomise
 from adafuse.adapters.router import Gates, Router
 from adafuse.bench.checks import Check, _rows, run_checks
 from adafuse.config import Config, ExpertKind, Routing, Runtime, StrategyName
-from adafuse.engine import decoders
 from adafuse.engine.decode import forward_logits, generate
+from adafuse.engine.make import make
 from adafuse.model.projections import join
 from adafuse.refused_arms import MERGING, PEFT, refuse_strategy
 from adafuse.strategies import merge
 from adafuse.strategies.joined import Extended, make_room
 from conftest import GEOMETRY, compose
+from synthetic_adapters import adapted, one_selection, prompt
 
 # PEFT's own code is no strategy of ours: test_peft.py
 OURS = [s for s in StrategyName if s not in PEFT]
-
-
-def prompt(rows: int = 1, length: int = 12) -> torch.Tensor:
-    return torch.randint(4, 260, (rows, length), generator=torch.Generator().manual_seed(3))
-
-
-def adapted(model, config: Config) -> Adapter:
-    adapter = Adapter(model, config.method, config.experts, seed=0)
-    randomise(adapter, seed=1, scale=0.3)
-    return adapter
 
 
 def checks_of(
@@ -40,7 +31,7 @@ def checks_of(
 ) -> list[Check]:
     """Off a GPU the static runtimes run the step that they would capture."""
     oracle = reference.float_view(adapter.model)
-    decoder = decoders.make(adapter.model, adapter, strategy, runtime, ids.shape[1] + tokens + 8)
+    decoder = make(adapter.model, adapter, strategy, runtime, ids.shape[1] + tokens + 8)
     return run_checks(decoder, oracle, ids, tokens).checks
 
 
@@ -149,7 +140,7 @@ def test_rows_of_joined_products_are_whole_loads(
 def test_merging_refuses_a_batch_whose_gates_differ(strategy: StrategyName, tiny_llama) -> None:
     model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
     adapter = adapted(model, config)
-    adapter.install(strategy)
+    adapter.install(strategies.make(strategy))
     with pytest.raises(ValueError, match="gates of this batch differ: use batch=1"):
         generate(model, adapter, prompt(rows=3), None, max_new_tokens=4)
     adapter.remove()
@@ -171,7 +162,7 @@ def test_rebase_is_bit_identical_after_any_number_of_tokens(tiny_llama) -> None:
     site = adapter.linears()[0]
     selections = [one_selection(seed) for seed in range(50)]
     for strategy, identical in ((StrategyName.rebase, True), (StrategyName.switch, False)):
-        adapter.install(strategy)
+        adapter.install(strategies.make(strategy))
         adapter.context.decode.decide(selections[-1])
         fresh = site.base.weight.clone()
         for gates in selections:
@@ -185,7 +176,7 @@ def test_plain_lora_merges_once_per_sequence(tiny_llama, monkeypatch: pytest.Mon
     adapter, merges = adapted(model, config), []
     write = merge.Rebase._write
     monkeypatch.setattr(merge.Rebase, "_write", lambda self: (merges.append(1), write(self)))
-    adapter.install(StrategyName.rebase)
+    adapter.install(strategies.make(StrategyName.rebase))
     generate(model, adapter, prompt(), None, max_new_tokens=8)
     adapter.remove()
     assert len(merges) == 1
@@ -234,10 +225,3 @@ def test_the_checks_catch_a_wrong_merge(mutation, tiny_llama, monkeypatch: pytes
     monkeypatch.setattr(merge, "factors", mutation)
     checks = checks_of(adapted(model, config), StrategyName.switch, prompt(), tokens=16)
     assert not next(c for c in checks if c.check == "logits").passed
-
-
-def one_selection(seed: int) -> Gates:
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.randperm(4, generator=generator)[None, :2]
-    weight = torch.rand(1, 2, generator=generator)
-    return Gates(index, weight / weight.sum(), torch.full((1, 4), 0.25))

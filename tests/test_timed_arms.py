@@ -3,14 +3,15 @@
 import pytest
 import torch
 
+from adafuse import strategies
 from adafuse.adapters import gate_table
-from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.randomise import randomise
+from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.bench import routing
 from adafuse.bench.timed_arms import DecodeArm, QueryArm
 from adafuse.config import Config, GateSource, Runtime, StrategyName
-from adafuse.engine import decoders
 from adafuse.engine.decode import generate
+from adafuse.engine.decoders import Decoder
+from adafuse.engine.make import make
 from conftest import GEOMETRY, compose
 
 LATENCY = ["latency.block_tokens=64", "latency.settle_tokens=3"]
@@ -20,10 +21,10 @@ def prompts(query: int) -> torch.Tensor:
     return torch.randint(4, 260, (1, 10), generator=torch.Generator().manual_seed(query))
 
 
-def made(config: Config, model, strategy: StrategyName, runtime: Runtime) -> decoders.Decoder:
+def made(config: Config, model, strategy: StrategyName, runtime: Runtime) -> Decoder:
     adapter = Adapter(model, config.method, config.experts, seed=0)
     randomise(adapter, seed=1, scale=0.3)
-    return decoders.make(model, adapter, strategy, runtime, 10 + 64 + 8)
+    return make(model, adapter, strategy, runtime, 10 + 64 + 8)
 
 
 @pytest.mark.parametrize("runtime", [Runtime.eager, Runtime.graph], ids=lambda r: r.name)
@@ -54,7 +55,7 @@ def test_a_block_of_tokens_goes_on_from_the_same_prompt(tiny_llama) -> None:
         seen.append(decoder.run(16))
         arm.leave()
     assert torch.equal(*seen)
-    decoder.adapter.install(StrategyName.dense)
+    decoder.adapter.install(strategies.make(StrategyName.dense))
     whole = generate(model, decoder.adapter, prompts(0), None, 20)[:, 10:]
     decoder.adapter.remove()
     assert torch.equal(whole[:, 4:], seen[0]), "prefill's token and three that settle, then the block"

@@ -13,7 +13,7 @@ from adafuse import identity, records
 from adafuse.bench import trace, trace_file
 from adafuse.bench.trace_scopes import PARTS, plain_parts, scopes
 from adafuse.config import Runtime, StrategyName
-from adafuse.engine import decoders
+from adafuse.engine.make import make
 from adafuse.model.projections import Joint
 from adafuse.strategies.joined import Extended
 from conftest import GEOMETRY, compose
@@ -151,7 +151,7 @@ def test_nothing_of_it_stays_in_the_timed_path(tiny_llama, tmp_path: Path) -> No
     prompt = torch.arange(4, 12)[None]
 
     def decode() -> torch.Tensor:
-        decoder = decoders.make(model, None, StrategyName.dense, Runtime.eager, 40)
+        decoder = make(model, None, StrategyName.dense, Runtime.eager, 40)
         decoder.start(prompt)
         return decoder.run(8)
 
@@ -178,14 +178,12 @@ def test_scopes_leave_when_the_code_inside_fails(tiny_llama) -> None:
 
 
 def test_one_arm_fails_and_the_others_go_on(tiny_llama, tmp_path: Path, monkeypatch) -> None:
-    make = decoders.make
-
     def broken(model, adapter, strategy, runtime, length):
         if strategy is StrategyName.switch:
             raise RuntimeError("no switch today")
         return make(model, adapter, strategy, runtime, length)
 
-    monkeypatch.setattr(decoders, "make", broken)
+    monkeypatch.setattr(trace, "make", broken)
     record = measure(tiny_llama(num_hidden_layers=2), tmp_path, "arms=smoke")
     assert record.status == "error"
     assert [line["where"] for line in record.of("error")] == ["arm adafuse_switch"]
@@ -214,7 +212,7 @@ def test_steps_launched_one_by_one_are_the_steps_of_the_graph(tiny_llama) -> Non
     model, prompt = tiny_llama(num_hidden_layers=2), torch.arange(4, 12)[None]
     ids = []
     for single in (False, True):
-        decoder = decoders.make(model, None, StrategyName.dense, Runtime.graph, 40)
+        decoder = make(model, None, StrategyName.dense, Runtime.graph, 40)
         decoder.start(prompt)
         with decoder.decoding():
             decoder.run_uncaptured(5) if single else decoder.run(5)

@@ -16,7 +16,7 @@ from adafuse.bench.trace_parts import (
 )
 from adafuse.bench.trace_scopes import MARK, PREFIX, plain_parts
 from adafuse.config import Runtime, StrategyName
-from adafuse.engine import decoders
+from adafuse.engine.make import make
 
 
 def host(cat: str, name: str, ts: float, dur: float, number: int | None = None) -> dict:
@@ -174,7 +174,7 @@ def test_the_names_are_those_of_our_kernels() -> None:
 )
 def test_how_a_captured_step_is_attributed(runtime, stepped, want, tiny_llama, monkeypatch) -> None:
     model = tiny_llama(num_hidden_layers=2)
-    decoder = decoders.make(model, None, StrategyName.dense, Runtime.graph, 40)
+    decoder = make(model, None, StrategyName.dense, Runtime.graph, 40)
     replayed = [Launch(one.name, one.start_us, one.length_us, "other", 0) for one in STEP]
     told = iter([([Token(replayed, 50.0)], 0), ([Token(stepped, 50.0)], 0)])
     monkeypatch.setattr(trace, "_profiled", lambda work, where: next(told))

@@ -6,7 +6,7 @@ import torch
 from adafuse.adapters.adapter import Adapter
 from adafuse.training.validation import normalised_information, validate
 from conftest import GEOMETRY, compose
-from test_trainer import TOKENIZER, rows
+from synthetic_training import TOKENIZER, rows
 
 BY_FAMILY = {"first": rows(10), "second": rows(6)}
 
