@@ -60,10 +60,11 @@ test: $(STAMP) ## Run all tests that need no GPU, and the notebooks (8 minutes)
 	@echo "test: about 8 minutes"
 	@$(IN)/python -m pytest -n 2 --dist loadfile --nbmake tests notebooks
 
-lint: $(STAMP) ## Check style and types (1 minute the first time)
+lint: $(STAMP) ## Check style, types and who imports whom (1 minute the first time)
 	@$(IN)/ruff check .
 	@$(IN)/ruff format --check .
 	@$(IN)/mypy
+	@$(IN)/lint-imports --no-cache --no-logo
 
 notebooks: $(STAMP) ## Run the notebooks and keep their output in place (1 minute)
 	@$(IN)/jupyter execute --inplace notebooks/*.ipynb
