@@ -144,7 +144,4 @@ def routing_losses(said: list[Gates], keep_T: Tensor) -> tuple[Tensor, Tensor]:
     none = torch.zeros((), device=keep_T.device)
     balance = [balance_loss(gates, keep_T) for gates in said]
     used = [gates.used_T[keep_T].mean() for gates in said if gates.used_T is not None]
-    return (
-        torch.stack(balance).mean() if balance else none,
-        torch.stack(used).mean() if used else none,
-    )
+    return (torch.stack(balance).mean() if balance else none, torch.stack(used).mean() if used else none)

@@ -19,14 +19,7 @@ from adafuse import strategies
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.router import Gates, Router
 from adafuse.config import StrategyName
-from adafuse.engine.decode import (
-    decode_n_tokens,
-    decode_one_token,
-    decoding,
-    installed,
-    launched,
-    prefill,
-)
+from adafuse.engine.decode import decode_n_tokens, decode_one_token, decoding, installed, launched, prefill
 
 
 class Decoder(Protocol):

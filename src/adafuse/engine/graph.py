@@ -35,12 +35,7 @@ class Static:
     """Owns the cache, the position and the graph. A graph holds addresses: it is valid while the strategy lives."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        adapter: Adapter | None,
-        strategy: StrategyName,
-        runtime: Runtime,
-        length: int,
+        self, model: nn.Module, adapter: Adapter | None, strategy: StrategyName, runtime: Runtime, length: int
     ) -> None:
         self.model, self.adapter, self.strategy = model, adapter, strategy
         # prepared at the first installation; its tensors are in the graph

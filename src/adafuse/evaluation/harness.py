@@ -65,9 +65,7 @@ def evaluate(
     from adafuse.evaluation.adapted_lm import AdaptedLM
 
     manager = TaskManager(
-        include_path=str(TASKS),
-        include_defaults=suite.bundled,
-        metadata={"data_folder": str(data_folder)},
+        include_path=str(TASKS), include_defaults=suite.bundled, metadata={"data_folder": str(data_folder)}
     )
     try:
         results = simple_evaluate(
