@@ -10,12 +10,9 @@ STAMP := $(VENV)/.installed
 RUNS ?= results/runs
 # With a CUDA device real shapes, without one the tiny backbone; PROFILE=cpu, gpu or paper chooses by hand.
 PROFILE ?= $(shell nvidia-smi -L > /dev/null 2>&1 && echo gpu || echo cpu)
-# Table 6 shows table1's cell.
-EXPERIMENTS ?= table2 $(LATENCY)
-CAPTURED := graph trace_graph memory_graph graph_batch batch_scan model_scan module_scan context_scan routing_scan \
-  bypass_latency compiled kernels drift
-LATENCY := table1 table5 attribution peft figure1 figure2 trace $(if $(filter gpu,$(PROFILE)),$(CAPTURED))
-ACCURACY := table2 table3 table4 gate_input gate_input_late gate_input_normed same_tokens expert_count top_k rank balance bypass generation generation_drift
+# What reproduce runs: a suite of conf/suites.yaml, or EXPERIMENTS="table1 table5"
+SUITE ?= paper
+EXPERIMENTS ?=
 # More overrides for every experiment, for example OVERRIDES="seed=0,1,2"
 OVERRIDES ?=
 # Two cores take 16 minutes for table2's five seeds, two jobs at a time: there `make reproduce` shows that everything works, with one
@@ -37,7 +34,9 @@ $(STAMP): pyproject.toml constraints.txt
 # A failing experiment does not keep the others, or the report, from running; the exit status tells.
 reproduce: $(STAMP) ## Run the main experiments and draw the report; call it again to go on (cpu: 12 minutes)
 	@echo "reproduce: profile $(PROFILE), records in $(RUNS); interrupt it at any time, the same command goes on"
-	@status=0; for experiment in $(EXPERIMENTS); do \
+	@experiments="$(EXPERIMENTS)"; status=0; \
+	[ -n "$$experiments" ] || experiments=$$($(IN)/python scripts/suite.py $(SUITE) $(PROFILE)) || exit 2; \
+	for experiment in $$experiments; do \
 	  echo; echo "== $$experiment: $$(grep -oE 'profile=$(PROFILE): [^.]*|Any profile: [^.]*' conf/experiment/$$experiment.yaml | head -n 1)"; \
 	  $(IN)/python scripts/run.py experiment=$$experiment profile=$(PROFILE) runs_dir=$(RUNS) \
 	    $$([ $$experiment = table2 ] && echo $(SEEDS)) $(OVERRIDES); \
@@ -47,10 +46,10 @@ reproduce: $(STAMP) ## Run the main experiments and draw the report; call it aga
 	exit $$status
 
 latency: ## The experiments on latency and memory alone, and the report (one GPU: see README, "Time")
-	@$(MAKE) --no-print-directory reproduce EXPERIMENTS="$(LATENCY)"
+	@$(MAKE) --no-print-directory reproduce SUITE=latency
 
 accuracy: ## The whole study of accuracy, five seeds everywhere, and the report (one GPU: see README, "Time")
-	@$(MAKE) --no-print-directory reproduce EXPERIMENTS="$(ACCURACY)" SEEDS=
+	@$(MAKE) --no-print-directory reproduce SUITE=accuracy SEEDS=
 
 report: $(STAMP) ## Draw tables, figures and verdicts from the records (under 30 seconds)
 	@echo; echo "== report: under 30 seconds"

@@ -19,8 +19,8 @@ from typing import Any
 # Hydra then raises what went wrong instead of printing it; main() below says it in one line.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 # libgomp's threads wait for each other by spinning for milliseconds, and stand still as soon as anything else wants a
-# core: a training step of a million parameters took 0.06 s on two idle cores and 3.4 s on two shared ones. With this
-# shorter wait 0.06 and 0.2 s. Set before torch is loaded.
+# core: a training step of a million parameters took 0.06 s on two idle cores and 3.4 s on two shared ones, with this
+# shorter wait 0.2 s. Profile cpu has one thread and waits for none (conf/profile/cpu.yaml). Set before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import hydra
@@ -38,6 +38,7 @@ from adafuse import stages
 from adafuse.compose import build, register
 from adafuse.config import Config, Task, Weights
 from adafuse.evaluation.suites import check_suite
+from hydra_plugins.isolated_launcher import CHILD
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 DONE, FAILED, WRONG = 0, 1, 2
@@ -81,7 +82,8 @@ def run_cell(composed: Any) -> int:
         command = shlex.join(["python", "scripts/run.py", *overrides])
         outcome = stages.run(config, command, chosen.runtime.choices.get("experiment"))
     except (OmegaConfBaseException, ValueError, OSError) as error:
-        return refuse(error, sweep_job=overrides if chosen.mode is RunMode.MULTIRUN else None)
+        of_a_sweep = chosen.mode is RunMode.MULTIRUN or CHILD in chosen.overrides.hydra
+        return refuse(error, sweep_job=overrides if of_a_sweep else None)
     except Exception:
         traceback.print_exc()
         return FAILED

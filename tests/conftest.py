@@ -22,6 +22,7 @@ from adafuse import compose as schema
 from adafuse.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
 METHODS = ["lora", "mola", "moral", "pesc", "mixlora", "adafuse", "adafuse_layerwise"]
 VARIANTS = [
     *([f"method={name}"] for name in METHODS),
@@ -43,6 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def options(group: str) -> list[str]:
+    """The names of a group's files in conf/."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def compose(*overrides: str) -> Config:

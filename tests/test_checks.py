@@ -14,7 +14,7 @@ from adafuse.bench.checks import Check, run_checks
 from adafuse.config import Runtime, StrategyName
 from adafuse.engine import decoders
 from adafuse.engine.make import make
-from adafuse.refused_arms import MERGING
+from adafuse.refusals import MERGING
 from adafuse.strategies import merge
 from conftest import GEOMETRY, compose
 

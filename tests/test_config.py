@@ -17,14 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from adafuse import compose as schema
 from adafuse.config import Config, Task, Weights
 from adafuse.evaluation.suites import check_suite
-from conftest import ROOT, compose
-
-CONF = ROOT / "conf"
-
-
-def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
+from conftest import CONF, ROOT, compose, options
 
 EXPERIMENTS, PROFILES = options("experiment"), options("profile")
 
@@ -98,10 +91,30 @@ def test_every_option_composes(group: str) -> None:
 
 def test_every_set_of_arms_is_used() -> None:
     text = "".join(path.read_text() for path in (CONF / "experiment").glob("*.yaml"))
-    for group in ("batch", "scan"):
-        assert f"override /arms: {group}/${{profile}}" in text
-        assert {path.stem for path in (CONF / "arms" / group).glob("*.yaml")} == set(options("profile"))
-    assert [name for name in options("arms") if name != "all" and f"override /arms: {name}" not in text] == []
+    chosen = set(re.findall(r"override /arms: (\w+)$", text, re.MULTILINE))
+    chosen |= set(
+        re.findall(r"\w+:(\w+)", " ".join(re.findall(r"override /arms: (\$.*)$", text, re.MULTILINE)))
+    )
+    assert set(options("arms")) - chosen == {"all"}
+
+
+@pytest.mark.parametrize("group", ["model", "experts", "arms", "data", "suite"])
+def test_no_file_only_points_to_another(group: str) -> None:
+    """What is chosen by profile is chosen where it is used; a thing is called as its file is."""
+    assert not [path for path in (CONF / group).iterdir() if path.is_dir()]
+    for path in (CONF / group).glob("*.yaml"):
+        assert set(yaml.safe_load(path.read_text())) - {"defaults"}, path
+        if group != "experts":
+            assert getattr(compose(f"{group}={path.stem}"), group).name == path.stem
+
+
+def test_a_profile_without_a_choice_is_named_in_one_line(conf: Path) -> None:
+    cpu = (CONF / "profile/cpu.yaml").read_text()
+    (conf / "profile/mine.yaml").write_text(cpu.replace("profile: cpu", "profile: mine"))
+    with pytest.raises(
+        (ConfigCompositionException, OmegaConfBaseException), match="profile=mine has no value here"
+    ):
+        compose_from(conf, "experiment=table2", "profile=mine")
 
 
 def test_an_experiment_wins_over_a_profile_and_the_command_line_over_both() -> None:

@@ -11,7 +11,7 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.bench import cost, device, exclusions, latency, layer
 from adafuse.config import StrategyName
 from adafuse.kernels import naive
-from adafuse.refused_arms import PEFT
+from adafuse.refusals import PEFT
 from conftest import GEOMETRY, compose
 
 QUICK = ["latency.rounds=2", "latency.check_tokens=8", "latency.trained_adapters=false", "context=8"]

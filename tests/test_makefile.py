@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import pytest
 from conftest import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
-PYTHON = """#!/bin/sh
+PYTHON = f"""#!/bin/sh
+case "$1" in scripts/suite.py) exec {sys.executable} "$@" ;; esac
 echo "$@" >> "$SAID"
 case "$*" in
-  *experiment=$FAILS\\ *) exit ${STATUS:-1} ;;
-  *report.py*) exit ${REPORT:-0} ;;
+  *experiment=$FAILS\\ *) exit ${{STATUS:-1}} ;;
+  *report.py*) exit ${{REPORT:-0}} ;;
 esac
 """
 
@@ -29,7 +31,7 @@ def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 
 @pytest.fixture
 def venv(tmp_path: Path) -> Path:
-    """An environment that looks installed, and whose python only writes down what it is asked."""
+    """An environment that looks installed; its python runs suite.py alone, and writes down what else it is asked."""
     folder = tmp_path / "venv"
     (folder / "bin").mkdir(parents=True)
     (folder / "bin/python").write_text(PYTHON)
@@ -103,6 +105,20 @@ def test_an_interrupt_stops_everything(venv: Path) -> None:
     status, said = reproduce(venv, "PROFILE=cpu", FAILS="table1", STATUS="130")
     assert status != 0
     assert len(said) == 2
+
+
+def test_experiments_can_be_named(venv: Path) -> None:
+    status, said = reproduce(venv, "PROFILE=cpu", "EXPERIMENTS=table6 drift")
+    assert status == 0
+    assert [line.split()[1] for line in said[:-1]] == ["experiment=table6", "experiment=drift"]
+
+
+@pytest.mark.parametrize("wrong", ["PROFILE=nonesuch", "SUITE=nonesuch"])
+def test_a_suite_or_a_profile_that_does_not_exist_is_one_line(wrong: str, venv: Path) -> None:
+    done = make("reproduce", f"VENV={venv}", "PROFILE=cpu", wrong, SAID=str(venv / "said"), FAILS="none")
+    assert done.returncode != 0 and not (venv / "said").exists()
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert line.startswith(f"error: there is no {wrong.split('=')[0].lower()} nonesuch: choose from ")
 
 
 @pytest.mark.parametrize(("status", "profile"), [(0, "gpu"), (9, "cpu")])

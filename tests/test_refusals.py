@@ -93,7 +93,7 @@ def test_what_is_refused_is_what_the_kernels_take() -> None:
     """Configuration is checked without Triton, so the bounds stand in two places."""
     from adafuse.kernels import config as gather_config
     from adafuse.kernels import gemv, ops
-    from adafuse.refused_arms import FUSED_MAX_BATCH
+    from adafuse.refusals import FUSED_MAX_BATCH
 
     assert gemv.MAX_TOKENS == FUSED_MAX_BATCH
     assert gather_config.FEW_TOKENS == ops.FEW_TOKENS

@@ -12,7 +12,7 @@ from adafuse.config import Config, ExpertKind, Routing, Runtime, StrategyName
 from adafuse.engine.decode import forward_logits, generate
 from adafuse.engine.make import make
 from adafuse.model.projections import join
-from adafuse.refused_arms import MERGING, PEFT, refuse_strategy
+from adafuse.refusals import MERGING, PEFT, refuse_strategy
 from adafuse.strategies import merge
 from adafuse.strategies.joined import Extended, make_room
 from conftest import GEOMETRY, compose

@@ -60,10 +60,11 @@ class Experts:
 
 @dataclass
 class Method:
-    """A published recipe; conf/method/*.yaml says where each value comes from."""
+    """A published recipe. conf/method/*.yaml hold what differs from these defaults, and its source."""
 
     name: str = MISSING
     routing: Routing = MISSING
+    # where routing=token takes its one decision
     router_input: RouterInput = RouterInput.first_linear
     # the token router reads its input at a root mean square of 1, wherever it looks: places differ in scale
     router_norm: bool = False
@@ -71,7 +72,7 @@ class Method:
     expert_kind: ExpertKind = ExpertKind.lora
     # linears that carry experts; null: all of the cell's targets; []: the plain backbone
     expert_targets: list[str] | None = None
-    # one expert of the whole budget (plain LoRA) instead of the cell's experts
+    # one expert of the whole budget (plain LoRA); null: the cell's experts (conf/experts)
     rank: int | None = None
     count: int | None = None
     alpha: float | None = None

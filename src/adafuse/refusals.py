@@ -1,20 +1,22 @@
 """Combinations that cannot work, each refused with one line that names the key and the cure.
 
-In: a `Config`. Out: nothing, or a ValueError, before anything heavy is imported.
-Next: refused_arms.py.
+In: a `Config`, or a method and a strategy. Out: nothing, or a ValueError, before anything heavy is imported.
+Next: cell_names.py and identity.py, for what is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from operator import attrgetter
 
 from adafuse.config import (
     LINEARS,
+    Arm,
     Config,
-    Drift,
     ExpertKind,
     Experts,
-    Kernel,
+    GateSource,
+    Latency,
     Method,
     Normalisation,
     Routing,
@@ -24,8 +26,12 @@ from adafuse.config import (
     Weights,
 )
 from adafuse.data.families import LEVELS
-from adafuse.refused_arms import PEFT, check_arms, refuse, refuse_batch, refuse_strategy
 
+# PEFT's own code, launched as its users do
+PEFT = (StrategyName.peft, StrategyName.peft_merge)
+MERGING = (StrategyName.simple_merge, StrategyName.switch, StrategyName.rebase)
+# rows of one `fused` launch: beyond them library products read the weights as fast (kernels/README.md)
+FUSED_MAX_BATCH = 2
 # what task=kernel can time (bench/kernel_cases.py), and the linears that a merge writes
 KERNELS = (
     *("switch", "rebase", "shrink_expand", "expand_all", "gather", "gather_routed"),
@@ -33,124 +39,73 @@ KERNELS = (
 )
 KERNEL_TARGETS = {"qv": ("q_proj", "v_proj"), "qkvo": LINEARS[:4], "all": LINEARS}
 
+AT_LEAST = {
+    **dict.fromkeys(("experts.rank", "experts.count", "experts.top_k", "batch", "context"), 1),
+    **{
+        f"{stage}.{key}": 1
+        for stage in ("pretrain", "train")
+        for key in ("steps", "batch", "accumulation", "max_length", "save_every_steps")
+    },
+    "latency.block_tokens": 64,
+    "latency.rounds": 2,
+    "latency.check_tokens": 4,  # the check behind padding holds four positions against the reference
+    **dict.fromkeys(("kernel.replays", "drift.refresh_every", "drift.prompts"), 1),
+}
+EACH_AT_LEAST_ONE = ("kernel.ranks", "kernel.tokens", "drift.switches")
+NOT_EMPTY = {
+    "experts.targets": f"choose from {list(LINEARS)}",
+    "arms.run": "name at least one arm",
+    "suite.tasks": "name at least one lm-eval task",
+}
+LAYER_BY_LAYER = (Routing.layerwise, Routing.blockwise)
+
 
 def validate(config: Config) -> None:
     """Refuse what cannot work, naming the key and the cure. Raises ValueError."""
-    _check_experts(config.experts)
+    _check_values(config)
     for method in config.methods.values():
         _check_method(method, config.experts)
-    check_arms(config)
-    refuse_strategy(config.method, config.evaluate_strategy)
+    _check_arms(config)
+    _check_evaluation(config)
     refuse(
-        config.evaluate_strategy in PEFT,
-        "evaluate_strategy=peft times PEFT's own code and is no way to evaluate: use dense",
-    )
-    refuse(
-        not config.evaluate_restore and config.evaluate_strategy is not StrategyName.switch,
-        "evaluate_restore=false is about what in-place merging leaves in the weights: use evaluate_strategy=switch",
-    )
-    if config.task is Task.evaluate:
-        refuse_batch("suite.batch", config.suite.batch, config.evaluate_strategy)
-    for key in ("batch", "context"):
-        refuse(getattr(config, key) < 1, f"{key} must be at least 1")
-    refuse(not config.data.families and not config.data.path, "data.families is empty")
-    refuse(config.data.level not in LEVELS, f"data.level={config.data.level}: choose from {list(LEVELS)}")
-    refuse(not config.suite.tasks, "suite.tasks is empty: name at least one lm-eval task")
-    for stage in ("pretrain", "train"):
-        fit = getattr(config, stage)
-        for key in ("steps", "batch", "accumulation", "max_length", "save_every_steps"):
-            refuse(getattr(fit, key) < 1, f"{stage}.{key} must be at least 1")
-    refuse(config.latency.block_tokens < 64, "latency.block_tokens must be at least 64")
-    refuse(config.latency.rounds < 2, "latency.rounds must be at least 2")
-    # the check behind padding holds four positions against the reference
-    refuse(config.latency.check_tokens < 4, "latency.check_tokens must be at least 4")
-    _check_kernel(config.kernel)
-    _check_drift(config.drift)
-    if config.task is Task.drift:
-        refuse(
-            config.method.routing is not Routing.token,
-            f"method {config.method.name}: task=drift merges one selection into all linears, so routing must be token: "
-            "use method=adafuse",
-        )
-    refuse(config.device not in ("auto", "cpu", "cuda"), "device must be auto, cpu or cuda")
-
-
-def _check_kernel(knobs: Kernel) -> None:
-    known: dict[str, Collection[str]] = {"kernels": KERNELS, "targets": KERNEL_TARGETS}
-    for key, names in known.items():
-        unknown = [name for name in getattr(knobs, key) if name not in names]
-        refuse(bool(unknown), f"kernel.{key} has {unknown}: choose from {list(names)}")
-    for key in ("ranks", "tokens"):
-        values = getattr(knobs, key)
-        refuse(not values or min(values) < 1, f"kernel.{key} must be numbers of at least 1")
-    refuse(knobs.replays < 1, "kernel.replays must be at least 1")
-
-
-def _check_drift(knobs: Drift) -> None:
-    points = knobs.switches
-    refuse(not points or points[0] < 1, "drift.switches must be numbers of at least 1")
-    refuse(points != sorted(set(points)), "drift.switches must rise: it is one sequence, measured on its way")
-    for key in ("refresh_every", "prompts"):
-        refuse(getattr(knobs, key) < 1, f"drift.{key} must be at least 1")
-
-
-def _check_experts(experts: Experts) -> None:
-    unknown = [t for t in experts.targets if t not in LINEARS]
-    refuse(bool(unknown), f"experts.targets has {unknown}: choose from {list(LINEARS)}")
-    refuse(not experts.targets, f"experts.targets is empty: choose from {list(LINEARS)}")
-    for key in ("rank", "count", "top_k"):
-        refuse(getattr(experts, key) < 1, f"experts.{key} must be at least 1")
-    refuse(
-        experts.top_k > experts.count,
-        f"experts.top_k={experts.top_k} exceeds experts.count={experts.count}",
+        config.task is Task.drift and config.method.routing is not Routing.token,
+        f"method {config.method.name}: task=drift merges one selection into all linears, so routing must be token: "
+        "use method=adafuse",
     )
 
 
-def _check_method(method: Method, experts: Experts) -> None:
-    name, quarters = method.name, method.experts_by_quarter
-    for key in ("expert_targets", "static_targets"):
-        unknown = [t for t in getattr(method, key) or [] if t not in LINEARS]
-        refuse(bool(unknown), f"method {name}: {key} has {unknown}: choose from {list(LINEARS)}")
-    if quarters is not None:
-        refuse(len(quarters) != 4, f"method {name}: experts_by_quarter needs four numbers")
-        refuse(
-            min(quarters) < experts.top_k,
-            f"method {name}: experts_by_quarter={quarters} has fewer than experts.top_k={experts.top_k}",
-        )
-        refuse(
-            method.routing is not Routing.layerwise,
-            f"method {name}: experts_by_quarter needs routing=layerwise (a shared gate counts once)",
-        )
-    blockwise = method.routing is Routing.blockwise
+def refuse_strategy(method: Method, strategy: StrategyName) -> None:
+    """Raise ValueError where `strategy` cannot apply the experts of `method`."""
+    cannot = f"method {method.name} cannot use strategy {strategy.name}"
     refuse(
-        blockwise != (method.expert_kind in (ExpertKind.mlp_lora, ExpertKind.bottleneck)),
-        f"method {name}: routing=blockwise goes with expert_kind mlp_lora or bottleneck, and they with it",
-    )
-    plain = method.routing is Routing.token and method.normalisation is Normalisation.softmax_topk_renorm
-    refuse(
-        method.null_expert and not plain,
-        f"method {name}: null_expert leaves a whole token to the backbone, so it needs routing=token and "
-        "normalisation=softmax_topk_renorm: use method=adafuse",
+        strategy in MERGING and method.expert_kind is not ExpertKind.lora,
+        f"{cannot}: its experts are not linear in the weight, so they cannot be merged; use loop, dense or gather",
     )
     refuse(
-        method.router_norm and method.routing is not Routing.token,
-        f"method {name}: router_norm is of the one router that decides for all layers: use method=adafuse",
+        strategy in (StrategyName.switch, StrategyName.rebase) and method.routing is Routing.layerwise,
+        f"{cannot}: its gates are known only layer by layer, so one launch cannot merge all; "
+        "use simple_merge, loop, dense or gather",
     )
     refuse(
-        method.bypass_penalty != 0 and not method.null_expert,
-        f"method {name}: bypass_penalty without null_expert=true does nothing",
+        strategy is StrategyName.fused and method.routing in LAYER_BY_LAYER,
+        f"{cannot}: its kernel must know the experts before it reads the input, and routing={method.routing.name} "
+        "does not; use gather",
     )
     refuse(
-        method.first_expert_block > 0 and method.routing is Routing.blockwise,
-        f"method {name}: first_expert_block is for experts on linears; routing=blockwise has them on MLPs",
+        strategy in PEFT and not method.has_experts,
+        f"{cannot}: it has no adapter; use method lora or adafuse",
     )
     refuse(
-        method.full and method.has_experts,
-        f"method {name}: full=true trains the backbone itself, so expert_targets must be []",
+        strategy is StrategyName.peft and method.routing is not Routing.none,
+        f"{cannot}: PEFT has no router; use method lora, or peft_merge",
     )
     refuse(
-        method.expert_kind is ExpertKind.bottleneck and method.bottleneck_dim < 1,
-        f"method {name}: bottleneck_dim must be at least 1",
+        strategy is StrategyName.peft_merge and method.routing is not Routing.token,
+        f"{cannot}: one merge for all layers needs gates that they share; use method adafuse",
+    )
+    refuse(
+        strategy in PEFT and bool(method.static_targets),
+        f"{cannot}: it does not carry LoRA beside the experts; use static_targets=[]",
     )
 
 
@@ -180,4 +135,198 @@ def refuse_untrained(config: Config) -> None:
     refuse(
         random and config.task in (Task.train, Task.evaluate),
         f"task={config.task.name} on random weights means nothing: set model=small, model=tiny or model.path=FOLDER",
+    )
+
+
+def refuse(wrong: bool, message: str) -> None:
+    """Raise ValueError with `message` if something is `wrong`."""
+    if wrong:
+        raise ValueError(message)
+
+
+def _check_values(config: Config) -> None:
+    """What can be seen of one key at a time, and of two in a group."""
+    for key, cure in NOT_EMPTY.items():
+        refuse(not attrgetter(key)(config), f"{key} is empty: {cure}")
+    for key, least in AT_LEAST.items():
+        refuse(attrgetter(key)(config) < least, f"{key} must be at least {least}")
+    for key in EACH_AT_LEAST_ONE:
+        refuse(min(attrgetter(key)(config), default=0) < 1, f"{key} must be numbers of at least 1")
+    experts, switches = config.experts, config.drift.switches
+    _refuse_unknown("experts.targets", experts.targets, LINEARS)
+    _refuse_unknown("kernel.kernels", config.kernel.kernels, KERNELS)
+    _refuse_unknown("kernel.targets", config.kernel.targets, KERNEL_TARGETS)
+    refuse(
+        experts.top_k > experts.count,
+        f"experts.top_k={experts.top_k} exceeds experts.count={experts.count}",
+    )
+    refuse(
+        switches != sorted(set(switches)), "drift.switches must rise: it is one sequence, measured on its way"
+    )
+    refuse(not config.data.families and not config.data.path, "data.families is empty")
+    refuse(config.data.level not in LEVELS, f"data.level={config.data.level}: choose from {list(LEVELS)}")
+    refuse(config.device not in ("auto", "cpu", "cuda"), "device must be auto, cpu or cuda")
+
+
+def _check_method(method: Method, experts: Experts) -> None:
+    where = f"method {method.name}:"
+    _refuse_unknown(f"{where} expert_targets", method.expert_targets or [], LINEARS)
+    _refuse_unknown(f"{where} static_targets", method.static_targets, LINEARS)
+    _check_quarters(method, experts)
+    blockwise = method.routing is Routing.blockwise
+    refuse(
+        blockwise != (method.expert_kind in (ExpertKind.mlp_lora, ExpertKind.bottleneck)),
+        f"{where} routing=blockwise goes with expert_kind mlp_lora or bottleneck, and they with it",
+    )
+    plain = method.routing is Routing.token and method.normalisation is Normalisation.softmax_topk_renorm
+    refuse(
+        method.null_expert and not plain,
+        f"{where} null_expert leaves a whole token to the backbone, so it needs routing=token and "
+        "normalisation=softmax_topk_renorm: use method=adafuse",
+    )
+    refuse(
+        method.router_norm and method.routing is not Routing.token,
+        f"{where} router_norm is of the one router that decides for all layers: use method=adafuse",
+    )
+    refuse(
+        method.bypass_penalty != 0 and not method.null_expert,
+        f"{where} bypass_penalty without null_expert=true does nothing",
+    )
+    refuse(
+        method.first_expert_block > 0 and blockwise,
+        f"{where} first_expert_block is for experts on linears; routing=blockwise has them on MLPs",
+    )
+    refuse(
+        method.full and method.has_experts,
+        f"{where} full=true trains the backbone itself, so expert_targets must be []",
+    )
+    refuse(
+        method.expert_kind is ExpertKind.bottleneck and method.bottleneck_dim < 1,
+        f"{where} bottleneck_dim must be at least 1",
+    )
+
+
+def _check_quarters(method: Method, experts: Experts) -> None:
+    where, quarters = f"method {method.name}:", method.experts_by_quarter
+    if quarters is None:
+        return
+    refuse(len(quarters) != 4, f"{where} experts_by_quarter needs four numbers")
+    refuse(
+        min(quarters) < experts.top_k,
+        f"{where} experts_by_quarter={quarters} has fewer than experts.top_k={experts.top_k}",
+    )
+    refuse(
+        method.routing is not Routing.layerwise,
+        f"{where} experts_by_quarter needs routing=layerwise (a shared gate counts once)",
+    )
+
+
+def _check_arms(config: Config) -> None:
+    """Refuse arms that the cell cannot hold."""
+    arms, methods = config.arms, config.methods
+    for name in arms.run:
+        refuse(name not in arms.table, f"unknown arm '{name}': choose from {sorted(arms.table)}")
+        arm = arms.table[name]
+        refuse(
+            arm.method not in methods,
+            f"arm {name}: unknown method '{arm.method}': choose from {sorted(methods)}",
+        )
+        refuse_strategy(methods[arm.method], arm.strategy)
+        _refuse_batch(f"arm {name}: batch", config.batch, arm.strategy)
+        _refuse_runtime(f"arm {name}:", arm, methods[arm.method], config.batch)
+        _refuse_gates(f"arm {name}:", methods[arm.method], config.latency)
+    refuse(len(set(arms.run)) < len(arms.run), "arms.run names an arm twice")
+    refuse(
+        config.task is Task.memory and len(arms.run) > 1,
+        "task=memory measures one arm a process: arms.run=[NAME]",
+    )
+    refuse(
+        config.latency.gates is GateSource.distinct and config.experts.count < config.experts.top_k * 2,
+        "latency.gates=distinct needs twice as many experts as experts.top_k: a token shares none with the one before",
+    )
+    _refuse_share(config)
+
+
+def _check_evaluation(config: Config) -> None:
+    strategy = config.evaluate_strategy
+    refuse_strategy(config.method, strategy)
+    refuse(
+        strategy in PEFT,
+        "evaluate_strategy=peft times PEFT's own code and is no way to evaluate: use dense",
+    )
+    refuse(
+        not config.evaluate_restore and strategy is not StrategyName.switch,
+        "evaluate_restore=false is about what in-place merging leaves in the weights: use evaluate_strategy=switch",
+    )
+    if config.task is Task.evaluate:
+        _refuse_batch("suite.batch", config.suite.batch, strategy)
+
+
+def _refuse_unknown(key: str, names: Collection[str], known: Collection[str]) -> None:
+    unknown = [name for name in names if name not in known]
+    refuse(bool(unknown), f"{key} has {unknown}: choose from {list(known)}")
+
+
+def _refuse_batch(key: str, batch: int, strategy: StrategyName) -> None:
+    refuse(
+        strategy is StrategyName.fused and batch > FUSED_MAX_BATCH,
+        f"{key}={batch} exceeds the {FUSED_MAX_BATCH} rows that strategy fused serves: use gather",
+    )
+
+
+def _refuse_runtime(where: str, arm: Arm, method: Method, batch: int) -> None:
+    """Static runtimes launch the same kernels for every token, and the host sees nothing in between."""
+    strategy = f"{where} strategy {arm.strategy.name}"
+    refuse(
+        arm.strategy is StrategyName.peft_merge and batch > 1,
+        f"{strategy} merges one selection for the whole batch: use batch=1",
+    )
+    if arm.runtime is Runtime.eager:
+        return
+    refuse(
+        arm.strategy in PEFT,
+        f"{strategy} is PEFT's own Python, which runs eagerly: use runtime=eager",
+    )
+    refuse(
+        arm.strategy is StrategyName.loop and method.has_experts,
+        f"{strategy} waits for the host at every expert, so runtime={arm.runtime.name} cannot capture it: "
+        "use masked_loop, the same loop without the waiting",
+    )
+    merged_per_token = arm.strategy in MERGING and method.routing is not Routing.none
+    refuse(
+        merged_per_token and arm.runtime is Runtime.compiled,
+        f"{strategy} rewrites weights that torch.compile takes for constant within a step, and may use before they "
+        "are written: use runtime=graph",
+    )
+    refuse(
+        merged_per_token and batch > 1,
+        f"{strategy} compares the gates of a batch on the host, so runtime={arm.runtime.name} needs batch=1",
+    )
+
+
+def _refuse_gates(where: str, method: Method, knobs: Latency) -> None:
+    """A table of gates replaces one decision per token; a decision per layer is taken inside the kernels."""
+    refuse(
+        knobs.gates is not GateSource.router and method.routing in LAYER_BY_LAYER,
+        f"{where} latency.gates={knobs.gates.name} replaces one decision for all layers, and method {method.name} "
+        "takes many: use arms of adafuse, or latency.gates=router",
+    )
+    refuse(
+        knobs.bypass_share > 0 and method.routing is Routing.token and not method.null_expert,
+        f"{where} latency.bypass_share={knobs.bypass_share} leaves tokens to the backbone, which the router of "
+        f"method {method.name} cannot: use method={method.name} method.null_expert=true",
+    )
+
+
+def _refuse_share(config: Config) -> None:
+    share = config.latency.bypass_share
+    key = f"latency.bypass_share={share}"
+    refuse(not 0 <= share <= 1, f"{key} must be between 0 and 1: it is the share of tokens without experts")
+    refuse(
+        share > 0 and config.latency.gates is GateSource.router,
+        f"{key} is part of a table of gates, and latency.gates=router has none: use latency.gates=uniform",
+    )
+    refuse(
+        share > 0 and config.task is Task.trace,
+        f"{key} mixes two kinds of tokens, and task=trace looks at one: use task=latency",
     )

@@ -19,7 +19,7 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.config import GateSource, Routing, Runtime, StrategyName
 from adafuse.engine.make import make
 from adafuse.kernels.ops import Shape
-from adafuse.refused_arms import MERGING
+from adafuse.refusals import MERGING
 
 # How often a merged token reads and writes each adapted weight at least, beside the product that reads it: PEFT puts
 # its experts in and takes them out again (and passes more often: once per expert, and over each product by itself).

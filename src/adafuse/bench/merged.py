@@ -22,7 +22,7 @@ from adafuse.adapters.experts import LoraExperts
 from adafuse.adapters.layers import AdaptedLinear
 from adafuse.config import StrategyName
 from adafuse.engine.decoders import Decoder
-from adafuse.refused_arms import MERGING
+from adafuse.refusals import MERGING
 
 # In units of eps / 2, the most that one rounding moves a number: that of a sum in fp32 rounds once for every term, of
 # which a switch's 2K experts of rank R have more than a hundred. Roundings are 0.4 of eps / 2 in the mean, so that

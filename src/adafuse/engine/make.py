@@ -11,7 +11,7 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.config import Runtime, StrategyName
 from adafuse.engine.decoders import Decoder, Eager
 from adafuse.engine.graph import Static
-from adafuse.refused_arms import PEFT, refuse_strategy
+from adafuse.refusals import PEFT, refuse_strategy
 
 
 def make(
