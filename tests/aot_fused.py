@@ -12,22 +12,23 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from adafuse.kernels import fused, gemv
+from adafuse.kernels.config import fit_gemv, gemv_config
 
 Case = tuple[str, Any, dict[str, str], dict[str, Any], int]
-POINTERS = {"index_ptr": "*i64", "gate_ptr": "*fp32", "h_ptr": "*fp32", "flags_ptr": "*i32"}
-UNALIGNED = {*fused.EDGES, "index_ptr", "gate_ptr", "flags_ptr"}
+POINTERS = {"p_index": "*i64", "p_gate": "*fp32", "p_h": "*fp32", "p_flags": "*i32"}
+UNALIGNED = {*fused.UNSPECIALISED, *fused.UNALIGNED}
 
 
 def case(kernel: Any, tokens: int, in_features: int, rank: int = 0, top_k: int = 2) -> Case:
     """Name, kernel, signature, constants and warps of one launch in bf16 with the configuration used for its sizes."""
-    cut = gemv.fit(gemv.config_of(tokens, experts=rank > 0), in_features, [4096], 3 * rank or 1)
-    constants = {"bias_ptr": None, "T": tokens, **gemv.constants(cut, in_features)}
+    cut = fit_gemv(gemv_config(tokens, experts=rank > 0), in_features, [4096], 3 * rank or 1)
+    constants = {"p_bias": None, "T": tokens, **gemv.constants(cut, in_features)}
     num_warps = constants.pop("num_warps")
     if rank:
         constants |= {"K": top_k, "R": rank, "SHRINK_ROWS": cut.shrink_rows}
     kinds = {"scaling": "fp32"} | dict.fromkeys(constants, "constexpr") | POINTERS
     signature = {
-        name: kinds.get(name, "*bf16" if name.endswith("_ptr") else "i32") for name in kernel.arg_names
+        name: kinds.get(name, "*bf16" if name.startswith("p_") else "i32") for name in kernel.arg_names
     }
     return f"{kernel.__name__} T={tokens} I={in_features} R={rank}", kernel, signature, constants, num_warps
 

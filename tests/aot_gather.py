@@ -1,4 +1,4 @@
-"""Compiles the launches of gather.py, gather_routed.py and route.py for GPUs that need not be there.
+"""Compiles the launches of gather.py and route.py for GPUs that need not be there.
 
 In: nothing; run as a script with TRITON_INTERPRET unset. Tensors without storage go through the real launchers, so that
 what is compiled is what would be launched. Out: a line for every kernel; exit code 1 when one has no 128-bit load,
@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from adafuse.kernels import gather, gather_routed, route
+from adafuse.kernels import gather, route
 from adafuse.kernels.config import FEW_TOKENS
 
 POINTERS = {
@@ -87,7 +87,7 @@ def launch_all(tokens: int, rank: int, dtype: torch.dtype) -> None:
     gather.expand_all_(y, u, lora_B, index, weight, members, 2.0)
     # rows that are an odd multiple of 8 long: the logits of one router of 8 experts end them
     y, u, logits = empty(tokens, 4096 + 8 * rank + 8).tensor_split([4096, 4096 + 8 * rank], dim=1)
-    gather_routed.expand_routed_(y, u, logits, empty(8, 4096, rank), [(0, 4096)], 2, False, 2.0)
+    gather.expand_routed_(y, u, logits, empty(8, 4096, rank), [(0, 4096)], 2, False, 2.0)
     if tokens <= FEW_TOKENS:
         index, weight, lora_A = index[:, 0], weight[:, 0], empty(8, 2 * rank, inputs)
         gather.expand_(y, gather.shrink(x, lora_A, index), lora_B, index, weight, members, 2.0)

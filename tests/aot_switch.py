@@ -9,13 +9,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from adafuse.kernels import switch
+from adafuse.kernels.config import SwitchConfig, switch_config, switch_stages
 
 # what one program may have on an A100 and on an H200
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 
 
 def constexprs(
-    rank: int, slots: int, held: int, config: switch.Config, shared_bytes: int
+    rank: int, slots: int, held: int, config: SwitchConfig, shared_bytes: int
 ) -> dict[str, object]:
     """What `_launch` passes for bfloat16 weights whose rows begin at multiples of 32 bytes."""
     product = switch.contraction(rank, slots)
@@ -28,7 +29,7 @@ def constexprs(
         "ROW_STEP": 16,
         "BLOCK_O": config.block_o,
         "BLOCK_I": config.block_i,
-        "STAGES": switch.stages(config, product["DEPTH"], 2, shared_bytes),
+        "STAGES": switch_stages(config, product["DEPTH"], 2, shared_bytes),
     }
 
 
@@ -46,29 +47,29 @@ def narrow_accesses(ptx: str, least_bytes: int) -> list[str]:
 
 
 def compiled(rank: int, slots: int, held: int, arch: int) -> object:
-    config = switch._config(torch.bfloat16, rank)
+    config = switch_config(torch.bfloat16, rank)
     constants = constexprs(rank, slots, held, config, SHARED_BYTES[arch])
     signature = {
-        "strips": "*i64",
-        "index_S": "*i64",
-        "gate_S": "*fp32",
-        "held_H": "*fp32",
+        "p_strips": "*i64",
+        "p_index": "*i64",
+        "p_gate": "*fp32",
+        "p_held": "*fp32",
         **dict.fromkeys(constants, "constexpr"),
     }
     source = ASTSource(fn=switch.switch_kernel, signature=signature, constexprs=constants)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": config.num_warps})
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": config.warps})
 
 
 def main() -> None:
     for rank, slots, held in CASES:
         for arch, shared_bytes in SHARED_BYTES.items():
-            binary, config = compiled(rank, slots, held, arch), switch._config(torch.bfloat16, rank)
+            binary, config = compiled(rank, slots, held, arch), switch_config(torch.bfloat16, rank)
             ptx, shared = binary.asm["ptx"], binary.metadata.shared
             writes = ptx.count("st.global.L1::evict_first.L2::cache_hint.v4.b32")
             reads = [int(width, 16) for width in ASYNC.findall(ptx)]
             # of a small tile of B a thread has fewer than 16 bytes to read
             tile_B = 2 * config.block_o * switch.contraction(rank, slots)["DEPTH"]
-            least = min(16, tile_B // (32 * config.num_warps))
+            least = min(16, tile_B // (32 * config.warps))
             name = f"sm_{arch} rank {rank} slots {slots} held {held}"
             print(
                 f"{name}: {writes} writes of W, {len(reads)} asynchronous reads, {shared} bytes of shared memory"

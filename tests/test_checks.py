@@ -1,4 +1,4 @@
-"""bench/checks.py and merged.py: what a check could tell is said, and weights that hold the wrong experts are found."""
+"""bench/checks.py: what a check could tell is said, and weights that hold the wrong experts are found."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,7 @@ import torch
 from adafuse.adapters import reference
 from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.adapters.router import Gates
-from adafuse.bench import checks, merged
+from adafuse.bench import checks
 from adafuse.bench.checks import Check, run_checks
 from adafuse.config import Runtime, StrategyName
 from adafuse.engine import decoders
@@ -164,7 +164,7 @@ def test_a_bound_that_tells_little_says_so(tiny_llama) -> None:
     little = checked(tiny_llama(), StrategyName.switch, ["method=adafuse"], torch.bfloat16, scale=0.01)[
         "merged"
     ]
-    assert telling.bound < merged.TELLING < little.bound and little.passed
+    assert telling.bound < checks.TELLING < little.bound and little.passed
     assert "says little" in little.detail and "says little" not in telling.detail
 
 
@@ -174,13 +174,13 @@ def test_no_selection_is_larger_than_the_largest_expert(tiny_llama) -> None:
     randomise(adapter, seed=1, scale=0.3)
     for site in adapter.linears():
         each = [float(reference.delta(site.lora, [e], [1.0]).norm()) for e in range(4)]
-        assert merged._largest(site.lora) == pytest.approx(max(each))
+        assert checks._largest(site.lora) == pytest.approx(max(each))
         assert reference.delta(site.lora, [0, 2], [0.9, 0.1]).norm() < max(each)
 
 
 def test_nothing_that_is_no_number_passes() -> None:
-    sound, broken = merged.Merged(0.01, 0.1, 1.0), merged.Merged(float("nan"), 0.1, 1.0)
-    assert merged.nearest([sound, broken]) is broken and merged.nearest([broken, sound]) is broken
+    sound, broken = checks.Merged(0.01, 0.1, 1.0), checks.Merged(float("nan"), 0.1, 1.0)
+    assert checks.nearest([sound, broken]) is broken and checks.nearest([broken, sound]) is broken
     assert not checks._at_most("merged", broken.error, broken.bound, "").passed
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from adafuse.bench import device
-from adafuse.bench.exclusions import exclusion, foreign
+from adafuse.bench.rounds import exclusion, foreign
+from adafuse.machine import nvml_handle
 
 GIB = 2**30
 
@@ -84,9 +85,9 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
         torch.cuda, "get_device_properties", lambda index: types.SimpleNamespace(uuid="made-up")
     )
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 2 * GIB)
-    device._nvml.cache_clear()
+    nvml_handle.cache_clear()
     yield made_up
-    device._nvml.cache_clear()
+    nvml_handle.cache_clear()
 
 
 def test_the_driver_s_words_become_numbers_with_units(driver: Driver) -> None:
@@ -150,7 +151,7 @@ def test_reasons_are_told_apart() -> None:
 )
 def test_a_refusal_leaves_the_key_out(driver: Driver, call: str, lost: set[str] | None) -> None:
     whole = set(device.state("cuda"))
-    device._nvml.cache_clear()
+    nvml_handle.cache_clear()
     driver.refused.add(call)
     seen = device.state("cuda")
     assert set(seen) == (whole - lost if lost else {"load_1min"})

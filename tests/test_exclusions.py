@@ -2,9 +2,8 @@
 
 import pytest
 
-from adafuse.bench import exclusions
-from adafuse.bench.exclusions import Flag, clock_flags, exclusion, throttled
-from adafuse.bench.rounds import Block
+from adafuse.bench import rounds
+from adafuse.bench.rounds import Block, Flag, clock_flags, exclusion, throttled
 
 FINE = {"sm_mhz": 1980.0, "throttle": [], "throttled_ms": {"power": 0.0, "thermal": 0.0}, "cpu_share": 0.2}
 
@@ -68,4 +67,4 @@ def test_without_clocks_there_are_no_flags() -> None:
 
 
 def test_tolerances_are_those_written_down() -> None:
-    assert exclusions.CLOCK_TOLERANCE == 0.02 and exclusions.MAX_THROTTLED_SHARE == 0.01
+    assert rounds.CLOCK_TOLERANCE == 0.02 and rounds.MAX_THROTTLED_SHARE == 0.01

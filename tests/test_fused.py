@@ -7,77 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from adafuse.kernels import fused as kernels
 from adafuse.kernels import gemv, naive
-from adafuse.kernels.naive import Members
-
-EXPERTS = 4
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-INTERPRETED = pytest.mark.skipif(DEVICE == "cuda", reason="kernels are compiled here, and need CUDA tensors")
-MACHINES = [
-    pytest.param("cpu", torch.float32, marks=INTERPRETED),
-    pytest.param("cpu", torch.float16, marks=INTERPRETED),
-    *(
-        pytest.param("cuda", dtype, marks=pytest.mark.gpu)
-        for dtype in (torch.bfloat16, torch.float16, torch.float32)
-    ),
-]
-# tokens, top-k, rank, inputs, outputs; then the first column and width of each member
-CASES = [
-    pytest.param(1, 2, 4, 256, 64, [(0, 32), (32, 16), (48, 16)], id="q,k,v"),
-    pytest.param(2, 2, 8, 640, 96, [(0, 32), (64, 32)], id="q,v of q,k,v"),
-    pytest.param(2, 3, 5, 300, 7, [(0, 7)], id="odd"),
-    pytest.param(1, 1, 12, 2050, 24, [(0, 8), (8, 16)], id="gate,up"),
-]
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Fresh memory holds NaN, so that what a kernel reads before or leaves without a write is seen."""
-    fresh = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *size, **kind: fresh(*size, **kind).fill_(float("nan")))
-
-
-def problem(
-    device: str, dtype: torch.dtype, tokens, top_k, rank, in_features, out_features, members: Members
-) -> dict[str, object]:
-    """Arguments of naive.fused; x is a slice of wider rows."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator).to(device, dtype)
-
-    chosen = [torch.randperm(EXPERTS, generator=generator)[:top_k] for _ in range(tokens)]
-    return {
-        "x_TI": normal(tokens, in_features + 16)[:, :in_features],
-        "weight_OI": normal(out_features, in_features),
-        # large enough that its absence is no matter of rounding
-        "bias_O": 16 * normal(out_features),
-        "lora_A_ECI": normal(EXPERTS, len(members) * rank, in_features) * 0.25,
-        "lora_B_EOR": normal(EXPERTS, sum(width for _, width in members), rank) * 0.25,
-        "index_TK": torch.stack(chosen).to(device),
-        "weight_TK": torch.rand(tokens, top_k, generator=generator).to(device),
-        "members": members,
-        "scaling": 2.0,
-    }
-
-
-def flags_of(x: Tensor) -> Tensor:
-    return torch.zeros(2, dtype=torch.int32, device=x.device)
-
-
-def agrees(got: Tensor, want: Tensor) -> bool:
-    """Whether two roundings of the same sums: half a unit each, and one for the order of the fp32 sums.
-
-    In units of the largest value, since what cancels in a sum keeps the error of its terms; fp32 gets the 32 units
-    that thousands of terms added in another order come to.
-    """
-    units = 32 if got.dtype == torch.float32 else 2
-    return bool(
-        (got.float() - want.float()).abs().max() <= units * torch.finfo(got.dtype).eps * want.abs().max()
-    )
+from adafuse.kernels.config import FUSED_MAX_BATCH, GemvConfig, fit_gemv
+from synthetic_fused import (
+    CASES,
+    DEVICE,
+    EXPERTS,
+    MACHINES,
+    agrees,
+    flags_of,
+    poison,  # noqa: F401  # autouse
+    problem,
+)
 
 
 @pytest.mark.parametrize("sizes", [case.values for case in CASES], ids=[case.id for case in CASES])
@@ -135,7 +78,7 @@ def test_every_program_that_raises_the_flag_comes_before_the_first_that_waits(sh
     tokens, top_k, rank, _, _, members = sizes = CASES[1].values
     args = problem(DEVICE, torch.float32, *sizes)
     flags = flags_of(args["x_TI"])
-    config = gemv.Config(rows=4, tiles=2, block=512, warps=4, shrink_rows=shrink_rows)
+    config = GemvConfig(rows=4, tiles=2, block=512, warps=4, shrink_rows=shrink_rows)
     assert agrees(kernels.fused(**args, flags=flags, turn=0, config=config), naive.fused(**args))
     assert flags.tolist() == [tokens * top_k * len(members) * rank // shrink_rows, 0]
 
@@ -151,27 +94,27 @@ def test_launches_that_take_turns_need_nobody_to_clear_their_flags():
 
 
 def test_rows_of_a_program_belong_to_one_member():
-    config = gemv.Config(rows=8, tiles=4, block=2048, warps=4, shrink_rows=4)
+    config = GemvConfig(rows=8, tiles=4, block=2048, warps=4, shrink_rows=4)
     for edges, columns in [
         ([4096, 0, 4096], 16),
         ([96, 0, 24, 24, 72], 12),
         ([7, 0, 7], 5),
         ([18944, 0, 512], 64),
     ]:
-        cut = gemv.fit(config, 4096, edges, columns)
+        cut = fit_gemv(config, 4096, edges, columns)
         assert all(edge % (cut.rows * cut.tiles) == 0 for edge in edges)
         assert columns % cut.shrink_rows == 0
 
 
 @pytest.mark.parametrize(("in_features", "block"), [(4096, 2048), (3584, 512), (14336, 2048), (11008, 2048)])
 def test_a_block_divides_the_input_where_it_can(in_features, block):
-    config = gemv.Config(rows=2, tiles=1, block=2048, warps=4)
-    assert gemv.fit(config, in_features, [4096], 1).block == block
+    config = GemvConfig(rows=2, tiles=1, block=2048, warps=4)
+    assert fit_gemv(config, in_features, [4096], 1).block == block
 
 
 def test_refusals():
     args = problem(DEVICE, torch.float32, *CASES[0].values)
-    flags, many = flags_of(args["x_TI"]), torch.zeros(gemv.MAX_TOKENS + 1, 256, device=DEVICE)
+    flags, many = flags_of(args["x_TI"]), torch.zeros(FUSED_MAX_BATCH + 1, 256, device=DEVICE)
     with pytest.raises(ValueError, match="gather"):
         gemv.linear(many, args["weight_OI"], None)
     with pytest.raises(ValueError, match="gather"):

@@ -8,7 +8,7 @@ import torch
 from adafuse.adapters import gate_table, reference
 from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.bench.checks import run_checks
-from adafuse.bench.timed_arms import restart_gates
+from adafuse.bench.latency import restart_gates
 from adafuse.config import Config, Experts, GateSource, Runtime, StrategyName
 from adafuse.engine.make import make
 from conftest import GEOMETRY, compose

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adafuse.kernels import gather, gather_routed
+from adafuse.kernels import gather
 from adafuse.kernels.config import (
     FEW_TOKENS,
     MULTIPROCESSORS,
@@ -18,10 +18,10 @@ from adafuse.kernels.config import (
     output_tiles,
     shrink_config,
 )
-from test_gather import (
+from synthetic_gather import (
     SCALING,
     Case,
-    _poison,  # noqa: F401  # autouse, here too
+    _poison,  # noqa: F401  # autouse
     close,
     expanded,
     expanded_all,
@@ -38,7 +38,7 @@ def test_default_configurations_on_both_sides_of_the_threshold(tokens):
     case = Case(tokens, 2, 8, 16, 0, [(0, 40), (40, 24)], "cpu", torch.float32)
     wanted = expanded_routed(case, False)[:2]
     rest = (case.lora_B, case.members, case.top_k, False, SCALING)
-    gather_routed.expand_routed_(case.y, case.u, case.logits, *rest)
+    gather.expand_routed_(case.y, case.u, case.logits, *rest)
     assert close(case.y, *wanted, torch.float32)
 
 

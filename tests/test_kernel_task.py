@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from adafuse import records, stages
-from adafuse.bench import device, kernel, kernel_cases, kernel_steps
-from adafuse.bench.kernel_operands import Case, Draw, sizes_of
+from adafuse.bench import device, kernel
+from adafuse.bench.kernel_work import MERGES, STEPS, Case, Draw, build, sizes_of
 from adafuse.config import Config, Dtype
-from adafuse.kernels import fused, gather, gather_routed, gemv, route, switch
+from adafuse.kernels import fused, gather, gemv, route, switch
+from adafuse.kernels.config import FUSED_MAX_BATCH
 from adafuse.refusals import KERNEL_TARGETS, KERNELS
 from conftest import compose
 
@@ -139,7 +140,7 @@ MUTATIONS = [
     ("shrink_expand", gather, "expand_", scaled),
     ("expand_all", gather, "expand_all_", scaled),
     ("gather", gather, "expand_all_", scaled),
-    ("gather_routed", gather_routed, "expand_routed_", scaled),
+    ("gather_routed", gather, "expand_routed_", scaled),
     ("fused", fused, "fused", scaled),
     ("linear", gemv, "linear", scaled),
     ("route", route, "route", scaled),
@@ -183,7 +184,7 @@ def test_a_kernel_that_raises_does_not_keep_the_others_from_running(tmp_path: Pa
 def test_no_two_blocks_share_operands() -> None:
     sizes, case = sizes_of(configured()), Case("gather", "all", 4, 3)
     draw = Draw(sizes, "cpu", torch.float32, torch.Generator().manual_seed(0))
-    work = kernel_cases.build(case, draw)
+    work = build(case, draw)
     wanted = [want for _, want in work.check()]
     assert len(wanted) == 8, "four projections of the first block and of the last"
     assert not torch.equal(wanted[0], wanted[4])
@@ -208,10 +209,10 @@ def test_the_names_that_the_configuration_takes_are_the_ones_that_are_known() ->
     config = compose("experiment=kernels", "profile=gpu")
     assert config.kernel.kernels == list(KERNELS), "no kernel that no experiment times"
     assert config.kernel.targets == list(KERNEL_TARGETS)
-    timed = {case.kernel for case in kernel_cases.cases(config.kernel)}
-    assert timed == set(KERNELS) == {*kernel_cases.MERGES, *kernel_steps.STEPS}
-    few = [c.tokens for c in kernel_cases.cases(config.kernel) if c.kernel in ("fused", "linear")]
-    assert max(few) <= gemv.MAX_TOKENS
+    timed = {case.kernel for case in kernel.cases(config.kernel)}
+    assert timed == set(KERNELS) == {*MERGES, *STEPS}
+    few = [c.tokens for c in kernel.cases(config.kernel) if c.kernel in ("fused", "linear")]
+    assert max(few) <= FUSED_MAX_BATCH
 
 
 def test_without_a_gpu_it_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from adafuse.kernels import fused, gather, naive, switch
-from test_fused import CASES as FUSED_CASES
-from test_fused import MACHINES, agrees, flags_of, problem
-from test_gather import FEW, SCALING, close, expanded, expanded_all
-from test_gather import TYPES as GATHER_TYPES
-from test_gather import Case as Gathered
-from test_switch import SHAPES as SWITCH_SHAPES
-from test_switch import WHERE, worst_error
-from test_switch import Case as Merged
+from synthetic_fused import CASES as FUSED_CASES
+from synthetic_fused import MACHINES, agrees, flags_of, problem
+from synthetic_gather import FEW, SCALING, close, expanded, expanded_all
+from synthetic_gather import TYPES as GATHER_TYPES
+from synthetic_gather import Case as Gathered
+from synthetic_switch import SHAPES as SWITCH_SHAPES
+from synthetic_switch import WHERE, worst_error
+from synthetic_switch import Case as Merged
 
 
 def bits(tensors: list[Tensor]) -> list[Tensor]:

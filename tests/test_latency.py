@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adafuse import records
 from adafuse.adapters.adapter import Adapter
-from adafuse.bench import cost, device, exclusions, latency, layer
+from adafuse.bench import cost, device, latency, layer, rounds
 from adafuse.config import StrategyName
 from adafuse.kernels import naive
 from adafuse.refusals import PEFT
@@ -147,7 +147,7 @@ def test_flags_of_the_rounds_are_written_and_their_blocks_kept(
     clocks = iter([1980.0] * 7 + [1000.0] + [1980.0] * 100)
     monkeypatch.setattr(device, "state", lambda where: {"sm_mhz": next(clocks)})
     # on a busy machine the slow block may have lost the CPU too, which is said first
-    monkeypatch.setattr(exclusions, "preempted", lambda where, seen: None)
+    monkeypatch.setattr(rounds, "preempted", lambda where, seen: None)
     overrides = ("arms=smoke", "arms.run=[base]", "latency.rounds=5")
     record = measure(tiny_llama(), tmp_path, *overrides)
     (flag,) = record.of("flag")

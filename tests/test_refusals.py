@@ -1,5 +1,8 @@
 """What a runtime or a strategy cannot carry is refused with the reason and the cure, before anything is loaded."""
 
+import subprocess
+import sys
+
 import pytest
 
 from adafuse.refusals import refuse_device
@@ -97,3 +100,12 @@ def test_what_is_refused_is_what_the_kernels_take() -> None:
 
     assert gemv.MAX_TOKENS == FUSED_MAX_BATCH
     assert gather_config.FEW_TOKENS == ops.FEW_TOKENS
+
+
+def test_the_limits_of_the_kernels_are_known_without_torch_and_triton() -> None:
+    """Configuration is checked before anything heavy is imported, against the kernels' own numbers."""
+    script = (
+        "import sys; from adafuse.kernels.config import FUSED_MAX_BATCH, switch_stages; import adafuse.refusals; "
+        "assert not {'torch', 'triton'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

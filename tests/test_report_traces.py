@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import synthetic
-from adafuse.bench.trace_scopes import PARTS as TRACED_PARTS
+from adafuse.bench.trace_parts import PARTS as TRACED_PARTS
 from adafuse.records import load, open_record
 from adafuse.report import draw, figures, find, sheet, traces, traces_figure
 from adafuse.report.cells import Cell

@@ -10,8 +10,7 @@ import pytest
 
 from adafuse import records
 from adafuse.bench import device, rounds
-from adafuse.bench.exclusions import Flag
-from adafuse.bench.rounds import Block, run_rounds
+from adafuse.bench.rounds import Block, Flag, run_rounds
 
 
 class Arm:
@@ -40,7 +39,7 @@ def measure(
         rounds=rounds,
         tokens=64,
         seed=seed,
-        device="cpu",
+        where="cpu",
         on_block=blocks.append,
         on_error=lambda name, error: errors.append(f"{name}: {error}"),
         on_flag=[].append if flags is None else flags.append,
@@ -116,7 +115,7 @@ def gpu_states(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     monkeypatch.setattr(
         device, "state", lambda where: dict(samples.pop(0) if len(samples) > 1 else samples[0])
     )
-    monkeypatch.setattr(rounds.exclusions, "preempted", lambda where, seen: None)
+    monkeypatch.setattr(rounds, "preempted", lambda where, seen: None)
     return samples
 
 

@@ -8,15 +8,7 @@ from torch import Tensor
 
 from adafuse.kernels import naive
 from adafuse.kernels.route import route
-
-TYPES = [
-    pytest.param("cpu", torch.float32, id="cpu-fp32"),
-    pytest.param("cpu", torch.float16, id="cpu-fp16"),
-    *(
-        pytest.param("cuda", dtype, marks=pytest.mark.gpu, id=f"cuda-{name}")
-        for name, dtype in [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)]
-    ),
-]
+from synthetic_gather import TYPES
 
 
 def operands(

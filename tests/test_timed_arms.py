@@ -7,7 +7,7 @@ from adafuse import strategies
 from adafuse.adapters import gate_table
 from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.bench import routing
-from adafuse.bench.timed_arms import DecodeArm, QueryArm
+from adafuse.bench.latency import DecodeArm, QueryArm
 from adafuse.config import Config, GateSource, Runtime, StrategyName
 from adafuse.engine.decode import generate
 from adafuse.engine.decoders import Decoder

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from adafuse import identity, records
-from adafuse.bench import trace, trace_file
-from adafuse.bench.trace_scopes import PARTS, plain_parts, scopes
+from adafuse.bench import trace
+from adafuse.bench.trace_parts import PARTS, plain_parts, scopes
 from adafuse.config import Runtime, StrategyName
 from adafuse.engine.make import make
 from adafuse.model.projections import Joint
@@ -141,7 +141,7 @@ def test_the_file_is_a_chrome_trace_without_the_machine_in_it(traced) -> None:
             assert secret not in text
         events = [event for event in json.loads(text)["traceEvents"] if event["ph"] == "X"]
         assert min(event["ts"] for event in events) == 0
-        launched = [event for event in events if event["pid"] == trace_file.LAUNCHES]
+        launched = [event for event in events if event["pid"] == trace.LAUNCHES]
         assert len(launched) == by_arm(record, "trace")[arm]["launches"]
         assert {event["cat"] for event in launched} <= set(PARTS)
 

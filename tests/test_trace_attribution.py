@@ -6,15 +6,17 @@ import pytest
 
 from adafuse.bench import trace
 from adafuse.bench.trace_parts import (
+    MARK,
+    PREFIX,
     Launch,
     Token,
     by_name,
     by_replay_order,
     part_of_name,
     parts_ms,
+    plain_parts,
     tokens_of,
 )
-from adafuse.bench.trace_scopes import MARK, PREFIX, plain_parts
 from adafuse.config import Runtime, StrategyName
 from adafuse.engine.make import make
 

@@ -10,6 +10,7 @@ import datetime
 import os
 import platform
 import re
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -86,30 +87,43 @@ def folder_name(gpu: str) -> str:
     return "-".join(word for word in words if word not in ("nvidia", "geforce", "tesla")) or "gpu"
 
 
+@cache
+def nvml_handle(uuid: str) -> tuple[Any, Any] | None:
+    """The driver's library (pynvml), initialised, and its handle of the GPU with this UUID as torch prints it.
+
+    By UUID, because CUDA's numbers are not the driver's where CUDA_VISIBLE_DEVICES hides or reorders GPUs. None without
+    the library or the GPU.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError:
+        return None
+
+
 def _gpu() -> dict[str, Any] | None:
     import torch
 
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    driver, limit_w = _nvml(str(properties.uuid))
+    driver, limit_w = _driver(str(properties.uuid))
     return {"gpu": properties.name, "driver": driver, "power_limit_w": limit_w}
 
 
-def _nvml(uuid: str) -> tuple[str | None, float | None]:
-    """Driver version and power limit in watts; None where the driver does not tell (as inside some
-    containers).
-    """
-    try:
-        import pynvml
-    except ImportError:
+def _driver(uuid: str) -> tuple[str | None, float | None]:
+    """Driver version and power limit in watts; None where the driver does not tell (as inside some containers)."""
+    found = nvml_handle(uuid)
+    if found is None:
         return None, None
+    nvml, gpu = found
     try:
-        pynvml.nvmlInit()
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        return driver, pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000
-    except pynvml.NVMLError:
+        return nvml.nvmlSystemGetDriverVersion(), nvml.nvmlDeviceGetPowerManagementLimit(gpu) / 1000
+    except nvml.NVMLError:
         return None, None
 
 

@@ -26,13 +26,12 @@ from adafuse.config import (
     Weights,
 )
 from adafuse.data.families import LEVELS
+from adafuse.kernels.config import FUSED_MAX_BATCH
 
 # PEFT's own code, launched as its users do
 PEFT = (StrategyName.peft, StrategyName.peft_merge)
 MERGING = (StrategyName.simple_merge, StrategyName.switch, StrategyName.rebase)
-# rows of one `fused` launch: beyond them library products read the weights as fast (kernels/README.md)
-FUSED_MAX_BATCH = 2
-# what task=kernel can time (bench/kernel_cases.py), and the linears that a merge writes
+# what task=kernel can time (bench/kernel_work.py), and the linears that a merge writes
 KERNELS = (
     *("switch", "rebase", "shrink_expand", "expand_all", "gather", "gather_routed"),
     *("dense", "fused", "linear", "library_linear", "route"),

@@ -1,7 +1,7 @@
 """What this machine can do, measured before anything is judged by it: bandwidths, and the cost of a launch.
 
 In: `cpu` or `cuda`. Out: a dict of numbers, each a median of several, with its unit in its name. Floors use these and
-never a data sheet. Bandwidths count 1e9 bytes. Next: checks.py.
+never a data sheet. Bandwidths count 1e9 bytes. Next: kernels/stream.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from adafuse.bench import device as machine
+from adafuse.bench import device
+from adafuse.kernels.config import STREAM_BLOCKS
 
 REPEATS = 5
 # an idle GPU takes this long to raise its clocks
@@ -31,7 +32,7 @@ PASSES = {"read": 1, "copy": 2, "rmw": 2}
 Work = Callable[[], object]
 
 
-def calibrate(device: str) -> dict[str, float]:
+def calibrate(where: str) -> dict[str, float]:
     """Measure this machine; the buffers are given back before it returns.
 
     - `read_gbps`: bytes read, by a pass that only reads.
@@ -43,14 +44,12 @@ def calibrate(device: str) -> dict[str, float]:
     On a GPU also those of `graph_costs`. There the bandwidths are of kernels of our own, in the fastest of several
     cuts: torch's copy belongs to the copy engines (kernels/stream.py).
     """
-    found = _bandwidths(device)
-    tiny = torch.ones(1, device=device)
+    found = _bandwidths(where)
+    tiny = torch.ones(1, device=where)
     # milliseconds of a thousand launches are microseconds of one
-    found["launch_us"] = (
-        _median_ms(device, lambda: [tiny.add_(1.0) for _ in range(LAUNCHES)]) * 1e3 / LAUNCHES
-    )
+    found["launch_us"] = _median_ms(where, lambda: [tiny.add_(1.0) for _ in range(LAUNCHES)]) * 1e3 / LAUNCHES
     found["threads"] = float(torch.get_num_threads())
-    if device == "cuda":
+    if where == "cuda":
         found |= graph_costs()
         # the allocator would keep 8 GiB that the timed arms, or a neighbour, may need
         torch.cuda.empty_cache()
@@ -70,22 +69,22 @@ def graph_costs() -> dict[str, float]:
     return {
         "empty_node_us": _node_us(partial(stream.empty, value)),
         "tiny_node_us": _node_us(partial(stream.tiny_, value)),
-        "graph_launch_us": _host_us(machine.captured(partial(stream.empty, value))),
+        "graph_launch_us": _host_us(device.captured(partial(stream.empty, value))),
     }
 
 
-def _bandwidths(device: str) -> dict[str, float]:
-    count = machine.BUFFER_MIB[device] * 2**20 // 4
-    source, target = (torch.ones(count, device=device) for _ in range(2))
-    streams = _streams(device, source, target)
+def _bandwidths(where: str) -> dict[str, float]:
+    count = device.BUFFER_MIB[where] * 2**20 // 4
+    source, target = (torch.ones(count, device=where) for _ in range(2))
+    streams = _streams(where, source, target)
     size_gb = count * 4 / 1e9
-    best_ms = {name: min(_median_ms(device, work) for work in cuts) for name, cuts in streams.items()}
+    best_ms = {name: min(_median_ms(where, work) for work in cuts) for name, cuts in streams.items()}
     return {f"{name}_gbps": PASSES[name] * size_gb / ms * 1e3 for name, ms in best_ms.items()}
 
 
-def _streams(device: str, source: Tensor, target: Tensor) -> dict[str, list[Work]]:
+def _streams(where: str, source: Tensor, target: Tensor) -> dict[str, list[Work]]:
     """Ways to read `source`, to copy it, to rewrite it; a GPU is busy for a while first, on numbers of all kinds."""
-    if device != "cuda":
+    if where != "cuda":
         return {
             "read": [source.sum],
             "copy": [lambda: target.copy_(source)],
@@ -96,24 +95,24 @@ def _streams(device: str, source: Tensor, target: Tensor) -> dict[str, list[Work
     source.normal_()
     begin = time.perf_counter()
     while (time.perf_counter() - begin) * 1e3 < WARMUP_MS:
-        machine.timed_ms(device, lambda: stream.copy_(target, source, stream.BLOCKS[0]))
+        device.timed_ms(where, lambda: stream.copy_(target, source, STREAM_BLOCKS[0]))
     return {
-        "read": [partial(stream.read, source, block) for block in stream.BLOCKS],
-        "copy": [partial(stream.copy_, target, source, block) for block in stream.BLOCKS],
-        "rmw": [partial(stream.scale_, source, FACTOR, block) for block in stream.BLOCKS],
+        "read": [partial(stream.read, source, block) for block in STREAM_BLOCKS],
+        "copy": [partial(stream.copy_, target, source, block) for block in STREAM_BLOCKS],
+        "rmw": [partial(stream.scale_, source, FACTOR, block) for block in STREAM_BLOCKS],
     }
 
 
-def _median_ms(device: str, work: Work) -> float:
+def _median_ms(where: str, work: Work) -> float:
     work()
-    return median(machine.timed_ms(device, work) for _ in range(REPEATS))
+    return median(device.timed_ms(where, work) for _ in range(REPEATS))
 
 
 def _node_us(launch: Work) -> float:
     """Microseconds of a node: a long graph's time over its nodes, so that the graph's own launch is spread thin."""
-    replay = machine.captured(lambda: [launch() for _ in range(NODES)])
+    replay = device.captured(lambda: [launch() for _ in range(NODES)])
     replay()
-    return median(machine.queued_ms(replay, REPEATS)) * 1e3 / NODES
+    return median(device.queued_ms(replay, REPEATS)) * 1e3 / NODES
 
 
 def _host_us(replay: Callable[[], None]) -> float:

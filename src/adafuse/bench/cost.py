@@ -6,7 +6,7 @@ while a decode step runs; bytes follow from what a step must touch at least. Nex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,14 +114,11 @@ def backbone_bytes(model: nn.Module, prompt: Tensor) -> int:
     """Every weight once (of the input embedding only the rows in use) and the KV cache once."""
     embedding = model.get_input_embeddings().weight
     tied = model.get_output_embeddings().weight is embedding
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    unread = (
-        0 if tied else (embedding.shape[0] - prompt.shape[0]) * embedding.shape[1] * embedding.element_size()
-    )
+    unread = 0 if tied else embedding[prompt.shape[0] :].nbytes
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv_row = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * embedding.element_size()
-    return weights - unread + prompt.numel() * kv_row
+    return _bytes(model.parameters()) - unread + prompt.numel() * kv_row
 
 
 def adapter_bytes(
@@ -131,7 +128,7 @@ def adapter_bytes(
     if adapter is None:
         return 0
     seen = seen or {}
-    total = sum(r.weight.numel() * r.weight.element_size() for r in adapter.routers().values())
+    total = _bytes(router.weight for router in adapter.routers().values())
     passes = WEIGHT_PASSES.get(strategy, 0) * (seen.get("merged_share", 1.0) if strategy in SKIP else 1.0)
     if strategy in WEIGHT_PASSES and adapter.method.routing is Routing.none:
         return total  # merged once, before the first token
@@ -139,11 +136,11 @@ def adapter_bytes(
         experts = getattr(site, "experts", None)
         if experts is None:
             continue
-        each = _bytes(experts) // experts.count
+        each = _bytes(experts.parameters()) // experts.count
         read = experts_read(experts.count, adapter.geometry.top_k, strategy, batch, seen)
         total += round(read * each)
         if passes:
-            total += round(passes * 2 * _bytes(site.base))
+            total += round(passes * 2 * _bytes(site.base.parameters()))
     return total
 
 
@@ -161,20 +158,20 @@ def experts_read(
     return count * seen.get("touched_share", even)
 
 
-def _bytes(module: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in module.parameters())
-
-
 def weights_gib(model: nn.Module, adapter: Adapter | None, strategy: StrategyName) -> float:
     """GiB that this arm alone would hold: backbone, adapter (PEFT's modules share its factors), the factors that its
     strategy lays out anew, and the clean copy that rebase reads; copies that only put weights back do not count."""
-    total = _bytes(model)
+    total = _bytes(model.parameters())
     if adapter is not None:
-        total += sum(p.numel() * p.element_size() for p in adapter.parameters())
+        total += _bytes(adapter.parameters())
         sites = [site for site in adapter.linears() if site.experts is not None]
         if strategy in (StrategyName.dense, StrategyName.gather, StrategyName.fused):
-            total += sum(_bytes(site.lora) for site in sites)
-            total += sum(p.numel() * p.element_size() for p in adapter.unjoined_up_factors())
+            total += sum(_bytes(site.lora.parameters()) for site in sites)
+            total += _bytes(adapter.unjoined_up_factors())
         if strategy is StrategyName.rebase and adapter.method.routing is not Routing.none:
-            total += sum(_bytes(site.base) for site in sites)
+            total += sum(_bytes(site.base.parameters()) for site in sites)
     return total / 2**30
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

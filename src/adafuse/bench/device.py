@@ -1,7 +1,7 @@
 """The machine under test: its clocks to time by, and what it tells about itself around a block.
 
 In: `cpu` or `cuda`. Out: milliseconds, and a dict of JSON values whose names end in their units; what the driver does
-not tell is absent, and no refusal of the driver fails a run. Next: calibration.py, exclusions.py.
+not tell is absent, and no refusal of the driver fails a run. Next: calibration.py, rounds.py.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
+
+from adafuse.machine import nvml_handle
 
 # large against any cache; the GPU's 60 MB of L2 would otherwise answer
 BUFFER_MIB = {"cpu": 256, "cuda": 4096}
@@ -28,13 +30,15 @@ THROTTLE_NAMES = {
     0x200: "board_limit",
     0x400: "reliability",
 }
+# of a block's two samples
+WORSE = {"sm_mhz": min, "memory_mhz": min, "foreign_processes": max, "outside_gib": max}
 # Idle, clocks that somebody set, and clocks in step with another GPU's: no throttling.
 SETTING_BITS = 0x1 | 0x2 | 0x10
 
 
-def timed_ms(device: str, work: Callable[[], object]) -> float:
+def timed_ms(where: str, work: Callable[[], object]) -> float:
     """Milliseconds of `work`, the device's queue drained before and after."""
-    if device == "cuda":
+    if where == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
@@ -70,13 +74,9 @@ def captured(work: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-def state(device: str) -> dict[str, Any]:
+def state(where: str) -> dict[str, Any]:
     """One sample: load, and on a GPU clocks, power, temperature, what throttles it, and who else is on it."""
-    seen: dict[str, Any] = {"load_1min": os.getloadavg()[0]}
-    if device == "cuda":
-        uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-        seen |= _gpu_state(uuid)
-    return seen
+    return {"load_1min": os.getloadavg()[0]} | (_gpu_state() if where == "cuda" else {})
 
 
 def over_block(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -87,12 +87,7 @@ def over_block(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     before. `throttled_ms` is by how much the driver's own counts grew, for power and for heat.
     """
     seen = {name: value for name, value in after.items() if name != "violation_ms"}
-    for name, worse in (
-        ("sm_mhz", min),
-        ("memory_mhz", min),
-        ("foreign_processes", max),
-        ("outside_gib", max),
-    ):
+    for name, worse in WORSE.items():
         told = [sample[name] for sample in (before, after) if name in sample]
         if told:
             seen[name] = worse(told)
@@ -110,24 +105,13 @@ def throttle_names(bits: int) -> list[str]:
     return [THROTTLE_NAMES.get(bit, f"bit_{bit:#x}") for bit in held]
 
 
-@cache
-def _nvml(uuid: str) -> tuple[Any, Any] | None:
-    """The library, initialised, and the GPU's handle. By UUID: CUDA's numbers are not the driver's where
-    CUDA_VISIBLE_DEVICES hides or reorders GPUs.
-    """
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-    except pynvml.NVMLError:
-        return None
+def driver() -> tuple[Any, Any] | None:
+    """pynvml and its handle of the current GPU, or None where it cannot be asked."""
+    return nvml_handle(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
 
 
-def _gpu_state(uuid: str) -> dict[str, Any]:
-    found = _nvml(uuid)
+def _gpu_state() -> dict[str, Any]:
+    found = driver()
     if found is None:
         return {}
     nvml, gpu = found
@@ -170,7 +154,7 @@ def _foreign_processes(listed: list[Any]) -> int | None:
 
     Inside a container the numbers listed may be those of the host, where ours is another. Nobody there can be told
     to be us, so one of them is taken to be; the count and the memory used (`outside_gib`) are then compared with
-    those at the start of the run (exclusions.py), which needs no names.
+    those at the start of the run (rounds.py), which needs no names.
     """
     if not listed:
         return None

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from adafuse import identity, strategies
-from adafuse.adapters import reference, store
-from adafuse.adapters.adapter import Adapter, randomise
+from adafuse import strategies
+from adafuse.adapters import reference
+from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.layers import AdaptedLinear
 from adafuse.adapters.router import Gates
-from adafuse.bench.workload import prompts
+from adafuse.bench.workload import adapter_of, prompts
 from adafuse.config import Config, StrategyName
 from adafuse.engine.decode import forward_logits
 from adafuse.records import Recorder
@@ -53,7 +53,8 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
     for parameter in model.parameters():
         # not model.to(dtype), which would round the rotary frequencies as well
         parameter.data = parameter.data.to(dtype)
-    adapter = _adapter(config, model).to_dtype(dtype)
+    # trained or random, `delta_share` says how large what is merged is
+    adapter = adapter_of(config, model, config.method).to_dtype(dtype)
     probe = next(_selections(config, where))
     ids = prompts(dataclasses.replace(config, batch=config.drift.prompts), model, where)
     exact = _exact(model, adapter, probe, ids)
@@ -62,25 +63,9 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
         for name in STRATEGIES:
             # the strategies write into the weights of the plain backbone: nothing has to be installed for that
             for count, identical in _switched(config, name, adapter, probe, where, progress):
-                fields = _measure(model, adapter, exact, ids)
-                record.write(
-                    "drift",
-                    strategy=name,
-                    dtype=config.drift.dtype.name,
-                    switches=count,
-                    identical=identical,
-                    delta_share=exact.delta_share,
-                    **fields,
-                )
-
-
-def _adapter(config: Config, model: nn.Module) -> Adapter:
-    """Trained, or with seeded random factors; either way `delta_share` says how large what is merged is."""
-    adapter = Adapter(model, config.method, config.experts, config.seed)
-    if config.latency.trained_adapters:
-        return store.load(adapter, identity.adapter_dir(config, config.method))
-    randomise(adapter, config.seed)
-    return adapter
+                fields = {"strategy": name, "dtype": config.drift.dtype.name, "switches": count}
+                fields |= {"identical": identical, "delta_share": exact.delta_share}
+                record.write("drift", **fields, **_measure(model, adapter, exact, ids))
 
 
 def _switched(
@@ -91,7 +76,9 @@ def _switched(
     """
     strategy, points = strategies.make(STRATEGIES[name]), config.drift.switches
     strategy.prepare(adapter)
-    once = _once(strategy, adapter, probe)
+    strategy.decide(probe)
+    once = [site.base.weight.clone() for site in _adapted(adapter).values()]
+    strategy.restore()
     others = _selections(config, where)
     next(others)  # the probe
     for count in range(1, points[-1] + 1):
@@ -104,13 +91,6 @@ def _switched(
             weights = (site.base.weight for site in _adapted(adapter).values())
             yield count, all(torch.equal(now, first) for now, first in zip(weights, once, strict=True))
     strategy.restore()
-
-
-def _once(strategy: strategies.Strategy, adapter: Adapter, probe: Gates) -> list[Tensor]:
-    strategy.decide(probe)
-    once = [site.base.weight.clone() for site in _adapted(adapter).values()]
-    strategy.restore()
-    return once
 
 
 def _selections(config: Config, where: str) -> Iterator[Gates]:
@@ -129,7 +109,8 @@ def _exact(model: nn.Module, adapter: Adapter, probe: Gates, ids: Tensor) -> Exa
     oracle, watched = copy.deepcopy(model).float(), _watched(adapter)
     kept, clean_norm, delta_norm = {}, 0.0, 0.0
     for path, site in _adapted(adapter).items():
-        weight, delta = oracle.get_submodule(path).weight, _delta(site, probe)
+        chosen = probe.index_TK[0].tolist(), probe.weight_TK[0].tolist()
+        weight, delta = oracle.get_submodule(path).weight, reference.delta(site.lora, *chosen)
         if path in watched:
             clean_norm += float(weight.norm()) ** 2
             delta_norm += float(delta.norm()) ** 2
@@ -139,11 +120,6 @@ def _exact(model: nn.Module, adapter: Adapter, probe: Gates, ids: Tensor) -> Exa
     logits = forward_logits(oracle, ids)
     share = (delta_norm / clean_norm) ** 0.5
     return Exact(kept, weight_norm**0.5, delta_norm**0.5, share, logits)
-
-
-def _delta(site: AdaptedLinear, gates: Gates) -> Tensor:
-    """scaling * sum_k gate_k B[e_k] A[e_k]  [O, I]."""
-    return reference.delta(site.lora, gates.index_TK[0].tolist(), gates.weight_TK[0].tolist())
 
 
 def _measure(model: nn.Module, adapter: Adapter, exact: Exact, ids: Tensor) -> dict[str, float]:

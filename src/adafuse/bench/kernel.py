@@ -4,7 +4,7 @@ In: a `Config` (shape and dtype of a backbone, experts.count and top_k, the knob
 case. `ms` is one pass over all blocks, what one decode step pays, in one CUDA graph; `floor_ms` is its bytes over the
 bandwidth measured here: copy bandwidth for kernels that write the weights (switch, rebase), read bandwidth for the
 others. Merges are timed on each of `kernel.targets`, the others with experts on all linears. A kernel whose result is
-wrong has a line and no time. Operands, steps, cases: kernel_operands.py and on.
+wrong has a line and no time. Next: kernel_work.py, which has a pass of each kernel.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ import torch
 from tqdm import tqdm
 
 from adafuse.bench import calibration, device
-from adafuse.bench.kernel_cases import Work, build, cases
-from adafuse.bench.kernel_operands import Case, Draw, Sizes, sizes_of
-from adafuse.config import Config
+from adafuse.bench.kernel_work import MERGES, WITH_EXPERTS, Case, Draw, Sizes, Work, build, sizes_of
+from adafuse.config import Config, Kernel
+from adafuse.kernels.config import FEW_TOKENS, FUSED_MAX_BATCH
 from adafuse.records import Recorder
 
 WARMUP_REPLAYS = 3
 NAIVE_RUNS = 3
 SAFETY = 8.0
+# kernels that serve so many tokens and no more
+MOST_TOKENS = {"shrink_expand": FEW_TOKENS, "fused": FUSED_MAX_BATCH, "linear": FUSED_MAX_BATCH}
 
 
 @torch.no_grad()
@@ -41,11 +43,22 @@ def run(config: Config, where: str, record: Recorder) -> None:
         try:
             record.write("kernel", **_line(config, where, case, sizes, bandwidth))
         except Exception as error:  # a case's failure is a record; the other cases go on
-            record.fail(
-                f"kernel {case.kernel} on {case.targets}, rank={case.rank}, tokens={case.tokens}", error
-            )
+            said = f"kernel {case.kernel} on {case.targets}, rank={case.rank}, tokens={case.tokens}"
+            record.fail(said, error)
         if where == "cuda":
             torch.cuda.empty_cache()
+
+
+def cases(knobs: Kernel) -> list[Case]:
+    """Every combination that a kernel depends on; merges alone take `targets`, the others have experts everywhere."""
+    found = []
+    for name in knobs.kernels:
+        ranks: list[int | None] = [*knobs.ranks] if name in (*MERGES, *WITH_EXPERTS) else [None]
+        most = MOST_TOKENS.get(name, max(knobs.tokens))
+        tokens: list[int | None] = [None] if name in MERGES else [t for t in knobs.tokens if t <= most]
+        targets = knobs.targets if name in MERGES else ["all"]
+        found += [Case(name, target, rank, t) for target in targets for rank in ranks for t in tokens]
+    return found
 
 
 def _line(

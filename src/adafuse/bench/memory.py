@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from adafuse.bench import cost, workload
+from adafuse.bench import cost, device, workload
 from adafuse.config import Arm, Config
 from adafuse.engine.make import make
 from adafuse.model.clean import kept_on_host
@@ -87,13 +87,8 @@ def _held(where: str, load_gib: float) -> Held:
     torch.cuda.synchronize()
     peak_gib = torch.cuda.max_memory_allocated() / GIB
     process_gib, said = _of_process()
-    return Held(
-        peak_gib,
-        max(load_gib, peak_gib),
-        torch.cuda.max_memory_reserved() / GIB,
-        process_gib,
-        f"{OF_TORCH}; {said}",
-    )
+    reserved_gib = torch.cuda.max_memory_reserved() / GIB
+    return Held(peak_gib, max(load_gib, peak_gib), reserved_gib, process_gib, f"{OF_TORCH}; {said}")
 
 
 def _of_process() -> tuple[float | None, str]:
@@ -108,32 +103,27 @@ def _of_process() -> tuple[float | None, str]:
         return None, "no process_gib: the driver lists several processes and none under this one's number"
     # The backbone is on the device before this file is asked: what was in use before its context is not known here.
     free, total = torch.cuda.mem_get_info()
-    return (
-        total - free
-    ) / GIB, "the driver lists no process: process_gib is all that is in use on the device"
+    used_gib = (total - free) / GIB
+    return used_gib, "the driver lists no process: process_gib is all that is in use on the device"
 
 
 def _listed_gib() -> dict[int, float]:
     """GiB of each process on this device that the driver names and counts; empty where it tells nothing."""
-    try:
-        import pynvml
-    except ImportError:
+    found = device.driver()
+    if found is None:
         return {}
+    nvml, gpu = found
     try:
-        pynvml.nvmlInit()
-        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except pynvml.NVMLError:
+        processes = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+    except nvml.NVMLError:
         return {}
     return {one.pid: one.usedGpuMemory / GIB for one in processes if one.usedGpuMemory is not None}
 
 
 def _does_not_fit(name: str, model: nn.Module, where: str, error: BaseException) -> MemoryError:
     """One line in place of the allocator's paragraph."""
-    backbone_gib = sum(p.numel() * p.element_size() for p in model.parameters()) / GIB
-    place = "this machine"
-    if where == "cuda":
-        place = f"a device of {torch.cuda.mem_get_info()[1] / GIB:.1f} GiB"
+    backbone_gib = sum(p.nbytes for p in model.parameters()) / GIB
+    on_gpu = where == "cuda"
+    place = f"a device of {torch.cuda.mem_get_info()[1] / GIB:.1f} GiB" if on_gpu else "this machine"
     clear = MemoryError(f"{name} does not fit {place} (the backbone alone holds {backbone_gib:.1f} GiB)")
     return clear.with_traceback(error.__traceback__)

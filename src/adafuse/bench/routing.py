@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.gate_table import GateTable
 
-# of a table: as many as the shortest block has, which begins at the first row (timed_arms.py)
+# of a table: as many as the shortest block has, which begins at the first row (latency.py)
 STEPS = 64
 
 

@@ -4,17 +4,19 @@ In: a `Config`, the backbone, a record to write to. Out: a trace line per arm (t
 with its timeline, a Chrome trace of that token as an artifact. The decoder is the one that bench/latency.py times; the
 profiler and the scopes cost the host time of their own, so `untraced_ms` says what a token takes without them. A token
 lasts from its first launch to the next token's first, as in a block that nobody interrupts; the gap is what of it no
-launch fills. Arms are not checked here: latency cells do that. Next: trace_scopes.py, trace_parts.py, trace_file.py.
+launch fills. Arms are not checked here: latency cells do that. Next: trace_parts.py.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from adafuse import identity
-from adafuse.bench import device, trace_file, workload
-from adafuse.bench.trace_parts import Token, by_name, by_replay_order, parts_ms, tokens_of
-from adafuse.bench.trace_scopes import PlainParts, mark, marks, plain_parts, scopes
+from adafuse.bench import device, trace_parts, workload
+from adafuse.bench.trace_parts import PlainParts, Token
 from adafuse.config import Config, Runtime, StrategyName
 from adafuse.engine.decoders import Decoder
 from adafuse.engine.graph import Static
@@ -37,6 +38,9 @@ TOKENS = 5
 PROFILED = TOKENS + 2
 # of settle and measured tokens each
 WARM_PASSES = 6
+# lanes of a trace's file
+HOST, LAUNCHES = 0, 1
+LANES = {HOST: "host", LAUNCHES: "launches"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
     adapters = workload.adapters(config, model)
     for own in adapters.values():
         make_room(own)
-    plain = plain_parts(model)
+    plain = trace_parts.plain_parts(model)
     _wake_profiler(where)
     settle = config.latency.settle_tokens
     length = config.context + settle + TOKENS + 2 * PROFILED
@@ -100,7 +104,7 @@ def trace(decoder: Decoder, runtime: Runtime, prompt: Tensor, settle: int, plain
             if captured:
                 found = _of_graph(decoder, runtime, where, plain)
             else:
-                with scopes(decoder.model, plain, decoder.adapter):
+                with trace_parts.scopes(decoder.model, plain, decoder.adapter):
                     tokens, unlinked = _profiled(lambda: _decode(decoder, decoder.run), where)
                 found = _median(tokens), "scopes", None, unlinked
     token, attributed_by, disagreement, unlinked = found
@@ -118,22 +122,22 @@ def _of_graph(
     tokens, unlinked = _profiled(lambda: _decode(decoder, decoder.run), where)
     token, disagreement = _median(tokens), None
     if runtime is Runtime.graph:
-        with scopes(decoder.model, plain, decoder.adapter):
+        with trace_parts.scopes(decoder.model, plain, decoder.adapter):
             stepped, _ = _profiled(lambda: _decode(decoder, decoder.run_uncaptured), where)
-        launches, disagreement = by_replay_order(token.launches, stepped[0].launches)
+        launches, disagreement = trace_parts.by_replay_order(token.launches, stepped[0].launches)
         if disagreement is None:
             return replace(token, launches=launches), "replay order", None, unlinked
-    return replace(token, launches=by_name(token.launches)), "names", disagreement, unlinked
+    return replace(token, launches=trace_parts.by_name(token.launches)), "names", disagreement, unlinked
 
 
 def _decode(decoder: Decoder, run: Callable[[int], object]) -> None:
     """PROFILED tokens, each with a mark where it begins; eager runs of one token would add a launch to each."""
     if isinstance(decoder, Static):
         for _ in range(PROFILED):
-            mark()
+            trace_parts.mark()
             run(1)
         return
-    with marks(decoder.model):
+    with trace_parts.marks(decoder.model):
         run(PROFILED)
 
 
@@ -148,7 +152,7 @@ def _profiled(work: Callable[[], None], where: str) -> tuple[list[Token], int]:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
-    tokens, unlinked = tokens_of(events, on_gpu=where == "cuda")
+    tokens, unlinked = trace_parts.tokens_of(events, on_gpu=where == "cuda")
     return tokens[1:], unlinked
 
 
@@ -175,7 +179,7 @@ def _median(tokens: list[Token]) -> Token:
 
 def _write(name: str, traced: Traced, path: Path, record: Recorder) -> None:
     token = traced.token
-    launches, parts = token.launches, parts_ms(token.launches)
+    launches, parts = token.launches, trace_parts.parts_ms(token.launches)
     token_ms = token.length_us / 1e3
     record.write(
         "trace",
@@ -195,4 +199,29 @@ def _write(name: str, traced: Traced, path: Path, record: Recorder) -> None:
     begin_us = token.begin_us
     spans = [[round(x.start_us - begin_us, 3), round(x.length_us, 3), x.part] for x in launches]
     record.write("spans", arm=name, spans=spans)
-    record.write("artifact", path=str(path), sha256=trace_file.write(token, path), arm=name)
+    record.write("artifact", path=str(path), sha256=write_chrome(token, path), arm=name)
+
+
+def write_chrome(token: Token, path: Path) -> str:
+    """Write what the host did and what was launched for chrome://tracing and Perfetto; gives the file's SHA-256.
+
+    The same token gives the same bytes: written anew rather than copied from the profiler, whose own file names the
+    host, the process and its folders; times count from the first event.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    begin_us = min([token.begin_us, *(event["ts"] for event in token.host)])
+    rows: list[dict[str, Any]] = [
+        {"ph": "M", "name": "process_name", "pid": lane, "tid": 0, "args": {"name": name}}
+        for lane, name in LANES.items()
+    ]
+    rows += [_row(HOST, e["cat"], e["name"], e["ts"] - begin_us, e["dur"]) for e in token.host]
+    rows += [_row(LAUNCHES, x.part, x.name, x.start_us - begin_us, x.length_us) for x in token.launches]
+    text = json.dumps({"displayTimeUnit": "ms", "traceEvents": rows}, separators=(",", ":"))
+    with path.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        packed.write(text.encode())
+    return identity.file_hash(path)
+
+
+def _row(lane: int, category: str, name: str, start_us: float, length_us: float) -> dict[str, Any]:
+    times = {"ts": round(start_us, 3), "dur": round(length_us, 3)}
+    return {"ph": "X", "cat": category, "name": name, "pid": lane, "tid": 0, **times}

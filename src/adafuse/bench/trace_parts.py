@@ -1,9 +1,16 @@
-"""From what the profiler saw to the tokens, their launches, and the part of each.
+"""Which part of a decode step every launch belongs to: said by the code while it runs, and found again in the trace.
 
-In: the events of a Chrome trace. Out: `Token`s with their `Launch`es in order, each with its part. On a GPU a launch is
-a kernel, copy or fill; the host's call that caused it (same correlation) lies in a scope, or in none. Behind a
-captured graph there is no scope: its launches take the parts of the same step launched one by one, in order, if the
-names agree. On a CPU a launch is an operator called from Python: what it calls itself is how it is done, not a launch.
+In: the plain model's own modules and, while an arm is decoding, its adapter (or None); then the events of a Chrome
+trace. Out: inside `scopes`, a record_function around whatever begins a part (the innermost wins: a frozen linear inside
+the attention module is `base_gemm`); afterwards every attribute is the one that stood there before, so that a timed
+path never carries one. Then `Token`s with their `Launch`es in order, each with its part. On a GPU a launch is a kernel,
+copy or fill; the host's call that caused it (same correlation) lies in a scope, or in none. Behind a captured graph
+there is no scope: its launches take the parts of the same step launched one by one, in order, if the names agree. On a
+CPU a launch is an operator called from Python: what it calls itself is how it is done, not a launch.
+Parts: `base_gemm` the frozen products, the head's too; `attention` the rest of the attention modules; `adapters` what
+the experts add; `routing` the routers; `switch` what writes experts into weights; `other` norms, activations, argmax.
+A kernel that does two things counts where its bytes are: the joined product of W with the experts' A behind it, and
+strategy fused's one kernel, are `base_gemm`; the expand that chooses its experts on its way is `adapters`.
 Next: trace.py.
 """
 
@@ -11,13 +18,37 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
-from adafuse.bench.trace_scopes import MARK, OPERATORS, PARTS, PREFIX
+from torch import nn
+from torch.profiler import record_function
 
+from adafuse.adapters.adapter import Adapter
+from adafuse.model.llama import blocks_of
+from adafuse.model.projections import Joint
+from adafuse.strategies.joined import Extended
+
+PARTS = ("base_gemm", "attention", "adapters", "routing", "switch", "other")
+# what the profiler sees: a scope is PREFIX and its part, and a token begins at MARK
+PREFIX, MARK = "adafuse part ", "adafuse token"
+# a module and its part
+PlainParts = list[tuple[nn.Module, str]]
+# our operators say by themselves what they are
+OPERATORS = {
+    "adafuse::linear": "base_gemm",
+    "adafuse::fused": "base_gemm",
+    "adafuse::expand_behind_": "adapters",
+    "adafuse::expand_routed_behind_": "adapters",
+    "adafuse::add_all_": "adapters",
+    "adafuse::add_chosen_": "adapters",
+    "adafuse::route": "routing",
+}
 Event = dict[str, Any]
+T = TypeVar("T")
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 CALLS = ("cuda_runtime", "cuda_driver")
 HOST = ("cpu_op", "user_annotation", *CALLS)
@@ -29,6 +60,103 @@ NAMES = (
     ("attention", r"flash|fmha|attention|sdpa"),
     ("base_gemm", r"^(fused|linear)_kernel|gemm|gemv|cutlass|cublas|nvjet|splitk|dot_kernel|tem_fused\w*mm"),
 )
+
+
+def plain_parts(model: nn.Module) -> PlainParts:
+    """The modules of a plain backbone that are a part each: adapters wrap them, or put others in their place."""
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    attentions = [block.self_attn for block in blocks_of(model)]
+    return [(module, "base_gemm") for module in linears] + [(module, "attention") for module in attentions]
+
+
+@contextmanager
+def scopes(model: nn.Module, plain: PlainParts, adapter: Adapter | None) -> Iterator[None]:
+    """Scopes while inside; enter it after the decoder's own contexts, which put the modules in their places."""
+    adapted = _adapted(adapter)
+    with ExitStack() as stack:
+        for module, part in plain:
+            _scope(stack, module, "forward", part)
+        # classes, because a joint's own product is bound when its strategy is prepared
+        _scope(stack, Extended, "product", "base_gemm")
+        _scope(stack, Joint, "output", lambda joint: _part_of(joint, adapted))
+        if adapter is not None:
+            _scope_adapter(stack, adapter)
+        # PEFT's own modules, where an arm runs those
+        for layer in [module for module in model.modules() if hasattr(module, "base_layer")]:
+            _scope(stack, layer, "forward", "adapters")
+            # merged when the gates are known, which is a verb of its strategy; taken out by its decoder
+            _scope(stack, layer, "unmerge", "switch")
+        yield
+
+
+@contextmanager
+def marks(model: nn.Module) -> Iterator[None]:
+    """A mark wherever the model begins a forward; not a hook, because PEFT calls `forward` past it."""
+    with ExitStack() as stack:
+        _around(stack, model, "forward", _marked)
+        yield
+
+
+def mark() -> None:
+    """Here a token begins."""
+    with record_function(MARK):
+        pass
+
+
+def _marked(*arguments: Any) -> AbstractContextManager[None]:
+    mark()
+    return nullcontext()
+
+
+def _scope_adapter(stack: ExitStack, adapter: Adapter) -> None:
+    """The routers, and the strategy's verbs; merging ones write weights where others compute."""
+    strategy = adapter.context.decode
+    own = "switch" if strategy.merging else "adapters"
+    _scope(stack, adapter.context, "route", "routing")
+    for verb in ("decide", "linear", "mix", "add"):
+        if hasattr(strategy, verb):
+            _scope(stack, strategy, verb, own)
+
+
+def _adapted(adapter: Adapter | None) -> set[str]:
+    """Paths of the linears that compute with experts; merged ones are products of the backbone's own."""
+    sites = {} if adapter is None or adapter.merging else adapter.sites
+    return {path for path, site in sites.items() if getattr(site, "experts", None) is not None}
+
+
+def _part_of(joint: Joint, adapted: set[str]) -> str:
+    """A joined projection without experts is the product alone."""
+    return "base_gemm" if adapted.isdisjoint(joint.projection.paths) else "adapters"
+
+
+def _scope(stack: ExitStack, owner: Any, name: str, part: str | Callable[[Any], str]) -> None:
+    """Put the scope around `owner.name` until `stack` closes; `part` may depend on the first argument."""
+
+    def context(*args: Any) -> AbstractContextManager[Any]:
+        return record_function(PREFIX + (part if isinstance(part, str) else part(args[0])))
+
+    _around(stack, owner, name, context)
+
+
+def _around(
+    stack: ExitStack, owner: Any, name: str, context: Callable[..., AbstractContextManager[Any]]
+) -> None:
+    """Run `owner.name` within `context(*arguments)` until `stack` closes."""
+    call, own = getattr(owner, name), name in vars(owner)
+
+    @wraps(call)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with context(*args):
+            return call(*args, **kwargs)
+
+    def restore() -> None:
+        if own:
+            setattr(owner, name, call)
+        else:
+            delattr(owner, name)
+
+    setattr(owner, name, inside)
+    stack.callback(restore)
 
 
 @dataclass(frozen=True)
@@ -82,17 +210,13 @@ def tokens_of(events: Iterable[Event], on_gpu: bool) -> tuple[list[Token], int]:
     calls = _calls(host)
     begins = sorted(event["ts"] for event in host if event["name"] == MARK)
     found, lost = _on_gpu(seen, host, calls) if on_gpu else (_on_cpu(host, calls), 0)
-    by_token: list[list[Launch]] = [[] for _ in begins]
-    for called_us, launch in found:
-        number = bisect_right(begins, called_us) - 1
-        if number >= 0:
-            by_token[number].append(launch)
-    if not all(by_token):
+    launched = _by_token(found, begins)
+    if not all(launched):
         raise ValueError(
             f"the profiler saw {len(found)} launches in {len(begins)} tokens, and in some none at all"
         )
-    ordered = [_in_order(launches) for launches in by_token]
-    meanwhile = _between(host, begins)
+    ordered = [_in_order(launches) for launches in launched]
+    meanwhile = _by_token([(event["ts"], event) for event in host], begins)
     ends = [launches[0].start_us for launches in ordered[1:]]
     return [Token(*whole) for whole in zip(ordered, ends, meanwhile, strict=False)], lost
 
@@ -101,12 +225,11 @@ def by_replay_order(replayed: Sequence[Launch], stepped: Sequence[Launch]) -> tu
     """`replayed` with the parts of `stepped`, one by one; or as it was, and where the two differ first."""
     if len(replayed) != len(stepped):
         return list(replayed), f"{len(replayed)} launches in a replay, {len(stepped)} one by one"
-    for number, (one, other) in enumerate(zip(replayed, stepped, strict=True)):
+    pairs = list(zip(replayed, stepped, strict=True))
+    for number, (one, other) in enumerate(pairs):
         if _kind(one.name) != _kind(other.name):
-            return list(
-                replayed
-            ), f"launch {number} is {one.name[:60]} in a replay, {other.name[:60]} one by one"
-    pairs = zip(replayed, stepped, strict=True)
+            said = f"launch {number} is {one.name[:60]} in a replay, {other.name[:60]} one by one"
+            return list(replayed), said
     return [replace(one, part=other.part) for one, other in pairs], None
 
 
@@ -177,10 +300,10 @@ def _on_gpu(
 
 
 def _on_cpu(host: list[Event], calls: dict[int, Call]) -> list[tuple[float, Launch]]:
-    own = [(event, calls[id(event)]) for event in host if calls[id(event)].outermost]
+    own = [event for event in host if calls[id(event)].outermost]
     return [
-        (event["ts"], Launch(event["name"], event["ts"], event["dur"], call.part, number))
-        for number, (event, call) in enumerate(own)
+        (event["ts"], Launch(event["name"], event["ts"], event["dur"], calls[id(event)].part, number))
+        for number, event in enumerate(own)
     ]
 
 
@@ -195,13 +318,13 @@ def _in_order(launches: list[Launch]) -> list[Launch]:
     return ordered
 
 
-def _between(host: list[Event], begins: list[float]) -> list[list[Event]]:
-    """What the host did in each token, by the token's mark."""
-    found: list[list[Event]] = [[] for _ in begins]
-    for event in host:
-        number = bisect_right(begins, event["ts"]) - 1
+def _by_token(timed: Iterable[tuple[float, T]], begins: list[float]) -> list[list[T]]:
+    """What happened in each token, by its time and the tokens' marks."""
+    found: list[list[T]] = [[] for _ in begins]
+    for time_us, one in timed:
+        number = bisect_right(begins, time_us) - 1
         if number >= 0:
-            found[number].append(event)
+            found[number].append(one)
     return found
 
 

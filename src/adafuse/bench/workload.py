@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adafuse import identity
 from adafuse.adapters import gate_table, store
 from adafuse.adapters.adapter import Adapter, randomise
-from adafuse.config import Config
+from adafuse.config import Config, Method
 
 # far apart, so that queries of neighbouring seeds are others
 QUERY_SEEDS = 7919
@@ -26,18 +26,13 @@ def prompts(config: Config, model: nn.Module, where: str, query: int = 0) -> Ten
 
 
 def adapters(config: Config, model: nn.Module) -> dict[str, Adapter]:
-    """One adapter per method in use, trained or with seeded random factors; `base` has none."""
+    """One adapter per method in use, with the table of gates that its blocks read; `base` has none."""
     dtype = next(model.parameters()).dtype
     found = {}
     for name in dict.fromkeys(config.arms.table[arm].method for arm in config.arms.run):
-        method = config.methods[name]
-        if not method.has_experts:
+        if not config.methods[name].has_experts:
             continue
-        adapter = Adapter(model, method, config.experts, config.seed)
-        if config.latency.trained_adapters:
-            store.load(adapter, identity.adapter_dir(config, method))
-        else:
-            randomise(adapter, config.seed)
+        adapter = adapter_of(config, model, config.methods[name])
         if adapter.token_router is not None:
             adapter.context.gate_table = gate_table.make(
                 config.latency.gates,
@@ -49,3 +44,12 @@ def adapters(config: Config, model: nn.Module) -> dict[str, Adapter]:
             )
         found[name] = adapter.to_dtype(dtype)
     return found
+
+
+def adapter_of(config: Config, model: nn.Module, method: Method) -> Adapter:
+    """Trained, or with seeded random factors."""
+    adapter = Adapter(model, method, config.experts, config.seed)
+    if config.latency.trained_adapters:
+        return store.load(adapter, identity.adapter_dir(config, method))
+    randomise(adapter, config.seed)
+    return adapter

@@ -1,24 +1,49 @@
-"""How the launches of gather.py are cut into programs: from shapes alone, as CUDA graphs need.
+"""What the kernels take, and how their launches are cut into programs: from shapes alone, as CUDA graphs need.
 
-In: how many tokens, experts, ranks, inputs and outputs there are. Out: a configuration, and the few scalars that the
-kernels take in place of a table of members, and `locate`, which a kernel asks where its tile is. Nothing else here
-touches a device; letters as in naive.py.
+In: how many tokens, experts, ranks, inputs and outputs there are. Out: limits, which refusals.py holds a configuration
+to, and the cut of each launch. Nothing heavy is imported here, so that a configuration is checked without torch, and
+nothing touches a device. Letters as in naive.py. Next: gather.py, gemv.py, switch.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-import triton
-import triton.language as tl
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
 
-from adafuse.kernels.naive import Members
+    from adafuse.kernels.naive import Members
+
+# gather: up to here each token has programs of its own, which read an expert once for every token that chose it
+FEW_TOKENS = 4
+# Rows of one `fused` or `linear` launch. Beyond, arithmetic without tensor cores takes longer than the weight: at four
+# rows a token of Llama-2-7B's shape takes 6.4 ms where the library's takes 3.72 (one H200, README.md).
+FUSED_MAX_BATCH = 2
+MAX_MEMBERS = 3  # linears that share an input: q, k and v
+ROUTED_MAX_EXPERTS = 32  # a kernel notes whom it has taken in the bits of a word
+# 16 bytes of bf16. Rows of a joined product that are an odd multiple of 4 numbers long (4 experts and their routers
+# behind q, k, v) a library's kernel cannot store 128 bits at a time, nor ours load them so.
+ROW_MULTIPLE = 8
+# of a row of a factor: with twice as many ranks A and B of four slots leave no room on the chip for the smallest tile
+SWITCH_MAX_RANK_BYTES = 512
+SWITCH_ALIGNMENT_BYTES = 16  # one load of 128 bits
+SWITCH_MAX_STAGES = 4  # beyond four tiles in flight nothing was gained
+SWITCH_RESERVED_BYTES = 2048  # of a program's shared memory, kept by the driver and by the compiler
 
 MULTIPROCESSORS = 132  # an H200; only how finely the work is cut depends on it
-FEW_TOKENS = 4  # up to here each token has programs of its own
-MAX_MEMBERS = 3  # q, k and v
+
+# measured on an H200, 8 experts: 3.67 us at 4096 inputs, and 6.6 us at 11008; twice the tile, with twice the warps and
+# 5 stages, takes 3.96 and 6.2 us
+ROUTE_TILE = 4096  # weights of a router that are read at once
+ROUTE_WARPS = 4
+ROUTE_STAGES = 8  # one more than there are tiles in flight: 112 of the 128 KB of 8 rows of 4096 inputs
+
+# of fp32 one, two or four loads of 16 bytes per thread, all in flight at once; the fastest counts. On an H200 a copy in
+# pieces of 8 KiB reached 4.17 TB/s where pieces of 16 KiB reached 3.92: a floor must not flatter what is held to it.
+STREAM_BLOCKS = (1024, 2048, 4096)
+STREAM_WARPS = 8
 
 
 @dataclass(frozen=True)
@@ -45,56 +70,112 @@ class ExpandConfig:
     stages: int = 2
 
 
+@dataclass(frozen=True)
+class GemvConfig:
+    """How `linear` and `fused` are cut: a program takes `tiles` tiles in turn, each of `rows` of W by `block` of I."""
+
+    rows: int
+    tiles: int
+    block: int
+    warps: int
+    shrink_rows: int = 1
+
+
+@dataclass(frozen=True)
+class SwitchConfig:
+    """Tile of W, tiles of one strip, and warps of a program."""
+
+    block_o: int
+    block_i: int
+    tiles: int
+    warps: int
+
+
 def shrink_config(tokens: int, top_k: int, rows: int, inputs: int) -> ShrinkConfig:
-    """A launch from shapes: enough programs for the device, and few planes, because every reader adds them up."""
-    steps = triton.cdiv(inputs, 4 * 1024)
-    programs = tokens * top_k * triton.cdiv(inputs, steps * 1024)
-    fits = (block for block in (16, 8, 4) if programs * triton.cdiv(rows, block) >= MULTIPROCESSORS)
+    """Enough programs for the device, and few planes, because every reader adds them up."""
+    steps = cdiv(inputs, 4 * 1024)
+    programs = tokens * top_k * cdiv(inputs, steps * 1024)
+    fits = (block for block in (16, 8, 4) if programs * cdiv(rows, block) >= MULTIPROCESSORS)
     return ShrinkConfig(next(fits, 2), 1024, steps, 4)
 
 
 def expand_config(tokens: int, experts: int, rank: int, outputs: int, dtype: torch.dtype) -> ExpandConfig:
-    """A launch from shapes: enough programs for the device, each with most of what it reads in flight at once."""
+    """Enough programs for the device, each with most of what it reads in flight at once."""
     if tokens <= FEW_TOKENS:
-        block_r = triton.next_power_of_2(rank)
+        block_r = power_of_2(rank)
         block_o = max(16, min(128, 2048 // block_r))
         while block_o > 16 and tokens * outputs // block_o < MULTIPROCESSORS:
             block_o //= 2
         return ExpandConfig(1, block_o, block_r, min(8, max(1, block_o * block_r // 256)))
-    block_t = max(16, min(64, triton.next_power_of_2(tokens)))
+    block_t = max(16, min(64, power_of_2(tokens)))
     # at least two steps, because one alone is not pipelined: its loads would wait for each other's registers. Measured
     # on an H200, a Llama-2-7B's projections on average: rank 64 and 8 tokens take 5.75 us, 6.19 with half as many steps
-    terms = triton.next_power_of_2(experts * rank)
-    block_c = max(16, min(32 if terms <= 128 or dtype == torch.float32 else 64, terms // 2))
-    block_o = 64 if outputs * triton.cdiv(tokens, block_t) >= 64 * MULTIPROCESSORS else 32
-    return ExpandConfig(block_t, block_o, block_c, 4, min(6, triton.cdiv(experts * rank, block_c) + 1))
+    terms = power_of_2(experts * rank)
+    # of 8 experts 32 terms a step were best at rank 16, and 64 above
+    block_c = max(16, min(32 if terms <= 128 or dtype.itemsize > 2 else 64, terms // 2))
+    block_o = 64 if outputs * cdiv(tokens, block_t) >= 64 * MULTIPROCESSORS else 32
+    # with up to six in flight
+    return ExpandConfig(block_t, block_o, block_c, 4, min(6, cdiv(experts * rank, block_c) + 1))
 
 
-def check_few(index_TK: Tensor) -> None:
-    """These kernels read an expert once for every token that chose it."""
-    if index_TK.shape[0] > FEW_TOKENS:
-        raise ValueError(
-            f"{index_TK.shape[0]} tokens: shrink and expand_ take 1 to {FEW_TOKENS}; "
-            "use expand_all_ on a library product"
-        )
+def gemv_config(tokens: int, experts: bool) -> GemvConfig:
+    """Where to cut. Of a program with experts the second tile never waits for the flag: one tile took 3.79 ms a token
+    where two take 3.57, and four, 4.02, are too few programs (Llama-2-7B at rank 16 on an H200).
+    """
+    if tokens > 1:
+        return GemvConfig(rows=2, tiles=1, block=1024, warps=4)
+    if experts:
+        return GemvConfig(rows=4, tiles=2, block=1024, warps=4)
+    return GemvConfig(rows=4, tiles=1, block=2048, warps=8)
 
 
-def flat(members: Members) -> tuple[int, ...]:
-    """(column, width) of three members as scalars; the missing ones have no width, hence no tiles."""
+def fit_gemv(config: GemvConfig, inputs: int, edges: list[int], rows_A: int) -> GemvConfig:
+    """`config` cut down to these sizes: a program's rows divide every edge of a member, so none belongs to two."""
+    step, rows, tiles, shrink_rows = math.gcd(*edges), config.rows, config.tiles, config.shrink_rows
+    while step % (rows * tiles):
+        rows, tiles = (rows, tiles // 2) if tiles > 1 else (rows // 2, 1)
+    while rows_A % shrink_rows:
+        shrink_rows //= 2
+    block = min(config.block, max(power_of_2(inputs), 16))
+    # a block that divides I needs no mask; below 512 a tile has too few loads to be worth it
+    even = next((b for b in (block, block // 2, block // 4) if b >= 512 and inputs % b == 0), block)
+    return replace(config, rows=rows, tiles=tiles, shrink_rows=shrink_rows, block=even)
+
+
+def switch_config(dtype: torch.dtype, rank: int) -> SwitchConfig:
+    """On the chip are A of a tile's columns and B of its rows for every slot: high ranks need small tiles."""
+    row_bytes = rank * dtype.itemsize
+    if row_bytes > SWITCH_MAX_RANK_BYTES:
+        most = SWITCH_MAX_RANK_BYTES // dtype.itemsize
+        raise ValueError(f"the switch kernel takes ranks up to {most} in {dtype}, not {rank}")
+    if row_bytes > 128 or dtype.itemsize > 2:
+        block_i = 32 if row_bytes > 256 else 64
+        return SwitchConfig(32, block_i, tiles=32, warps=4)
+    # a long strip loads its A seldom, which is much at high ranks; a short one leaves no multiprocessor without work
+    return SwitchConfig(64, 128, tiles=16 if rank <= 32 else 32, warps=8)
+
+
+def switch_stages(config: SwitchConfig, depth: int, itemsize: int, shared_bytes: int) -> int:
+    """How many tiles of W and B may be on their way at once: as many as fit beside A, but no more than help.
+
+    At 3 TB/s and a microsecond of latency a multiprocessor must have some 24 KB under way at all times.
+    """
+    kept = depth * config.block_i * itemsize
+    each = config.block_o * (depth + config.block_i) * itemsize
+    return max(1, min(SWITCH_MAX_STAGES, (shared_bytes - kept - SWITCH_RESERVED_BYTES) // each))
+
+
+def flat(members: Members) -> dict[str, int]:
+    """(column, width) of three members as scalars of a kernel; the missing ones have no width, hence no tiles."""
     assert 1 <= len(members) <= MAX_MEMBERS, f"{len(members)} linears share an input; the kernels take 1 to 3"
     padded = [*members, *[(0, 0)] * (MAX_MEMBERS - len(members))]
-    return tuple(number for member in padded for number in member)
+    columns = {f"column_{g}": column for g, (column, _) in enumerate(padded)}
+    return columns | {f"width_{g}": width for g, (_, width) in enumerate(padded)}
 
 
 def output_tiles(members: Members, block_o: int) -> int:
     """Tiles of all members; none crosses from one member into the next."""
-    return sum(triton.cdiv(width, block_o) for _, width in members)
-
-
-def row_stride(y_TO: Tensor) -> int:
-    """The stride between rows of an output that is written in place."""
-    assert y_TO.stride(-1) == 1, "y is written in place: its columns must be contiguous"
-    return y_TO.stride(0)
+    return sum(cdiv(width, block_o) for _, width in members)
 
 
 def stride_unit(*strides: int) -> int:
@@ -102,25 +183,14 @@ def stride_unit(*strides: int) -> int:
 
     Rows with the logits of 8 experts behind them are an odd multiple of 8 long: 16 bytes in bf16, a whole load.
     """
-    return 8 if all(stride % 8 == 0 for stride in strides) else 1
+    return ROW_MULTIPLE if all(stride % ROW_MULTIPLE == 0 for stride in strides) else 1
 
 
-def dot_type(like: Tensor) -> tl.dtype:
-    """The operands' type in `tl.dot`; a CPU tensor means the interpreter, where only fp32 products are right."""
-    wide = like.device.type == "cpu" or like.dtype == torch.float32
-    return tl.float32 if wide else {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[like.dtype]
+def cdiv(number: int, step: int) -> int:
+    """`number / step`, rounded up."""
+    return -(-number // step)
 
 
-@triton.jit
-def locate(tile, column0, width0, column1, width1, column2, width2, BLOCK_O: tl.constexpr):
-    """(member, first column of y, first row of the joined B, rows before it in the member, rows left) of a tile."""
-    tiles0 = tl.cdiv(width0, BLOCK_O)
-    tiles1 = tl.cdiv(width1, BLOCK_O)
-    in0 = tile < tiles0
-    in1 = tile < tiles0 + tiles1
-    member = tl.where(in0, 0, tl.where(in1, 1, 2))
-    column = tl.where(in0, column0, tl.where(in1, column1, column2))
-    width = tl.where(in0, width0, tl.where(in1, width1, width2))
-    row = tl.where(in0, 0, tl.where(in1, width0, width0 + width1))
-    offset = (tile - tl.where(in0, 0, tl.where(in1, tiles0, tiles0 + tiles1))) * BLOCK_O
-    return member, column + offset, row + offset, offset, width - offset
+def power_of_2(number: int) -> int:
+    """The next one from `number` on, which is at least 1."""
+    return 1 << (number - 1).bit_length()

@@ -1,12 +1,10 @@
 """One launch for a decode-size linear and its chosen experts, so that experts cost no kernel of their own.
 
-In: up to MAX_TOKENS rows of x, the joined weight of the linears that share this input, the stacked experts, and
+In: up to FUSED_MAX_BATCH rows of x, the joined weight of the linears that share this input, the stacked experts, and
 which experts each token takes (naive.py has the letters). Out: y, rounded once. The first programs of the grid
 multiply x by the chosen experts' A and raise a flag; the others multiply x by their rows of W, wait for the flag and
-add their rows of B. Programs start in the order of their numbers, so those that are waited for always run. gemv.py is
-the same product without experts; gather.py serves more tokens. Next: ops.py.
+add their rows of B. gemv.py is the same product without experts; gather.py serves more tokens. Next: ops.py.
 """
-# ruff: noqa: ANN202 - a kernel's arguments are pointers and numbers that Triton types itself
 
 from __future__ import annotations
 
@@ -15,31 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adafuse.kernels.gemv import (
-    Config,
-    check_tokens,
-    config_of,
-    constants,
-    finish,
-    fit,
-    load_block,
-    rows_of,
-    times_x,
-)
+from adafuse.kernels.config import MAX_MEMBERS, GemvConfig, fit_gemv, flat, gemv_config
+from adafuse.kernels.gemv import check_tokens, constants, finish, load_block, rows_of, times_x
 from adafuse.kernels.naive import Members
 
-MAX_MEMBERS = 3
-EDGES = [
-    "column_0",
-    "width_0",
-    "column_1",
-    "width_1",
-    "column_2",
-    "width_2",
-    "num_shrink",
-    "turn",
-    "next_turn",
-]
+# numbers and slices that differ between projections would be compiled once more for each multiple of 16
+EDGES = [*(f"{edge}_{g}" for g in range(MAX_MEMBERS) for edge in ("column", "width"))]
+UNSPECIALISED = [*EDGES, "num_shrink", "turn", "next_turn"]
+UNALIGNED = ["p_index", "p_gate", "p_flags"]
 
 
 def fused(
@@ -55,84 +36,84 @@ def fused(
     flags: Tensor,
     turn: int,
     *,
-    config: Config | None = None,
+    config: GemvConfig | None = None,
 ) -> Tensor:
-    """y[T, O] of naive.fused in one launch, for T of 1 to MAX_TOKENS and up to MAX_MEMBERS members (else ValueError).
+    """y[T, O] of naive.fused in one launch, for T of 1 to FUSED_MAX_BATCH and up to MAX_MEMBERS members.
 
-    `flags` [at least 2] are int32 zeros at first. A launch raises flags[turn] and lowers the next one, around the ring:
-    launches that take turns in order need no node that clears. Columns of y outside the members get W x + b alone.
+    Anything else is a ValueError. `flags` [at least 2] are int32 zeros at first. A launch raises flags[turn] and lowers
+    the next one, around the ring: launches that take turns in order need no node that clears. Columns of y outside the
+    members get W x + b alone.
     """
-    (tokens, in_features), out_features = x_TI.shape, weight_OI.shape[0]
-    top_k, columns, (width, rank) = index_TK.shape[1], lora_A_ECI.shape[1], lora_B_EOR.shape[1:]
+    (tokens, inputs), outputs = x_TI.shape, weight_OI.shape[0]
+    top_k, rows_A, (rows_B, rank) = index_TK.shape[1], lora_A_ECI.shape[1], lora_B_EOR.shape[1:]
     check_tokens(tokens)
-    _check_members(members, out_features, columns, width, rank)
+    _check_members(members, outputs, rows_A, rows_B, rank)
     if len(flags) < 2 or flags.dtype != torch.int32:
         raise ValueError(f"flags must be at least two int32, not {len(flags)} of {flags.dtype}")
     x_TI, weight_OI = rows_of(x_TI), weight_OI.contiguous()
-    edges = [out_features, *(edge for member in members for edge in member)]
-    cut = fit(config or config_of(tokens, experts=True), in_features, edges, columns)
-    num_shrink = tokens * top_k * (columns // cut.shrink_rows)
-    h_TKC = torch.empty(tokens, top_k, columns, dtype=torch.float32, device=x_TI.device)
-    y_TO = torch.empty(tokens, out_features, dtype=x_TI.dtype, device=x_TI.device)
-    fused_kernel[(num_shrink + out_features // (cut.rows * cut.tiles),)](
-        x_TI,
-        weight_OI,
-        bias_O,
-        lora_A_ECI.contiguous(),
-        lora_B_EOR.contiguous(),
-        index_TK.contiguous(),
-        weight_TK.contiguous(),
-        h_TKC,
-        flags,
-        y_TO,
-        x_TI.stride(0),
-        out_features,
-        in_features,
-        columns,
-        width,
-        *(edge for member in [*members, *[(0, 0)] * (MAX_MEMBERS - len(members))] for edge in member),
-        float(scaling),
-        num_shrink,
-        turn,
-        (turn + 1) % len(flags),
+    edges = [outputs, *(edge for member in members for edge in member)]
+    cut = fit_gemv(config or gemv_config(tokens, experts=True), inputs, edges, rows_A)
+    num_shrink = tokens * top_k * (rows_A // cut.shrink_rows)
+    h_TKC = torch.empty(tokens, top_k, rows_A, dtype=torch.float32, device=x_TI.device)
+    y_TO = torch.empty(tokens, outputs, dtype=x_TI.dtype, device=x_TI.device)
+    fused_kernel[(num_shrink + outputs // (cut.rows * cut.tiles),)](
+        p_x=x_TI,
+        p_W=weight_OI,
+        p_bias=bias_O,
+        p_A=lora_A_ECI.contiguous(),
+        p_B=lora_B_EOR.contiguous(),
+        p_index=index_TK.contiguous(),
+        p_gate=weight_TK.contiguous(),
+        p_h=h_TKC,
+        p_flags=flags,
+        p_y=y_TO,
+        x_stride=x_TI.stride(0),
+        outputs=outputs,
+        inputs=inputs,
+        rows_A=rows_A,
+        rows_B=rows_B,
+        **flat(members),
+        scaling=float(scaling),
+        num_shrink=num_shrink,
+        turn=turn,
+        next_turn=(turn + 1) % len(flags),
         T=tokens,
         K=top_k,
         R=rank,
         SHRINK_ROWS=cut.shrink_rows,
-        **constants(cut, in_features),
+        **constants(cut, inputs),
     )
     return y_TO
 
 
-def _check_members(members: Members, out_features: int, columns: int, width: int, rank: int) -> None:
+def _check_members(members: Members, outputs: int, rows_A: int, rows_B: int, rank: int) -> None:
     if not 1 <= len(members) <= MAX_MEMBERS:
         raise ValueError(f"{len(members)} members: the kernel takes 1 to {MAX_MEMBERS}")
-    if columns != len(members) * rank or width != sum(size for _, size in members):
+    if rows_A != len(members) * rank or rows_B != sum(size for _, size in members):
         raise ValueError(
-            f"lora_A has {columns} rows and lora_B {width} columns: not those of {members}, rank {rank}"
+            f"lora_A has {rows_A} rows and lora_B {rows_B} columns: not those of {members}, rank {rank}"
         )
-    if any(column + size > out_features for column, size in members):
-        raise ValueError(f"{members} reach beyond the {out_features} columns of y")
+    if any(column + size > outputs for column, size in members):
+        raise ValueError(f"{members} reach beyond the {outputs} columns of y")
 
 
-# numbers and slices that differ between projections would be compiled once more for each multiple of 16
-@triton.jit(do_not_specialize=EDGES, do_not_specialize_on_alignment=["index_ptr", "gate_ptr", "flags_ptr"])
+@triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=UNALIGNED)
 def fused_kernel(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    lora_A_ptr,
-    lora_B_ptr,
-    index_ptr,
-    gate_ptr,
-    h_ptr,
-    flags_ptr,
-    y_ptr,
+    p_x,
+    p_W,
+    p_bias,
+    p_A,
+    p_B,
+    p_index,
+    p_gate,
+    p_h,
+    p_flags,
+    p_y,
     x_stride,
-    out_features,
-    in_features,
-    columns,
-    width,
+    outputs,
+    inputs,
+    rows_A,
+    rows_B,
     column_0,
     width_0,
     column_1,
@@ -152,47 +133,57 @@ def fused_kernel(
     BLOCK: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    if program < num_shrink:
-        pair = program // (columns // SHRINK_ROWS)
-        o_c = program % (columns // SHRINK_ROWS) * SHRINK_ROWS + tl.arange(0, SHRINK_ROWS)
-        expert = tl.load(index_ptr + pair).to(tl.int64)
+    """y = W x + b + scaling * sum_k gate_k B[e_k] A[e_k] x, experts and base in one launch.
+
+    Grid: `num_shrink` programs for h = A[e] x, SHRINK_ROWS rows of one (token, choice) pair each, and behind them
+    O / (ROWS * TILES) for y as in `linear_kernel`. The hardware starts programs in the order of their numbers and
+    nobody waits for a later one, so it ends. p_flags[turn] counts the programs that have stored their h, and
+    p_flags[next_turn] is lowered.
+    p_x [T, I], rows `x_stride` apart; p_W [O, I]; p_bias [O] or None; p_A [E, C = rows_A, I]; p_B [E, rows_B, R];
+    p_index, p_gate [T, K]; p_h [T, K, C] in fp32, scratch; p_y [T, O]. Members as in gather_kernels.py; their rows of h
+    and columns of the joined B follow each other. README.md, section fused, has the measurements.
+    """
+    i_program = tl.program_id(0)
+    if i_program < num_shrink:
+        i_pair = i_program // (rows_A // SHRINK_ROWS)
+        o_c = i_program % (rows_A // SHRINK_ROWS) * SHRINK_ROWS + tl.arange(0, SHRINK_ROWS)
+        i_e = tl.load(p_index + i_pair).to(tl.int64)
         # of a slot without a gate nothing is read, here or below
-        if tl.load(gate_ptr + pair) != 0:
-            p_low = lora_A_ptr + (expert * columns + o_c) * in_features
-            p_x = x_ptr + pair // K * x_stride
-            b_a, b_x_low = load_block(p_low, p_x, x_stride, 0, in_features, 1, BLOCK, EVEN)
-            b_low = times_x(b_a, b_x_low, p_low, p_x, x_stride, in_features, 1, BLOCK, EVEN)
-            tl.store(h_ptr + pair * columns + o_c[None, :], b_low)
+        if tl.load(p_gate + i_pair) != 0:
+            p_rows_A = p_A + (i_e * rows_A + o_c) * inputs
+            p_x_t = p_x + i_pair // K * x_stride
+            b_A, b_x_t = load_block(p_rows_A, p_x_t, x_stride, 0, inputs, 1, BLOCK, EVEN)
+            b_low = times_x(b_A, b_x_t, p_rows_A, p_x_t, x_stride, inputs, 1, BLOCK, EVEN)
+            tl.store(p_h + i_pair * rows_A + o_c[None, :], b_low)
         # every thread's h is stored before the one thread that holds the atomic releases it
         tl.debug_barrier()
-        tl.atomic_add(flags_ptr + turn, 1, sem="release")
-        if program == 0:
+        tl.atomic_add(p_flags + turn, 1, sem="release")
+        if i_program == 0:
             # raised a round ago and read by nobody now; the next launch starts when this one has ended
-            tl.store(flags_ptr + next_turn, 0)
+            tl.store(p_flags + next_turn, 0)
     else:
-        first = (program - num_shrink) * ROWS * TILES
-        member, shift = _member(first, column_0, width_0, column_1, width_1, column_2, width_2)
+        first = (i_program - num_shrink) * ROWS * TILES
+        i_g, shift = _member(first, column_0, width_0, column_1, width_1, column_2, width_2)
         o_pair, m_pair = _pairs(T, K)
-        m_pair = m_pair & (member >= 0)
-        b_expert = tl.load(index_ptr + o_pair, mask=m_pair, other=0).to(tl.int64)
-        b_gate = tl.load(gate_ptr + o_pair, mask=m_pair, other=0.0) * scaling
+        m_pair = m_pair & (i_g >= 0)
+        b_expert = tl.load(p_index + o_pair, mask=m_pair, other=0).to(tl.int64)
+        b_gate = tl.load(p_gate + o_pair, mask=m_pair, other=0.0) * scaling
         m_pair = m_pair & (b_gate != 0)
         for tile in tl.static_range(TILES):
-            o_n = first + tile * ROWS + tl.arange(0, ROWS)
-            p_rows = weight_ptr + o_n.to(tl.int64) * in_features
-            b_w, b_x = load_block(p_rows, x_ptr, x_stride, 0, in_features, T, BLOCK, EVEN)
+            o_o = first + tile * ROWS + tl.arange(0, ROWS)
+            p_rows = p_W + o_o.to(tl.int64) * inputs
+            b_W, b_x = load_block(p_rows, p_x, x_stride, 0, inputs, T, BLOCK, EVEN)
             # B has to wait for the expert's number: asked for behind the first block of W, it holds no W up
-            b_up = _load_up(lora_B_ptr, b_expert * width, m_pair, o_n + shift, R)
-            b_y = times_x(b_w, b_x, p_rows, x_ptr, x_stride, in_features, T, BLOCK, EVEN)
+            b_B = _load_B(p_B, b_expert * rows_B, m_pair, o_o + shift, R)
+            b_y = times_x(b_W, b_x, p_rows, p_x, x_stride, inputs, T, BLOCK, EVEN)
             if tile == 0:
-                if member >= 0:
+                if i_g >= 0:
                     # programs that start late find the flag raised and go through once
-                    while tl.atomic_add(flags_ptr + turn, 0, sem="acquire") < num_shrink:
+                    while tl.atomic_add(p_flags + turn, 0, sem="acquire") < num_shrink:
                         pass
-                b_h = _load_h(h_ptr, o_pair * columns + member * R, m_pair, R) * b_gate[:, None]
-            b_y += _expand(b_up, b_h, T, K, ROWS)
-            finish(b_y, bias_ptr, y_ptr, o_n, out_features, T)
+                b_h = _load_h(p_h, o_pair * rows_A + i_g * R, m_pair, R) * b_gate[:, None]
+            b_y += _expand(b_B, b_h, T, K, ROWS)
+            finish(b_y, p_bias, p_y, o_o, outputs, T)
 
 
 @triton.jit
@@ -201,39 +192,39 @@ def _member(first, column_0, width_0, column_1, width_1, column_2, width_2):
     in_0 = (first >= column_0) & (first < column_0 + width_0)
     in_1 = (first >= column_1) & (first < column_1 + width_1)
     in_2 = (first >= column_2) & (first < column_2 + width_2)
-    member = tl.where(in_0, 0, tl.where(in_1, 1, tl.where(in_2, 2, -1)))
+    i_g = tl.where(in_0, 0, tl.where(in_1, 1, tl.where(in_2, 2, -1)))
     shift = tl.where(in_0, -column_0, tl.where(in_1, width_0 - column_1, width_0 + width_1 - column_2))
-    return member, shift
+    return i_g, shift
 
 
 @triton.jit
 def _pairs(T: tl.constexpr, K: tl.constexpr):
     """Flat numbers of the (token, choice) pairs, both padded to powers of two, and which of them exist."""
     PADDED: tl.constexpr = triton.next_power_of_2(K)
-    o_p = tl.arange(0, triton.next_power_of_2(T) * PADDED)
-    token, choice = o_p // PADDED, o_p % PADDED
-    return token * K + choice, (token < T) & (choice < K)
+    o_pair = tl.arange(0, triton.next_power_of_2(T) * PADDED)
+    o_t, o_k = o_pair // PADDED, o_pair % PADDED
+    return o_t * K + o_k, (o_t < T) & (o_k < K)
 
 
 @triton.jit
-def _load_up(lora_B_ptr, b_start, m_pair, o_column, R: tl.constexpr):
+def _load_B(p_B, o_expert, m_pair, o_column, R: tl.constexpr):
     """[pairs, ROWS, R] of B: each pair's expert, these columns of the joined members."""
     o_r = tl.arange(0, triton.next_power_of_2(R))[None, None, :]
-    p_up = lora_B_ptr + (b_start[:, None, None] + o_column[None, :, None]) * R + o_r
-    mask = m_pair[:, None, None] & (o_r < R)
-    return tl.load(p_up, mask=mask, other=0.0, eviction_policy="evict_first")
+    p_up = p_B + (o_expert[:, None, None] + o_column[None, :, None]) * R + o_r
+    m_up = m_pair[:, None, None] & (o_r < R)
+    return tl.load(p_up, mask=m_up, other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit
-def _load_h(h_ptr, b_start, m_pair, R: tl.constexpr):
+def _load_h(p_h, o_start, m_pair, R: tl.constexpr):
     """[pairs, R] of h, past the L1 cache, which does not see what other processors wrote."""
     o_r = tl.arange(0, triton.next_power_of_2(R))[None, :]
-    mask = m_pair[:, None] & (o_r < R)
-    return tl.load(h_ptr + b_start[:, None] + o_r, mask=mask, other=0.0, cache_modifier=".cg")
+    m_h = m_pair[:, None] & (o_r < R)
+    return tl.load(p_h + o_start[:, None] + o_r, mask=m_h, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit
-def _expand(b_up, b_h, T: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr):
+def _expand(b_B, b_h, T: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr):
     """[T, ROWS] of B h, summed over each token's choices."""
-    b_delta = tl.sum(b_up.to(tl.float32) * b_h[:, None, :], 2)
+    b_delta = tl.sum(b_B.to(tl.float32) * b_h[:, None, :], 2)
     return tl.sum(tl.reshape(b_delta, (triton.next_power_of_2(T), triton.next_power_of_2(K), ROWS)), 1)

@@ -2,26 +2,28 @@
 
 With many tokens every expert's A is read whatever is chosen, so the caller appends them all as rows to the joined
 weight: the library's product then leaves u = A x of all experts behind y, and `expand_all_` adds B u of the chosen
-ones to y in place. For at most FEW_TOKENS, `shrink` and `expand_` read the chosen experts alone. In: the joined
-factors, each token's experts (index) and gates (weight). gather_config.py cuts the work into programs;
-gather_routed.py launches the same kernels where every linear has a router of its own; letters and meaning: naive.py.
+ones to y in place. Where every linear has a router of its own its rows stand there too, and `expand_routed_` chooses
+for itself: a launch less per projection. For at most FEW_TOKENS, `shrink` and `expand_` read the chosen experts alone.
+In: the joined factors, each token's experts (index) and gates (weight). Out: y, in place. Letters and meaning:
+naive.py. Next: gather_kernels.py, and config.py, which cuts the work into programs.
 """
 
 from __future__ import annotations
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from adafuse.kernels.config import (
+    FEW_TOKENS,
+    ROUTED_MAX_EXPERTS,
     ExpandConfig,
     ShrinkConfig,
-    check_few,
-    dot_type,
+    cdiv,
     expand_config,
     flat,
     output_tiles,
-    row_stride,
     shrink_config,
     stride_unit,
 )
@@ -31,26 +33,26 @@ from adafuse.kernels.naive import Members
 
 def shrink(x_TI: Tensor, lora_A_ECI: Tensor, index_TK: Tensor, config: ShrinkConfig | None = None) -> Tensor:
     """`naive.shrink` of at most FEW_TOKENS: h[P, T, K, C] in fp32; the P partial sums are left to `expand_`."""
-    check_few(index_TK)
+    _check_few(index_TK)
     x_TI = x_TI if x_TI.stride(-1) == 1 else x_TI.contiguous()
-    (tokens, top_k), (_, rows, inputs) = index_TK.shape, lora_A_ECI.shape
-    c = config or shrink_config(tokens, top_k, rows, inputs)
-    planes = triton.cdiv(inputs, c.block_i * c.steps)
-    h_PTKC = torch.empty(planes, tokens, top_k, rows, dtype=torch.float32, device=x_TI.device)
-    shrink_kernel[(triton.cdiv(rows, c.block_c), planes, tokens * top_k)](
-        x_TI,
-        lora_A_ECI.contiguous(),
-        index_TK.contiguous(),
-        h_PTKC,
-        x_TI.stride(0),
-        tokens,
-        rows,
-        inputs,
+    (tokens, top_k), (_, rows_A, inputs) = index_TK.shape, lora_A_ECI.shape
+    cut = config or shrink_config(tokens, top_k, rows_A, inputs)
+    planes = cdiv(inputs, cut.block_i * cut.steps)
+    h_PTKC = torch.empty(planes, tokens, top_k, rows_A, dtype=torch.float32, device=x_TI.device)
+    shrink_kernel[(cdiv(rows_A, cut.block_c), planes, tokens * top_k)](
+        p_x=x_TI,
+        p_A=lora_A_ECI.contiguous(),
+        p_index=index_TK.contiguous(),
+        p_h=h_PTKC,
+        x_stride=x_TI.stride(0),
+        tokens=tokens,
+        rows_A=rows_A,
+        inputs=inputs,
         K=top_k,
-        BLOCK_C=c.block_c,
-        BLOCK_I=c.block_i,
-        STEPS=c.steps,
-        num_warps=c.warps,
+        BLOCK_C=cut.block_c,
+        BLOCK_I=cut.block_i,
+        STEPS=cut.steps,
+        num_warps=cut.warps,
     )
     return h_PTKC
 
@@ -67,9 +69,9 @@ def expand_(
     config: ExpandConfig | None = None,
 ) -> None:
     """`naive.expand_` of at most FEW_TOKENS: adds to the members' columns of y in place and rounds once."""
-    check_few(index_TK)
+    _check_few(index_TK)
     chosen = index_TK[:, None].contiguous(), weight_TK[:, None].contiguous()
-    launch_expand(y_TO, h_PTKC, lora_B_EOR, *chosen, None, members, scaling, False, gelu, config)
+    _expand(y_TO, h_PTKC, lora_B_EOR, *chosen, members, scaling, gelu=gelu, config=config)
 
 
 def expand_all_(
@@ -90,46 +92,117 @@ def expand_all_(
     u_TS = u_TS if u_TS.stride(-1) == 1 else u_TS.contiguous()
     assert index_TGK.shape[1] in (1, len(members)), index_TGK.shape
     chosen = index_TGK.contiguous(), weight_TGK.contiguous()
-    launch_expand(y_TO, u_TS, lora_B_EOR, *chosen, None, members, scaling, False, gelu, config)
+    _expand(y_TO, u_TS, lora_B_EOR, *chosen, members, scaling, gelu=gelu, config=config)
 
 
-def launch_expand(
+def expand_routed_(
+    y_TO: Tensor,
+    u_TS: Tensor,
+    logits_TGE: Tensor,
+    lora_B_EOR: Tensor,
+    members: Members,
+    top_k: int,
+    raw: bool,
+    scaling: float,
+    config: ExpandConfig | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`naive.expand_routed_`: adds to y in place; returns index[T, G, K] (int64) and weight[T, G, K] (fp32).
+
+    The logits, [T, G * E] or [T, G, E], are read as they are rounded; equal ones are chosen from the first on, and NaN
+    counts as minus infinity. Rows may be strided; 128-bit loads need strides that are multiples of 8.
+    """
+    tokens, groups, experts = len(y_TO), len(members), len(lora_B_EOR)
+    logits_TS = logits_TGE.flatten(1)
+    logits_TS = logits_TS if logits_TS.stride(1) == 1 else logits_TS.contiguous()
+    assert logits_TS.shape == (tokens, groups * experts), logits_TS.shape
+    assert 1 <= top_k <= experts <= ROUTED_MAX_EXPERTS, (top_k, experts)
+    index_TGK = torch.empty(tokens, groups, top_k, dtype=torch.int64, device=y_TO.device)
+    weight_TGK = torch.empty(tokens, groups, top_k, dtype=torch.float32, device=y_TO.device)
+    chosen = index_TGK, weight_TGK
+    _expand(y_TO, u_TS, lora_B_EOR, *chosen, members, scaling, logits_TS, raw, config=config)
+    return index_TGK, weight_TGK
+
+
+def _expand(
     y_TO: Tensor,
     h: Tensor,
     lora_B_EOR: Tensor,
     index_TGK: Tensor,
     weight_TGK: Tensor,
-    logits_TS: Tensor | None,
     members: Members,
     scaling: float,
-    raw: bool,
-    gelu: bool,
-    config: ExpandConfig | None,
+    logits_TS: Tensor | None = None,
+    raw: bool = False,
+    gelu: bool = False,
+    config: ExpandConfig | None = None,
 ) -> None:
     """One launch for all expands: h is u[T, S] of all experts or planes [P, T, K, C] of the chosen ones.
 
     With logits [T, G * E], index and weight are written; without, they are read.
     """
-    (tokens, groups, top_k), (experts, outputs, rank) = index_TGK.shape, lora_B_EOR.shape
-    sizes = (tokens, outputs, *flat(members), scaling)
-    of_all = h.dim() == 2
+    (tokens, groups, top_k), (experts, rows_B, rank) = index_TGK.shape, lora_B_EOR.shape
+    edges, of_all = flat(members), h.dim() == 2
+    assert y_TO.stride(-1) == 1, "y is written in place: its columns must be contiguous"
     assert h.shape[-1] == len(members) * rank * (experts if of_all else 1), h.shape
-    c = config or expand_config(tokens, experts, rank, outputs, y_TO.dtype)
-    grid = (output_tiles(members, c.block_o), triton.cdiv(tokens, c.block_t))
-    unit = stride_unit(row_stride(y_TO), h.stride(-2))
-    strides = (
-        row_stride(y_TO) // unit,
-        h.stride(-2) // unit,
-        0 if logits_TS is None else logits_TS.stride(0),
+    cut = config or expand_config(tokens, experts, rank, rows_B, y_TO.dtype)
+    unit = stride_unit(y_TO.stride(0), h.stride(-2))
+    shared = {
+        "p_y": y_TO,
+        "p_B": lora_B_EOR.contiguous(),
+        "p_index": index_TGK,
+        "p_weight": weight_TGK,
+        "p_logits": logits_TS,
+        "y_stride": y_TO.stride(0) // unit,
+        "logits_stride": 0 if logits_TS is None else logits_TS.stride(0),
+        "tokens": tokens,
+        "rows_B": rows_B,
+        **edges,
+        "scaling": scaling,
+        "G": groups,
+        "K": top_k,
+        "E": experts,
+        "R": rank,
+        "ROUTED": logits_TS is not None,
+        "RAW": raw,
+        "GELU": gelu,
+        "UNIT": unit,
+        "BLOCK_O": cut.block_o,
+        "num_warps": cut.warps,
+    }
+    grid = output_tiles(members, cut.block_o), cdiv(tokens, cut.block_t)
+    if cut.block_t == 1:
+        expand_kernel[grid](
+            **shared,
+            p_h=h,
+            h_stride=h.stride(-2) // unit,
+            P=1 if of_all else len(h),
+            ALL=of_all,
+            BLOCK_R=cut.block_c,
+        )
+        return
+    expand_all_kernel[grid](
+        **shared,
+        p_u=h,
+        u_stride=h.stride(-2) // unit,
+        DOT=_dot_type(y_TO),
+        BLOCK_T=cut.block_t,
+        BLOCK_C=cut.block_c,
+        BLOCK_E=triton.next_power_of_2(experts),
+        LINES=triton.next_power_of_2(cdiv(cut.block_o * rank * y_TO.itemsize, 128)),
+        num_stages=cut.stages,
     )
-    operands = (y_TO, h, lora_B_EOR.contiguous(), index_TGK, weight_TGK, logits_TS, *strides)
-    shape = {"G": groups, "K": top_k, "E": experts, "R": rank, "UNIT": unit, "BLOCK_O": c.block_o}
-    shape |= {"ROUTED": logits_TS is not None, "RAW": raw, "GELU": gelu}
-    if c.block_t == 1:
-        few = {"P": 1 if of_all else len(h), "ALL": of_all, "BLOCK_R": c.block_c}
-        expand_kernel[grid](*operands, *sizes, **shape, **few, num_warps=c.warps)
-    else:
-        lines = triton.next_power_of_2(triton.cdiv(c.block_o * rank * y_TO.itemsize, 128))
-        many = {"DOT": dot_type(y_TO), "BLOCK_T": c.block_t, "BLOCK_C": c.block_c}
-        many |= {"BLOCK_E": triton.next_power_of_2(experts), "LINES": lines}
-        expand_all_kernel[grid](*operands, *sizes, **shape, **many, num_warps=c.warps, num_stages=c.stages)
+
+
+def _check_few(index_TK: Tensor) -> None:
+    """These kernels read an expert once for every token that chose it."""
+    if index_TK.shape[0] > FEW_TOKENS:
+        raise ValueError(
+            f"{index_TK.shape[0]} tokens: shrink and expand_ take 1 to {FEW_TOKENS}; "
+            "use expand_all_ on a library product"
+        )
+
+
+def _dot_type(like: Tensor) -> tl.dtype:
+    """The operands' type in `tl.dot`; a CPU tensor means the interpreter, where only fp32 products are right."""
+    wide = like.device.type == "cpu" or like.dtype == torch.float32
+    return tl.float32 if wide else {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[like.dtype]

@@ -17,8 +17,6 @@ from torch.utils.flop_counter import register_flop_formula
 from adafuse.kernels import naive
 
 Shape = Sequence[int]
-# above this the few-token kernels read an expert once a token
-FEW_TOKENS = 4
 
 
 def members_of(columns: list[int]) -> naive.Members:
@@ -58,7 +56,7 @@ def expand_routed_behind_(
     members = members_of(columns)
     expand_routed_ = naive.expand_routed_
     if product.is_cuda:
-        from adafuse.kernels.gather_routed import expand_routed_
+        from adafuse.kernels.gather import expand_routed_
     first_router = outputs + _shrunk(lora_B, members)
     ends = [outputs, first_router, first_router + len(members) * lora_B.shape[0]]
     y, u, logits, _ = product.tensor_split(ends, dim=1)
@@ -67,13 +65,7 @@ def expand_routed_behind_(
 
 @expand_routed_behind_.register_fake
 def _(
-    product: Tensor,
-    outputs: int,
-    lora_B: Tensor,
-    columns: list[int],
-    top_k: int,
-    raw: bool,
-    scaling: float,
+    product: Tensor, outputs: int, lora_B: Tensor, columns: list[int], top_k: int, *_: object
 ) -> tuple[Tensor, Tensor]:
     shape = product.shape[0], len(columns) // 2, top_k
     return product.new_empty(shape, dtype=torch.int64), product.new_empty(shape, dtype=torch.float32)
@@ -125,7 +117,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _(x: Tensor, weight: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
@@ -153,19 +145,7 @@ def fused(
 
 
 @fused.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    lora_A: Tensor,
-    lora_B: Tensor,
-    index: Tensor,
-    gate: Tensor,
-    columns: list[int],
-    scaling: float,
-    flags: Tensor,
-    turn: int,
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 

@@ -21,11 +21,8 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.forward import UnmergedDense
 from adafuse.adapters.layers import AdaptedLinear
 from adafuse.adapters.router import Gates, Router, ungated
+from adafuse.kernels.config import ROW_MULTIPLE
 from adafuse.model.projections import Joint, Projection, join
-
-# 16 bytes of bf16: rows of a joined product that are an odd multiple of 4 numbers long (4 experts and their routers
-# behind q, k, v) a library's kernel cannot store 128 bits at a time, nor ours load them so (kernels/config.py)
-ROW_MULTIPLE = 8
 
 
 @dataclass
