@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> int:
     try:
         if len(arguments) != 2:
             raise ValueError("name a suite and a profile: python scripts/suite.py paper cpu")
-        print(*experiments(arguments[0], arguments[1]))
+        suite, profile = arguments
+        print(*experiments(suite, profile))
     except (ValueError, OSError, yaml.YAMLError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
