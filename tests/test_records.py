@@ -8,18 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import synthetic
 from adafuse import records
-from adafuse.frames import frame
-from adafuse.records import is_done, load, open_record, partial_path, read
-
-HEADER = synthetic.run_fields("latency", "cell", synthetic.config())
-
-
-def write_one(path: Path, **changes) -> Path:
-    with open_record(path, HEADER | changes) as record:
-        record.write("metric", suite_task="copy", metric="acc", value=0.5, stderr=0.1, n=4)
-    return path
+from adafuse.records import is_done, open_record, partial_path, read
+from synthetic_records import HEADER, write_one
 
 
 def test_lines_come_back_in_order_with_header_and_end(tmp_path):
@@ -123,25 +114,13 @@ def test_what_a_killed_process_left_is_replaced(tmp_path):
     assert is_done(path, "cell-hash") and not partial_path(path).exists()
 
 
-def test_load_reads_all_statuses_and_copies_once(tmp_path):
-    write_one(tmp_path / "a" / "one.jsonl")
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "copy.jsonl").write_bytes((tmp_path / "a" / "one.jsonl").read_bytes())
-    partial_path(tmp_path / "a" / "two.jsonl").write_text("")
-    # a cell that runs again keeps its old record until it has finished
-    partial_path(tmp_path / "a" / "one.jsonl").write_text("")
-    found = load([tmp_path / "a", tmp_path / "b"])
-    assert [(r.path.name, r.status) for r in found] == [
-        ("one.jsonl", "ok"),
-        ("two.jsonl.partial", "unfinished"),
-    ]
-    with pytest.raises(ValueError, match="no such folder"):
-        load([tmp_path / "absent"])
-
-
-def test_frame_joins_the_header(tmp_path):
-    found = load([write_one(tmp_path / "one.jsonl", replicate=2)])
-    table = frame(found, "metric")
-    assert table.loc[0, ["cell_id", "machine", "replicate", "value"]].tolist() == ["cell", "cpu", 2, 0.5]
-    assert "kind" not in table
-    assert list(frame(found, "loss")["step"]) == []
+def test_the_lines_of_a_kind_are_parsed_from_the_bytes(tmp_path):
+    with open_record(tmp_path / "cell.jsonl", HEADER) as record:
+        record.write("routing", said='{"kind": "metric"', more=1)
+        record.write("routing", more=2)
+        record.write("metric", suite_task="copy", metric="acc", value=0.5, stderr=0.1, n=4)
+    found = read(tmp_path / "cell.jsonl")
+    for kind in ("run", "routing", "metric", "end", "block"):
+        assert found.of(kind) == [line for line in found.lines if line["kind"] == kind]
+    assert [line["more"] for line in found.of("routing")] == [1, 2]
+    assert found.of("run") == [found.run]

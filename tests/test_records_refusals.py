@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adafuse.records import is_done, open_record, partial_path, read
-from test_records import HEADER, write_one
+from synthetic_records import HEADER, write_one
 
 ROOT = Path(__file__).resolve().parents[1]
 

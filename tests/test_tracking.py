@@ -46,6 +46,16 @@ def test_names_and_summary(record_path):
     assert found["ms_per_token/mola_loop"] == pytest.approx(12, rel=0.1)
 
 
+def test_a_block_that_must_not_count_does_not(tmp_path):
+    flags = tuple(("mola_loop", number, "others on the device") for number in range(7))
+    record = read(synthetic.write_latency(tmp_path, flags=flags))
+    (last,) = [b for b in record.of("block") if b["arm"] == "mola_loop" and b["round"] == 7]
+    found = summary(record)
+    assert found["ms_per_token/mola_loop"] == last["block_ms"] / last["tokens"]
+    base = sorted(b["block_ms"] / 64 for b in record.of("block") if b["arm"] == "base" and b["round"] != 3)
+    assert found["ms_per_token/base"] == base[3], "the preempted round is excluded"
+
+
 def test_offline_run_without_an_account(record_path, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

@@ -1,8 +1,8 @@
 """Records: the one file that each replicate leaves, and the only thing that the report reads.
 
-In: a path, the header fields (machine.py) and one call per line. Out: JSON lines, flushed line by line, sealed by an
-`end` line with a checksum; or, read back, a `Record` and data frames. While a cell runs, its lines go to
-`<path>.partial` under an exclusive lock; only a finished file bears the final name. Next: locking.py.
+In: a path, the header fields (stages.py) and one call per line. Out: JSON lines, flushed line by line, sealed by an
+`end` line with a checksum; or, read back, a `Record`. While a cell runs, its lines go to `<path>.partial` under an
+exclusive lock; only a finished file bears the final name. Next: locking.py; archive.py, which reads many.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import json
 import math
 import os
 import resource
+import stat
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -61,16 +62,30 @@ SEAL = b', "sha256": "'
 
 @dataclass
 class Record:
-    """A record read back: the header, all lines in order, and whether the replicate finished."""
+    """A record read back: its header, whether the replicate finished, and its bytes.
+
+    Lines are parsed when they are asked for: all of 2,805 records take seconds, what a table needs of them does not.
+    """
 
     path: Path
     run: dict[str, Any]
-    lines: list[dict[str, Any]]
     status: Literal["ok", "error", "unfinished"]
+    data: bytes = field(repr=False)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines, in the order in which they were written."""
+        return [json.loads(line) for line in self.data.splitlines()]
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The lines of one kind, in the order in which they were written."""
-        return [line for line in self.lines if line["kind"] == kind]
+        start, data = f'\n{{"kind": "{kind}"'.encode(), b"\n" + self.data
+        found, at = [], data.find(start)
+        while at >= 0:
+            end = data.find(b"\n", at + 1)
+            found.append(json.loads(data[at:end] if end >= 0 else data[at:]))
+            at = data.find(start, at + 1)
+        return found
 
 
 @contextmanager
@@ -171,59 +186,90 @@ def is_done(path: Path, config_hash: str) -> bool:
 def read(path: Path) -> Record:
     """Read one record and verify its checksum; a `.partial` file is read as far as it goes.
 
-    Raises ValueError with one line when a finished record was truncated or edited.
+    Raises ValueError with one line when a finished record was truncated or edited, OSError when there is none.
     """
     path = Path(path)
-    data = path.read_bytes()
+    data = read_bytes(path)
     if path.suffix == ".partial":
-        lines = _readable(data)
-        return Record(path, lines[0] if lines else {}, lines, "unfinished")
+        return _unfinished(path, data)
+    record = parse(path, data)
+    check_lines(record)
+    return record
+
+
+def parse(path: Path, data: bytes) -> Record:
+    """The bytes of a finished record, its seal and header verified, its other lines not yet looked at.
+
+    Raises ValueError with one line that names `path`.
+    """
     if b'\n{"kind": "end", ' not in data or not data.endswith(b'"}\n'):
         raise _damaged(path, "is truncated: it has no end line, or is not a record")
     body, _, seal = data.rpartition(SEAL)
     if hashlib.sha256(body).hexdigest().encode() != seal[:-3]:
         raise _damaged(path, "was changed after it was written: its checksum does not match")
-    lines = _decode(data)
-    run = lines[0]
-    if run.get("schema") != SCHEMA:
-        raise _damaged(path, f"has schema {run.get('schema')}, this code reads {SCHEMA}")
-    return Record(path, run, lines, lines[-1]["status"])
+    run = _header(path, data)
+    end = _line(path, data[data.rindex(b"\n", 0, -1) + 1 :])
+    if end["kind"] != "end" or end["status"] not in ("ok", "error"):
+        raise _damaged(path, "does not end with the line that says how it ended")
+    return Record(path, run, end["status"], data)
 
 
-def load(folders: Iterable[Path | str]) -> list[Record]:
-    """Read every record below `folders` (or record files), in path order, identical copies once.
+def check_lines(record: Record) -> None:
+    """Look at every line. Raises ValueError with one line for the first that is none of a record."""
+    for line in record.data.splitlines():
+        _line(record.path, line)
 
-    Raises ValueError with one line for a missing folder or a damaged record.
-    """
-    found: dict[str, Record] = {}
-    for folder in map(Path, folders):
-        if not folder.exists():
-            raise ValueError(f"no such folder: {folder}; pass a folder that holds records")
-        for path in [folder] if folder.is_file() else sorted(folder.rglob("*.jsonl*")):
-            final = path.with_suffix("") if path.suffix == ".partial" else path
-            # A cell that runs again keeps its old file until the new one is complete.
-            if final.suffix != ".jsonl" or (final != path and final.exists()):
-                continue
-            record = read(path)
-            found.setdefault(record.lines[-1].get("sha256", str(path)) if record.lines else str(path), record)
-    return list(found.values())
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content. Raises ValueError for what is no file: a FIFO would be waited for, a device never ends."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _damaged(path, "is not a regular file")
+    with open(descriptor, "rb") as stream:
+        return stream.read()
+
+
+def _unfinished(path: Path, data: bytes) -> Record:
+    """The lines up to the first that a crash left broken; without a header there is nothing to say what it is."""
+    whole, good = data[: data.rfind(b"\n") + 1], b""
+    try:
+        run = _header(path, whole)
+    except ValueError:
+        return Record(path, {}, "unfinished", b"")
+    with suppress(ValueError):
+        for line in whole.splitlines(keepends=True):
+            _line(path, line)
+            good += line
+    return Record(path, run, "unfinished", good)
+
+
+def _header(path: Path, data: bytes) -> dict[str, Any]:
+    run = _line(path, data[: data.find(b"\n") + 1])
+    texts = run["kind"] == "run" and [run[name] for name in ("task", "cell_id", "config_hash")]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise _damaged(path, "has no header: its first line is not that of a run")
+    if run["schema"] != SCHEMA:
+        raise _damaged(path, f"has schema {run['schema']}, this code reads {SCHEMA}")
+    if not isinstance(run["config"], dict) or not isinstance(run["machine"], dict):
+        raise _damaged(path, "has no header: its configuration or its machine is not an object")
+    return run
+
+
+def _line(path: Path, text: bytes) -> dict[str, Any]:
+    """One line with the fields of its kind."""
+    try:
+        line = json.loads(text)
+        lacking = [name for name in FIELDS.get(line["kind"], ()) if name not in line]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise _damaged(path, "has a line that is none of a record") from None
+    if lacking or not text.startswith(b'{"kind": "'):
+        raise _damaged(path, f"has a line that lacks {', '.join(lacking) or 'its kind in front'}")
+    return line
 
 
 def _damaged(path: Path, what: str) -> ValueError:
     return ValueError(f"record {path} {what}; delete it and run again")
-
-
-def _decode(data: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in data.splitlines() if line.strip()]
-
-
-def _readable(data: bytes) -> list[dict[str, Any]]:
-    """The lines of an unfinished file up to the first that a crash left broken."""
-    lines: list[dict[str, Any]] = []
-    with suppress(ValueError):
-        for line in data.splitlines():
-            lines += _decode(line)
-    return lines
 
 
 def _encode(line: dict[str, Any]) -> bytes:

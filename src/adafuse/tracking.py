@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from adafuse.frames import counted_blocks, frame
 from adafuse.records import Record, read
 
 if TYPE_CHECKING:
@@ -56,9 +56,12 @@ def _log(run: wandb.Run, record: Record) -> None:
     import wandb
 
     run.summary.update(summary(record))
-    blocks = frame([record], "block")
-    if len(blocks):
-        run.log({"blocks": wandb.Table(dataframe=blocks[BLOCK_COLUMNS].astype({"excluded": str}))})
+    blocks = [
+        [block[name] for name in BLOCK_COLUMNS[:-1]] + [str(block["excluded"])]
+        for block in record.of("block")
+    ]
+    if blocks:
+        run.log({"blocks": wandb.Table(columns=BLOCK_COLUMNS, data=blocks)})
     for line in record.of("loss"):
         run.log({key: line[key] for key in ("loss", "balance_loss", "learning_rate")}, step=line["step"])
     run.log_artifact(_artifact(record), aliases=[(record.run.get("commit") or "no-commit")[:12]])
@@ -89,11 +92,17 @@ def summary(record: Record) -> dict[str, Any]:
     found: dict[str, Any] = {"status": record.status, "errors": len(record.of("error"))}
     found |= {f"{m['suite_task']}/{m['metric']}": m["value"] for m in record.of("metric")}
     found["failed_checks"] = sum(not check["passed"] for check in record.of("check"))
-    valid = counted_blocks(record)
-    if len(valid):
-        for arm, times in (valid["block_ms"] / valid["tokens"]).groupby(valid["arm"]):
-            found[f"ms_per_token/{arm}"] = float(times.median())
-    return found
+    times_ms: dict[str, list[float]] = {}
+    for block in _counted(record):
+        times_ms.setdefault(block["arm"], []).append(block["block_ms"] / block["tokens"])
+    return found | {f"ms_per_token/{arm}": median(times) for arm, times in sorted(times_ms.items())}
+
+
+def _counted(record: Record) -> list[dict[str, Any]]:
+    """The timed blocks without those that must not count: excluded at once, or flagged at the end."""
+    flagged = {(line["arm"], line["round"]) for line in record.of("flag")}
+    blocks = record.of("block")
+    return [b for b in blocks if b["excluded"] is None and (b["arm"], b["round"]) not in flagged]
 
 
 def _artifact(record: Record) -> wandb.Artifact:
