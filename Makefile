@@ -1,7 +1,7 @@
 # Every command that this project needs; `make` alone lists them. Nothing has to be installed by hand.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce latency accuracy report test lint notebooks check-results stamp clean
+.PHONY: help install reproduce latency accuracy report compare test lint notebooks check-results stamp clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -51,9 +51,12 @@ latency: ## The experiments on latency and memory alone, and the report (one GPU
 accuracy: ## The whole study of accuracy, five seeds everywhere, and the report (one GPU: see README, "Time")
 	@$(MAKE) --no-print-directory reproduce SUITE=accuracy SEEDS=
 
-report: $(STAMP) ## Draw tables, figures and verdicts from the records (under 30 seconds)
-	@echo; echo "== report: under 30 seconds"
+report: $(STAMP) ## Draw page, tables, figures and verdicts from the records (10 seconds)
+	@echo; echo "== report: about 10 seconds"
 	@$(IN)/python scripts/report.py --records $(RUNS)/records --out $(RUNS)/report
+
+compare: $(STAMP) ## Put your own run beside the published one: what is the same, what differs, what is missing
+	@$(IN)/python scripts/report.py --records $(RUNS)/records --compare results/measurements.csv --out $(RUNS)/report
 
 test: $(STAMP) ## Run all tests that need no GPU, and the notebooks (8 minutes)
 	@echo "test: about 8 minutes"
@@ -68,7 +71,7 @@ lint: $(STAMP) ## Check style, types and who imports whom (1 minute the first ti
 notebooks: $(STAMP) ## Run the notebooks and keep their output in place (1 minute)
 	@$(IN)/jupyter execute --inplace notebooks/*.ipynb
 
-check-results: $(STAMP) ## Redraw results/ and README.md's block from the committed records and compare (1 minute)
+check-results: $(STAMP) ## Redraw results/, docs/results.md and README.md's block from the records and compare (10 seconds)
 	@$(IN)/python scripts/report.py --records results/reference --out results --readme README.md --check
 
 stamp: $(STAMP) ## Note the commit among the files, for a copy of them on a machine without the clone

@@ -1,4 +1,4 @@
-"""Draw the report: records in; tables, figures, verdicts and the README's block out. The last thing `make
+"""Draw the report: records in; tables, figures, verdicts, one page and the README's block out. The last thing `make
 reproduce` does.
 
 Example: python scripts/report.py --records results/runs/records --out results/runs/report
@@ -7,77 +7,198 @@ Example: python scripts/report.py --records results/runs/records --out results/r
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adafuse import records
-from adafuse.report import draw, find, readme
-from adafuse.report.claims import ours_text
-from adafuse.report.verdicts import IN_PART, NOT_REPLICATED, REPLICATED, Claim
+from adafuse import records, report
+from adafuse.report import compare, load_measurements, membership, page
+from adafuse.report.rules import IN_PART, NOT_REPLICATED, REPLICATED
 
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+CURE = "draw it again with scripts/report.py, without --check"
 WIDE = 130
 COLUMNS = (("where", 2), ("claim", 6), ("paper", 3), (escape("ours [95 %]"), 4), ("verdict", 3), ("why", 6))
 COLOURS = {REPLICATED: "green", IN_PART: "yellow", NOT_REPLICATED: "red"}
+# A figure's coordinates may differ in the last digit between processors.
+TOLERANCE = 0.02
+SVG = re.compile(r"<svg.*?</svg>", re.DOTALL)
+NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?|-?\d+")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 1 with one line on stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--records", nargs="+", type=Path, required=True, help="folders with record files")
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets tables/ and figures/")
-    parser.add_argument("--readme", type=Path, help="README whose block between the markers is renewed")
+    parser.add_argument(
+        "--records", nargs="+", type=Path, required=True, help="folders or archives of records"
+    )
+    parser.add_argument(
+        "--membership", type=Path, help="which experiments they are of; left out: beside the records"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder that gets report.html, measurements.csv, tables/ and figures/"
+    )
+    parser.add_argument(
+        "--readme", type=Path, help="README whose block is renewed, with docs/results.md beside it"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; fail if anything would change")
+    parser.add_argument(
+        "--compare", type=Path, metavar="CSV", help="only say how these records differ from measurements.csv"
+    )
     options = parser.parse_args(arguments)
     try:
-        return _check(options) if options.check else _draw(options)
+        return _run(options)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 
 
-def _check(options: argparse.Namespace) -> int:
-    differing = readme.check(find(records.load(options.records)), options.out, options.readme)
-    print(differing or f"{options.out} agrees with its records", file=sys.stderr if differing else sys.stdout)
-    return 1 if differing else 0
-
-
-def _draw(options: argparse.Namespace) -> int:
-    found = find(records.load(options.records))
+def _run(options: argparse.Namespace) -> int:
+    if options.out is None and options.compare is None:
+        raise ValueError("--out is missing: name the folder that the report is to be written into")
+    found = report.build(records.load(options.records), _membership(options))
+    if options.compare:
+        return _compare(found, options)
+    told = page.page(found)
+    if options.check:
+        return _check(told, options)
     if options.readme:
-        readme.refuse_dirty(found)
-    written = draw(found, options.out)
-    if options.readme:
-        options.readme.write_text(
-            readme.insert(options.readme, readme.block(found, options.out, options.readme))
-        )
-        written.append(options.readme)
-    _print_claims(found.claims)
-    failed = [record for record in found.records if record.status == "error"]
-    unfinished = [record for record in found.records if record.status == "unfinished"]
-    print(f"{len(found.records)} records: {len(failed)} with errors, {len(unfinished)} unfinished")
-    print(f"tables:  {options.out / 'tables'} (start with claims.md)")
-    print(f"figures: {options.out / 'figures'}")
+        _refuse_dirty(found)
+    _write(told, options.out, options.readme)
+    _print_claims(told)
+    _print_records(found)
+    print(f"page:    {options.out / 'report.html'}")
+    print(f"tables:  {options.out / 'tables'}, figures: {options.out / 'figures'}")
     return 0
 
 
-def _print_claims(claims: list[Claim]) -> None:
+def _membership(options: argparse.Namespace) -> membership.pd.DataFrame | None:
+    """The file that was named, or the first that lies in or beside a folder of records."""
+    near = [folder / "membership.csv" for path in options.records for folder in (path, path.parent)]
+    chosen = options.membership or next((path for path in near if path.exists()), None)
+    return membership.read(chosen) if chosen else None
+
+
+def _write(told: page.Page, out: Path, readme: Path | None) -> None:
+    """Everything; without a README docs/results.md lies in `out` as well."""
+    drawn = page.write(told, out)
+    if readme is None:
+        (out / "results.md").write_text(page.results_md(told, drawn, "."))
+        return
+    docs = readme.parent / "docs"
+    docs.mkdir(exist_ok=True)
+    (docs / "results.md").write_text(
+        page.results_md(told, drawn, f"../{out.resolve().relative_to(readme.resolve().parent)}")
+    )
+    readme.write_text(_inserted(readme, page.readme_block(told)))
+
+
+def _inserted(readme: Path, text: str) -> str:
+    """The README with `text` between its markers. Raises ValueError if the markers are missing."""
+    try:
+        old = readme.read_text()
+    except OSError:
+        raise ValueError(f"no file {readme}: pass the README with --readme") from None
+    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
+        raise ValueError(f"{readme} needs the lines {BEGIN} and {END} once each, in this order")
+    return f"{old[: old.index(BEGIN) + len(BEGIN)]}\n\n{text.strip()}\n\n{old[old.index(END) :]}"
+
+
+def _refuse_dirty(found: report.Report) -> None:
+    """Raise ValueError if a record that would be published was made from changed sources."""
+    runs = found.frames.runs
+    for name in runs.loc[runs["dirty"].map(lambda dirty: dirty is not False), "name"]:
+        raise ValueError(f"record {name} was made from uncommitted sources: commit, then measure again")
+
+
+def _check(told: page.Page, options: argparse.Namespace) -> int:
+    """Draw everything anew elsewhere and compare."""
+    with tempfile.TemporaryDirectory() as folder:
+        fresh, readme = Path(folder), options.readme
+        copy = fresh / readme.name if readme else None
+        if copy:
+            copy.write_text(readme.read_text())
+        out = fresh / options.out.name
+        _write(told, out, copy)
+        kinds = ["tables", "figures", "."]
+        pairs = [(out / kind, options.out / kind) for kind in kinds]
+        found = [differing for one, two in pairs for differing in _differing(one, two)]
+        if copy:
+            names = [Path("docs") / "results.md", Path(readme.name)]
+            found += [str(name) for name in names if not _same(fresh / name, readme.parent / name)]
+    if found:
+        print(f"{options.out} differs from the records in {', '.join(found)}: {CURE}", file=sys.stderr)
+        return 1
+    print(f"{options.out} agrees with its records")
+    return 0
+
+
+def _differing(fresh: Path, kept: Path) -> list[str]:
+    """Names of files that one folder lacks or that differ; of the report's own folder those that it writes."""
+    names = {path.name for path in fresh.glob("*") if path.is_file()}
+    others = (
+        {path.name for path in kept.glob("*") if path.is_file()}
+        if fresh.name in ("tables", "figures")
+        else names
+    )
+    return sorted(name for name in names | others if not _same(fresh / name, kept / name))
+
+
+def _same(fresh: Path, kept: Path) -> bool:
+    """Text to the letter, SVG coordinates within TOLERANCE, PNG by name alone: its bytes hang on matplotlib's build."""
+    if not fresh.is_file() or not kept.is_file():
+        return False
+    if fresh.suffix == ".png":
+        return True
+    one, two = fresh.read_text(), kept.read_text()
+    drawn = list(zip(SVG.findall(one), SVG.findall(two), strict=False))
+    return one == two or (SVG.sub("", one) == SVG.sub("", two) and all(_near(*pair) for pair in drawn))
+
+
+def _near(one: str, two: str) -> bool:
+    left, right = NUMBER.findall(one), NUMBER.findall(two)
+    close = all(abs(float(a) - float(b)) <= TOLERANCE for a, b in zip(left, right, strict=False))
+    return NUMBER.sub("#", one) == NUMBER.sub("#", two) and close
+
+
+def _compare(found: report.Report, options: argparse.Namespace) -> int:
+    text = compare.markdown(compare.compare(found.measurements, load_measurements(options.compare)))
+    print(text)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "compare.md").write_text(text)
+    return 0
+
+
+def _print_claims(told: page.Page) -> None:
     console = Console()
-    # Reasons need room; they stand in claims.md anyway.
+    # Reasons need room; they stand in the page anyway.
     columns = COLUMNS if console.width >= WIDE else COLUMNS[:-1]
-    for cell in dict.fromkeys(claim.cell for claim in claims):
-        table = Table(title=cell, title_justify="left", expand=True)
+    for section in told.table("claims").sections:
+        table = Table(title=escape(section.heading), title_justify="left", expand=True)
         for name, share in columns:
             table.add_column(name, ratio=share, overflow="fold")
-        for claim in (claim for claim in claims if claim.cell == cell):
-            texts = [claim.where, claim.text, claim.printed, ours_text(claim.ours), claim.verdict, claim.why]
-            cells = [escape(text) for text in texts]
-            cells[4] = f"[{COLOURS.get(claim.verdict, 'dim')}]{cells[4]}[/]"
-            table.add_row(*cells[: len(columns)])
+        for line in section.lines:
+            texts = [escape(shown.text) for shown in line.shown.values()]
+            texts[4] = f"[{COLOURS.get(texts[4], 'dim')}]{texts[4]}[/]"
+            table.add_row(*texts[: len(columns)])
         console.print(table)
+
+
+def _print_records(found: report.Report) -> None:
+    """How many there are, and those that could not be read or that no experiment names, a line each."""
+    status = found.frames.runs["status"].value_counts()
+    failed, unfinished = (int(status.get(name, 0)) for name in ("error", "unfinished"))
+    print(f"{len(found.frames.runs):,} records: {failed} with errors, {unfinished} unfinished")
+    for name, reason in found.frames.left_out.items():
+        print(f"left out: {name}: {reason}")
+    for record in found.frames.unlisted:
+        print("in no membership:", found.frames.runs.at[record, "name"])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""Made-up accuracy studies: evaluations whose accuracy is known, and the training runs behind them."""
+"""Made-up accuracy studies: evaluations whose accuracy is known, and the training runs behind them.
+
+A record's header names its experiment and the command with all `changes`, so that membership follows from headers.
+"""
 
 import copy
 import json
+import shlex
 import zlib
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from adafuse.records import open_record
-from adafuse.report.variants import method_file
 from synthetic import FAMILIES, config, run_fields
 from synthetic_arms import ROUTING
 
@@ -21,6 +24,7 @@ GPU = {
     "gpu": "NVIDIA H200",
     "driver": "1",
 }
+METHOD = {"router_input": "first_linear", "balance_coefficient": 0.01, "learning_rate_factor": 1.0}
 LAYERS = [f"model.layers.{block}.self_attn.{name}" for block in range(4) for name in ("q_proj", "v_proj")]
 
 
@@ -31,7 +35,7 @@ def study_config(
     plain = copy.deepcopy(config(about=method if method in ROUTING else "base"))
     plain |= {
         "task": task,
-        "method": dict(method_file(method)),
+        "method": {"name": method, "routing": ROUTING.get(method, "none"), **METHOD},
         "pretrain": {"steps": 100},
         "train": {"steps": 100, "learning_rate": 1e-3},
         "evaluate_strategy": "dense",
@@ -57,12 +61,13 @@ def write_evaluation(
     machine: dict[str, Any] = GPU,
     tilt: dict[str, float] | None = None,
     backbone: str | None = None,
+    experiment: str = "table2",
 ) -> Path:
     """One evaluation: each task's items are right up to `accuracy`, more or less by `tilt`; of them the first `flips`
     are turned around.
     """
     plain = study_config(method, changes)
-    path, header = _header(folder, "evaluate", method, seed, plain, machine)
+    path, header = _header(folder, "evaluate", method, seed, changes or {}, machine, experiment)
     rng = np.random.default_rng(seed)
     with open_record(path, header) as record:
         for task in plain["suite"]["tasks"]:
@@ -92,10 +97,11 @@ def write_fit(
     entropy: float = 1.5,
     information: float | None = None,
     machine: dict[str, Any] = GPU,
+    experiment: str = "table2",
 ) -> Path:
     """One training run: every router has the same `loads` by family; pairs of routers share `information`."""
     plain = study_config(method, changes, "train")
-    path, header = _header(folder, "train", method, seed, plain, machine)
+    path, header = _header(folder, "train", method, seed, changes or {}, machine, experiment)
     names = {"token": ["token"], "none": []}.get(plain["method"]["routing"], LAYERS)
     with open_record(path, header) as record:
         record.write("loss", step=5, loss=loss + 1, balance_loss=1.0, learning_rate=1e-3)
@@ -121,7 +127,7 @@ def write_study(
         for seed in range(seeds):
             shift = spread * (seed - (seeds - 1) / 2) * (1 if method == "adafuse" else 0)
             write_evaluation(folder, method, value + shift, seed, **how)
-            common = {name: how[name] for name in ("changes", "machine") if name in how}
+            common = {name: how[name] for name in ("changes", "machine", "experiment") if name in how}
             if method != "base":
                 write_fit(folder, method, seed, **fit, **common)
     return folder
@@ -139,8 +145,8 @@ def write_pretraining(
     changes: dict[str, Any] | None = None,
 ) -> Path:
     """One pre-training run: a loss line, held-out `losses` by text, and what was saved."""
-    plain = study_config("base", {"model.name": model, "pretrain.steps": steps} | (changes or {}), "pretrain")
-    path, header = _header(folder, "pretrain", model, 0, plain, machine)
+    changes = {"model.name": model, "pretrain.steps": steps} | (changes or {})
+    path, header = _header(folder, "pretrain", "base", 0, changes, machine, "")
     with open_record(path, header) as record:
         record.write("loss", step=steps, loss=1.0, balance_loss=0.0, learning_rate=1e-3)
         for name, value in (losses or {}).items():
@@ -151,8 +157,18 @@ def write_pretraining(
 
 
 def _header(
-    folder: Path, task: str, method: str, seed: int, plain: dict[str, Any], machine: dict[str, Any]
+    folder: Path,
+    task: str,
+    method: str,
+    seed: int,
+    changes: dict[str, Any],
+    machine: dict[str, Any],
+    experiment: str,
 ) -> tuple[Path, dict[str, Any]]:
-    mark = zlib.crc32(json.dumps([plain, machine["name"]], sort_keys=True).encode())
+    plain = study_config(method, changes, task)
+    mark = zlib.crc32(json.dumps([task, plain, seed, machine["name"], experiment], sort_keys=True).encode())
     name = f"{method}-s{seed}-{mark:08x}"
-    return folder / task / f"{name}.jsonl", run_fields(task, name, plain, seed=seed, machine=machine)
+    words = [f"{key}={str(value).replace(' ', '')}" for key, value in changes.items()]
+    command = " ".join(["run.py", f"seed={seed}", f"method={method}", *map(shlex.quote, words)])
+    about = {"experiment": experiment, "command": command, "seed": seed, "machine": machine}
+    return folder / task / f"{name}.jsonl", run_fields(task, name, plain, **about)

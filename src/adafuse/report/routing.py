@@ -1,165 +1,172 @@
-"""What routers do: how many experts they really use, whether they collapse, and what a choice tells of the family.
+"""What routers do: how many experts they really use, whether they collapse, what a choice tells, whether layers agree.
 
-In: train records with `routing` lines. Out: `Use`s and the sheet `routing`. Next: routing_figure.py.
+In: the training behind the rows of accuracy.py. Out: rows of measurements under the same names; what the figures `load`
+and `agreement` draw. Next: figures.py. Quantities of a row, means over routers and adapters, over all families (which
+weigh the same) or with `.FAMILY` on one:
+
+    effective_experts   the exponential of the entropy of the load; at least top-k, at most all
+    collapsed           the share of routers with less than COLLAPSED of the way from top-k to all
+    entropy_nats        of the softmax of one token
+    bypassed            the share of tokens without any expert
+    tells_family        mutual information of family and chosen expert over the entropy of the family; 1: all
+    between_layers, within_block   normalised mutual information of two routers' first choices, over pairs; 1: all
+    routers             in one adapter
 """
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import pandas as pd
+from numpy.typing import NDArray
 
-from adafuse.records import Record
-from adafuse.report.accuracy import heading, is_pilot
-from adafuse.report.agreement import agreement_text, agreements
-from adafuse.report.cells import Cell, caption, cells, short_name
-from adafuse.report.fits import fit_key
-from adafuse.report.sheet import Columns, Row, Section, Sheet, nothing
-from adafuse.report.text import GAP, digits, share_text
-from adafuse.report.variants import variants
+from adafuse.report.accuracy import of_task, studies
+from adafuse.report.frames import Frames
+from adafuse.report.measurements import Measured, Measurement
 
 # of the way from top-k, the fewest experts that a router can use, to all of them
 COLLAPSED = 0.25
-ALL = "all"
-ABOUT = (
-    "Which experts the routers choose on held-out items, mean over routers and seeds. Effective experts: the "
-    "exponential of the entropy of the load; at least top-k, at most all. Entropy: of the softmax of one token. "
-    f"Collapsed: the share of routers whose effective number is less than {100 * COLLAPSED:.0f} % of the way from "
-    "top-k to all; few experts in one family but many over all are a division of labour, and no collapse. Tells "
-    "family: the mutual information of family and chosen expert over the entropy of the family, families weighing "
-    "the same; 1 where the expert gives the family away. Left alone: tokens without any expert."
-)
+BLOCK = re.compile(r"layers\.(\d+)\.")
+# `family` is nan in lines that are older than it
+LINE = ["router", "family", "load", "entropy_nats", "bypassed"]
+ROUTER = ["record", "router"]
+# per router and family, and per router over all families
+BY_FAMILY = ["effective_experts", "collapsed", "entropy_nats", "bypassed"]
+BY_ROUTER = ["effective_experts", "collapsed", "tells_family"]
+Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Use:
-    """One method on one family (or on all, which weigh the same)."""
+class Uses:
+    """`lines`: a row for each adapter (`record`), router and family, with BY_FAMILY; `slots`: the share of the chosen
+    slots by expert, a row for each of `lines`, zeros behind the last expert; `routers`: by record and router BY_ROUTER.
+    nan where every token is left to the backbone, and for the family that one family tells.
+    """
 
-    family: str
-    routers: int
-    effective: float | None
-    entropy_nats: float | None
-    collapsed: float | None
-    bypassed: float | None
-    tells_family: float | None
-
-
-def effective_number(load: ArrayLike) -> float:
-    """How many equally loaded experts would have this entropy."""
-    return math.exp(_entropy(np.asarray(load, float)))
+    lines: pd.DataFrame
+    slots: pd.DataFrame
+    routers: pd.DataFrame
 
 
-def routing_cells(records: list[Record], varied: Iterable[Record]) -> list[Cell]:
-    """The cells of adapters with routers, without those that only a study of one knob trained."""
-    keys = {fit_key(record) for record in varied}
-    fitted = [record for record in records if record.run.get("task") == "train" and not is_pilot(record)]
-    own = [record for record in fitted if record.of("routing")]
-    return [
-        cell for cell in cells(own, "train") if any(fit_key(record) not in keys for record in cell.records)
-    ]
+def measure(found: Frames) -> Measured:
+    """What the routers of every row of every study do, as far as its training says it."""
+    every = [row for study in studies(found) for row in study.rows]
+    names = [(row.experiment, row.cell, row.name, fit) for row in every for fit in row.fits]
+    fits = pd.DataFrame(names, columns=["experiment", "cell", "row", "record"])
+    used = fits.merge(pd.concat([_used(uses(found)), _agreed(found)]), on="record")
+    parts: dict[tuple[str, ...], list[tuple[str, float, int]]] = {}
+    columns = ["experiment", "cell", "row", "quantity", "record", "total", "count"]
+    for *key, record, total, count in used[columns].to_numpy().tolist():
+        parts.setdefault(tuple(key), []).append((record, total, count))
+    values = []
+    for (experiment, cell, row, quantity), own in parts.items():
+        records, totals, counts = zip(*own, strict=True)
+        make = partial(Measurement, experiment, cell, row, quantity)
+        values.append(make(sum(totals) / sum(counts), n=len(records), records=records))
+    return Measured(values)
 
 
-def uses(records: Iterable[Record]) -> list[Use]:
-    """What the routers of these records do, on all families and on each of them."""
-    known = [record for record in records if _lines(record)]
-    families = dict.fromkeys(line.get("family", ALL) for record in known for line in _lines(record))
-    return [_use(known, family) for family in dict.fromkeys([ALL, *families])] if known else []
+def uses(found: Frames) -> Uses:
+    """What every trained router does, from the `routing` lines of training."""
+    lines = of_task(found, "routing", "train").reindex(columns=["record", *LINE])
+    known = [isinstance(load, list) and len(load) > 0 for load in lines["load"]]
+    lines = lines[np.array(known, bool)].reset_index(drop=True)
+    slots = pd.DataFrame(lines["load"].tolist(), dtype=float).fillna(0.0)
+    experts, top_k = lines["load"].map(len), lines["record"].map(found.runs["top_k"])
+    entropy = _entropy(slots)
+    lines = lines.assign(**_effective(entropy, experts, top_k))
+    keys = [lines[name] for name in ROUTER]
+    # where every token of a family is left to the backbone it has no load, and no part in the mean
+    mean = slots.where(entropy.notna()).groupby(keys, sort=False).mean()
+    over = _entropy(mean)
+    families = entropy.groupby(keys, sort=False).agg(["mean", "count"])
+    told = ((over - families["mean"]) / np.log(families["count"])).where(families["count"] > 1)
+    first = pd.DataFrame({"experts": experts, "top_k": top_k}).groupby(keys, sort=False).first()
+    routers = pd.DataFrame(_effective(over, first["experts"], first["top_k"])).assign(tells_family=told)
+    return Uses(lines, slots, routers)
 
 
-def loads(record: Record, router: str) -> dict[str, NDArray[np.float64]]:
-    """The load of one router by family, where it has any."""
-    own = [line for line in _lines(record) if line["router"] == router]
-    known = {line.get("family", ALL): np.nan_to_num(np.asarray(line["load"], float)) for line in own}
-    # where every token is left to the backbone no expert has a load
-    return {family: load for family, load in known.items() if load.sum() > 0}
+def load_map(used: Uses, record: str) -> pd.DataFrame:
+    """The load of an adapter's first router, a row a family, a column an expert; families without any are left out."""
+    own = used.lines[(used.lines["record"] == record)]
+    own = own[(own["router"] == own["router"].iloc[0]) & own["effective_experts"].notna()]
+    return used.slots.loc[own.index, : len(own["load"].iloc[0]) - 1].set_axis(own["family"])
 
 
-def routers(record: Record) -> list[str]:
-    """The routers that have lines, in running order."""
-    return list(dict.fromkeys(line["router"] for line in _lines(record)))
+def told_by_router(used: Uses, records: Iterable[str]) -> pd.Series:
+    """What each router tells of the family, in running order, mean over adapters."""
+    own = used.routers.loc[used.routers.index.isin(list(records), level="record"), "tells_family"]
+    return own.fillna(0.0).groupby(level="router", sort=False).mean()
 
 
-def tells_family(record: Record, router: str) -> float | None:
-    """Mutual information of family and chosen expert over the family's entropy; None for one family."""
-    known = np.array(list(loads(record, router).values()))
-    if len(known) < 2:
+def agreement(found: Frames, records: Iterable[str]) -> tuple[list[str], Matrix] | None:
+    """Routers in running order, and for each pair how much one's choice tells of the other's, mean over adapters; None
+    where no two routers were compared.
+    """
+    lines = _compared(found)
+    lines = lines[lines["record"].isin(list(records))]
+    if lines.empty:
         return None
-    within = float(np.mean([_entropy(load) for load in known]))
-    return (_entropy(known.mean(axis=0)) - within) / math.log(len(known))
+    return list(lines["routers"].iloc[0]), np.array(lines["information"].tolist(), float).mean(axis=0)
 
 
-def routing_table(found: list[Cell]) -> Sheet:
-    """A row for each method and family."""
-    columns: Columns = {
-        "method": lambda row: row["method"],
-        "family": lambda row: row["family"],
-        "routers": lambda row: str(row["routers"]),
-        "effective experts": lambda row: digits(row["effective"]),
-        "entropy, nats": lambda row: digits(row["entropy_nats"]),
-        "collapsed": lambda row: share_text(row["collapsed"]),
-        "tells family": lambda row: GAP if row["tells_family"] is None else f"{row['tells_family']:.2f}",
-        "left alone": lambda row: share_text(row["bypassed"]),
-        "seeds": lambda row: str(row["seeds"]),
-    }
-    sections = [Section(heading(cell), caption(cell), _rows(cell), columns, _notes(cell)) for cell in found]
-    return Sheet("routing", "What the routers do", ABOUT, sections or [nothing("no adapter was trained")])
+def blocks(routers: Iterable[str]) -> list[str]:
+    """The number of the backbone's block in which each router stands; its own name where it stands in none."""
+    return [found.group(1) if (found := BLOCK.search(router)) else router for router in routers]
 
 
-def _notes(cell: Cell) -> list[str]:
-    return [agreement_text(one) for one in agreements(cell)]
-
-
-def _rows(cell: Cell) -> list[Row]:
-    rows: list[Row] = []
-    for name, records in variants(list(cell.finished)).items():
-        seeds = len({record.run.get("seed", 0) for record in records})
-        files = [short_name(record) for record in records]
-        rows += [{"method": name} | vars(use) | {"seeds": seeds, "records": files} for use in uses(records)]
-    return rows
-
-
-def _use(records: list[Record], family: str) -> Use:
-    pairs = [(record, router) for record in records for router in routers(record)]
-    effective, collapsed = [], []
-    for record, router in pairs:
-        load = _load(loads(record, router), family)
-        if load is not None:
-            fewest = record.run["config"]["experts"]["top_k"]
-            effective.append(effective_number(load))
-            collapsed.append(effective[-1] < fewest + COLLAPSED * (len(load) - fewest))
-    lines = [line for r in records for line in _lines(r) if family in (ALL, line.get("family", ALL))]
-    told = [tells_family(*pair) for pair in pairs] if family == ALL else []
-    return Use(
-        family,
-        len(pairs) // len(records),
-        _mean(effective),
-        _mean([line["entropy_nats"] for line in lines]),
-        _mean(collapsed),
-        _mean([line.get("bypassed") for line in lines]),
-        _mean(told),
+def _used(used: Uses) -> pd.DataFrame:
+    """By adapter and quantity the sum over its routers and their number: columns record, quantity, total, count."""
+    routers = used.routers.reset_index()
+    by_family = used.lines.melt(["record", "family"], BY_FAMILY, "quantity")
+    every = used.lines.melt("record", ["entropy_nats", "bypassed"], "quantity")
+    by_family = by_family.dropna(subset="family")
+    by_family["quantity"] += "." + by_family["family"].astype(str)
+    over = routers.melt("record", BY_ROUTER, "quantity")
+    long = pd.concat([over, every, by_family]).astype({"value": float}).dropna(subset="value")
+    summed = long.groupby(["record", "quantity"])["value"].agg(total="sum", count="count").reset_index()
+    number = (
+        routers.groupby("record").size().rename("total").reset_index().assign(quantity="routers", count=1)
     )
+    return pd.concat([summed, number])
 
 
-def _mean(values: list[Any]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+def _agreed(found: Frames) -> pd.DataFrame:
+    """By adapter how much two of its routers tell of each other; columns as of `_used`."""
+    rows = []
+    for record, routers, information in _compared(found)[["record", "routers", "information"]].itertuples(
+        index=False
+    ):
+        own = np.array(blocks(routers))
+        apart = ~np.eye(len(own), dtype=bool)
+        within = (own[:, None] == own[None, :]) & apart
+        matrix = np.array(information, float)
+        rows.append((record, "between_layers", matrix[apart].mean(), 1))
+        if within.any():
+            rows.append((record, "within_block", matrix[within].mean(), 1))
+    return pd.DataFrame(rows, columns=["record", "quantity", "total", "count"])
 
 
-def _load(by_family: dict[str, NDArray[np.float64]], family: str) -> NDArray[np.float64] | None:
-    """Of one family; of all the mean, so that they weigh the same."""
-    if family != ALL or ALL in by_family or not by_family:
-        return by_family.get(family)
-    return np.asarray(np.mean(list(by_family.values()), axis=0))
+def _compared(found: Frames) -> pd.DataFrame:
+    lines = of_task(found, "agreement", "train")
+    return lines[lines["routers"].map(len) > 1]
 
 
-def _lines(record: Record) -> list[dict[str, Any]]:
-    return [line for line in record.of("routing") if line["load"]]
+def _effective(entropy: pd.Series, experts: pd.Series, top_k: pd.Series) -> dict[str, pd.Series]:
+    """How many equally loaded experts would have this entropy, and whether they are too few."""
+    effective = np.exp(entropy)
+    fewest = top_k + COLLAPSED * (experts - top_k)
+    return {
+        "effective_experts": effective,
+        "collapsed": (effective < fewest).where(entropy.notna()).astype(float),
+    }
 
 
-def _entropy(load: NDArray[np.float64]) -> float:
-    share = load[load > 0] / load.sum()
-    return float(-(share * np.log(share)).sum())
+def _entropy(slots: pd.DataFrame) -> pd.Series:
+    """Of each row, in nats; nan for one without any load."""
+    share = slots.to_numpy(float) / slots.sum(axis=1).where(slots.sum(axis=1) > 0).to_numpy(float)[:, None]
+    return pd.Series(-(share * np.log(np.where(share > 0, share, 1.0))).sum(axis=1), index=slots.index)

@@ -1,0 +1,114 @@
+"""The one frame of measurements: every number of the report, a row each.
+
+In: what latency.py, accuracy.py and routing.py measured. Out: a frame with the columns `COLUMNS`, its file
+`results/measurements.csv`, and that file read back. Next: claims.py, tables.py, figures.py, which read it alone.
+
+    >>> from adafuse.report import load_measurements
+    >>> found = load_measurements("results/measurements.csv")
+    >>> found.query("experiment == 'table1' and row == 'mola_loop' and quantity == 'ratio'")
+
+`row` is an arm, a method or what else a cell is made of; `quantity` a name with its unit; `low` and `high` the 95 %
+interval, empty where there is none; `n` the processes or seeds behind the value; `reason` says why there is no value,
+how an interval was made, or, where a fact is a word (the cause of an exclusion, a checksum), that word; `records` are
+the hashes of the records behind it, space-separated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from pathlib import Path
+
+import pandas as pd
+
+NUMBERS = ("value", "low", "high", "n")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number; nan where there is none, `reason` then says why."""
+
+    experiment: str
+    cell: str
+    row: str
+    quantity: str
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    n: int | None = None
+    reason: str = ""
+    records: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CellName:
+    """What a cell of an experiment is called in print."""
+
+    experiment: str
+    cell: str
+    title: str
+    caption: str
+    machine: str
+    is_cpu: bool
+
+
+@dataclass(frozen=True)
+class RowName:
+    """What a row of a cell is called in print, and what it is."""
+
+    experiment: str
+    cell: str
+    row: str
+    label: str
+    method: str = ""
+    routing: str = ""
+    strategy: str = ""
+    runtime: str = ""
+
+
+@dataclass
+class Measured:
+    """What a module measured. `values` is all numbers; the names are for labels alone, in the order of tables."""
+
+    values: list[Measurement] = field(default_factory=list)
+    cells: list[CellName] = field(default_factory=list)
+    rows: list[RowName] = field(default_factory=list)
+
+    def __iadd__(self, other: Measured) -> Measured:
+        self.values += other.values
+        self.cells += other.cells
+        self.rows += other.rows
+        return self
+
+
+COLUMNS, CELLS, ROWS = ([one.name for one in fields(kind)] for kind in (Measurement, CellName, RowName))
+
+
+def values_frame(values: Iterable[Measurement]) -> pd.DataFrame:
+    """The frame of measurements, in one order whatever the order of records."""
+    found = pd.DataFrame(map(attrgetter(*COLUMNS), values), columns=COLUMNS)
+    found["records"] = found["records"].map(" ".join)
+    found = found.astype({"value": float, "low": float, "high": float, "n": "Int64"})
+    return found.sort_values(["experiment", "cell", "row", "quantity"], kind="stable").reset_index(drop=True)
+
+
+def write(found: pd.DataFrame, path: Path) -> None:
+    """Write the frame with 6 significant digits, the same bytes for the same records."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found.to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
+
+
+def load_measurements(path: Path | str) -> pd.DataFrame:
+    """A written frame of measurements. Raises ValueError with one line for a file that is none."""
+    kinds = {name: "float64" if name in NUMBERS else "str" for name in COLUMNS} | {"n": "Int64"}
+    try:
+        found = pd.read_csv(
+            path, dtype=kinds, keep_default_na=False, na_values={name: [""] for name in NUMBERS}
+        )
+    except (OSError, ValueError) as exc:
+        raise ValueError(f"measurements {path} cannot be read: {' '.join(str(exc).split())}") from exc
+    if list(found.columns) != COLUMNS:
+        raise ValueError(f"measurements {path} have other columns than {', '.join(COLUMNS)}")
+    return found

@@ -1,0 +1,132 @@
+"""One token of each arm as a lane on a shared time axis, coloured by what every launch is for; white is a gap.
+
+In: trace and spans lines. Out: `Lane`s, and panels of them. A token may have ten thousand launches, more than a figure
+has columns, so a lane is cut into columns, and in each the height of a colour is its share of the time: a launch longer
+than a column fills it, many short ones stand above one another. Next: figures.py, which frames them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch, PathPatch, Rectangle
+from matplotlib.path import Path as Outline
+from numpy.typing import NDArray
+
+from adafuse.report.formats import digits
+from adafuse.report.frames import Frames, Json
+from adafuse.report.naming import arms_of
+
+# of the longest lane: one for three points of the page
+COLUMNS = 150
+LANE = 0.62
+# what the longest lane leaves for its text
+ROOM = 1.36
+
+Shares = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One arm: `spans` are [start us, length us, part] of every launch of a token of `token_ms`, gaps included."""
+
+    arm: str
+    label: str
+    token_ms: float
+    gap_ms: float
+    spans: list[list[Any]]
+
+
+def lanes(frames: Frames, traced: pd.DataFrame) -> list[Lane]:
+    """Every arm of these records, the backbone first and once: its twin where there is one, for the first arm of a
+    process may show the host warming up. Of several records the token of median length.
+    """
+    arms = arms_of(traced.iloc[0])
+    backbone = {arm for arm, own in arms.items() if (own.method, own.strategy) == ("base", "dense")}
+    found = frames.lines("trace").merge(
+        frames.lines("spans")[["record", "arm", "spans"]], on=["record", "arm"]
+    )
+    found = found[found["record"].isin(traced["record"])]
+    found["token_ms"] = found["parts_ms"].map(lambda parts: sum(parts.values())) + found["gap_ms"]
+    shown: dict[str, Lane] = {}
+    for arm in sorted(arms, key=lambda arm: arm not in backbone):
+        own = found[found["arm"] == arm].sort_values("token_ms", kind="stable")
+        if len(own):
+            line = own.iloc[(len(own) - 1) // 2]
+            key = arms[arm].runtime if arm in backbone else arm
+            shown[key] = Lane(arm, arms[arm].label, line["token_ms"], line["gap_ms"], line["spans"])
+    return list(shown.values())
+
+
+def draw(axis: Axes, shown: Sequence[Lane], parts: Json) -> list[Artist]:
+    """The lanes from top to bottom; what the colours mean. `parts`: colour and name of what launches are for."""
+    longest_ms = max(lane.token_ms for lane in shown)
+    for place, lane in enumerate(shown):
+        _lane(axis, place, lane, longest_ms / COLUMNS, parts)
+    axis.set(xlim=(0, ROOM * longest_ms), ylim=(len(shown) - 0.45, -0.55))
+    axis.set_yticks(range(len(shown)), [lane.label for lane in shown])
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlabel("ms since the first launch, profiled; height: share of the time")
+    axis.xaxis.grid(True)
+    used = {span[2] for lane in shown for span in lane.spans}
+    known = [one for part, one in parts.items() if part in used]
+    handles: list[Artist] = [Patch(color=one["colour"], label=one["name"]) for one in known]
+    return [*handles, Patch(facecolor="white", edgecolor="#6e7781", linewidth=0.6, label="gap")]
+
+
+def columns(lane: Lane, width_ms: float, parts: Iterable[str]) -> tuple[Shares, dict[str, Shares]]:
+    """Edges of the columns in ms, the last one the token's end; and by part its share of each column's time."""
+    edges = np.append(np.arange(0, lane.token_ms, width_ms), lane.token_ms)
+    starts, lengths, names = zip(*lane.spans, strict=True)
+    every, of_part = np.array([starts, lengths], float).T / 1e3, np.array(names)
+    shares = {}
+    for part in parts:
+        own = every[of_part == part]
+        moments = np.stack([own[:, 0], own.sum(axis=1)], axis=1).ravel()
+        done = np.cumsum(np.stack([np.zeros(len(own)), own[:, 1]], axis=1).ravel())
+        until = np.interp(edges, moments, done) if len(own) else np.zeros(len(edges))
+        shares[part] = np.diff(until) / np.diff(edges)
+    return edges, shares
+
+
+def _lane(axis: Axes, place: int, lane: Lane, width_ms: float, parts: Json) -> None:
+    """The frame of the token, in it the columns, and behind it the length and how much of it is gap."""
+    low = place + LANE / 2
+    frame: Any = {"facecolor": "white", "edgecolor": "#6e7781", "linewidth": 0.6, "zorder": 1}
+    axis.add_patch(Rectangle((0, place - LANE / 2), lane.token_ms, LANE, **frame))
+    edges, shares = columns(lane, width_ms, parts)
+    below = np.zeros(len(edges) - 1)
+    for part, share in shares.items():
+        boxes = _boxes(edges, low - LANE * below, low - LANE * (below + share))
+        if len(boxes):
+            outline = Outline.make_compound_path_from_polys(boxes)
+            look: Any = {
+                "facecolor": parts[part]["colour"],
+                "linewidth": 0,
+                "antialiased": False,
+                "zorder": 2,
+            }
+            axis.add_artist(PathPatch(outline, label=f"{lane.arm} {part}", **look))
+        below = below + share
+    text = f"{digits(lane.token_ms)} ms, {100 * lane.gap_ms / lane.token_ms:.0f} % gap"
+    axis.annotate(text, (lane.token_ms, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
+
+
+def _boxes(edges: Shares, bottoms: Shares, tops: Shares) -> Shares:
+    """A closed outline for every run of equal columns that are not empty."""
+    heights = np.round(np.stack([bottoms, tops], axis=1), 3)
+    new = np.append(True, (heights[1:] != heights[:-1]).any(axis=1))
+    starts = np.flatnonzero(new)
+    ends = np.append(starts[1:], len(heights))
+    full = heights[starts, 0] != heights[starts, 1]
+    left, right = edges[starts[full]], edges[ends[full]]
+    bottom, top = heights[starts[full]].T
+    xs = np.stack([left, right, right, left], axis=1)
+    ys = np.stack([bottom, bottom, top, top], axis=1)
+    return np.stack([xs, ys], axis=2)

@@ -1,0 +1,241 @@
+"""What an arm costs: every number from records whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from adafuse.report import apart
+from adafuse.report.frames import frames
+
+STATE = {"sm_mhz": 1980.0, "power_w": 400.0, "foreign_processes": 0}
+
+
+def block(arm, number, ms, excluded=None, **state):
+    words = {"position": 0, "tokens": 64, "block_ms": 64 * ms, "excluded": excluded, "state": STATE | state}
+    return {"kind": "block", "arm": arm, "round": number, **words}
+
+
+def check(arm, name="logits", value=0.1, bound=1.0, passed=True):
+    return {
+        "kind": "check",
+        "arm": arm,
+        "check": name,
+        "value": value,
+        "bound": bound,
+        "passed": passed,
+        "detail": "d",
+    }
+
+
+def cost(arm, floor_ms=0.5):
+    sizes = {"params": 100, "macs": 90, "adapter_params": 10, "bytes_per_token": 2e9, "floor_ms": floor_ms}
+    return {"kind": "cost", "arm": arm, **sizes}
+
+
+def process(times, offset=1.0):
+    """The blocks of one process: `times` is ms per token of every round, by arm."""
+    return [block(arm, number, ms * offset) for arm, own in times.items() for number, ms in enumerate(own)]
+
+
+def values(records, experiment="table1"):
+    """By row and quantity."""
+    found = apart.measure(frames(records))
+    return {(value.row, value.quantity): value for value in found.values if value.experiment == experiment}
+
+
+TIMES = {"base": [1.0, 1.1, 1.2], "base_again": [1.0, 1.1, 1.2], "adafuse_switch": [2.0, 2.2, 2.4]}
+
+
+def test_a_ratio_is_paired_by_round_and_its_interval_is_over_processes(made):
+    faster = {**TIMES, "adafuse_switch": [1.9, 2.09, 2.28]}
+    found = values([made("a", lines=process(TIMES)), made("b", lines=process(faster, offset=3.0))])
+    ratio = found["adafuse_switch", "ratio"]
+    assert ratio.value == pytest.approx(math.sqrt(2.0 * 1.9)) and ratio.n == 2
+    assert ratio.low < ratio.value < ratio.high and ratio.reason == "t over 2 processes"
+    assert ratio.records == ("a", "b")
+    # the median over processes of each one's median
+    assert found["adafuse_switch", "ms_per_token"].value == pytest.approx(np.median([2.2, 3 * 2.09]))
+    assert ("base", "ratio") not in found
+
+
+def test_blocks_that_do_not_count_change_nothing(made):
+    noise = [
+        block("adafuse_switch", 3, 99.0, excluded="preempted: 3 times"),
+        block("adafuse_switch", 4, 99.0),
+    ]
+    flag = {"kind": "flag", "arm": "adafuse_switch", "round": 4, "reason": "preempted: once"}
+    plain, noisy = (
+        values([made("a", lines=process(TIMES))]),
+        values([made("a", lines=[*process(TIMES), *noise, flag])]),
+    )
+    for quantity in ("ratio", "ms_per_token"):
+        assert noisy["adafuse_switch", quantity] == plain["adafuse_switch", quantity]
+    counts = [noisy["eager", name].value for name in ("processes", "rounds", "blocks", "excluded", "flagged")]
+    assert counts == [1, 3, 11, 1, 1]
+    assert noisy["eager", "left_out"].reason == "2 preempted"
+
+
+def test_a_ratio_within_the_noise_of_the_backbone_is_not_resolved(made):
+    times = {"base": [1.0] * 3, "base_again": [1.1] * 3, "adafuse_switch": [1.05] * 3, "mola_loop": [1.5] * 3}
+    arms = list(times)
+    found = values([made(key, arms=arms, lines=process(times)) for key in "ab"])
+    assert [found[arm, "resolved"].value for arm in arms[2:]] == [0, 1]
+    assert found["eager", "again_ratio"].value == pytest.approx(1.1)
+    assert found["eager", "resolution"].value == pytest.approx(0.1)
+
+
+def test_an_arm_is_held_against_the_backbone_of_its_own_runtime(made):
+    times = {
+        "base": [4.0] * 2,
+        "base_graph": [1.0] * 2,
+        "base_gemv_graph": [0.8] * 2,
+        "adafuse_fused_graph": [1.2] * 2,
+    }
+    found = values([made(key, arms=list(times), lines=process(times)) for key in "ab"])
+    assert found["adafuse_fused_graph", "ratio"].value == pytest.approx(1.2)
+    assert found["adafuse_fused_graph", "gemv_ratio"].value == pytest.approx(1.5)
+    assert ("adafuse_fused_graph", "over.base") not in found
+
+
+def test_arms_that_differ_in_one_thing_and_adapters_over_the_switch(made):
+    times = {
+        "base": [1.0] * 2,
+        "mola_loop": [6.0] * 2,
+        "adafuse_loop": [3.0] * 2,
+        "adafuse_switch": [2.0] * 2,
+    }
+    times |= {"adafuse_layerwise_gather_graph": [1.1] * 2, "adafuse_gather_graph": [1.0] * 2}
+    found = values([made(key, arms=list(times), lines=process(times)) for key in "ab"])
+    compared = {key: found[key].value for key in found if key[1].startswith(("over.", "gate_ratio"))}
+    assert compared == pytest.approx(
+        {
+            ("mola_loop", "over.adafuse_loop"): 2.0,
+            ("mola_loop", "over.adafuse_switch"): 3.0,
+            ("adafuse_loop", "over.adafuse_switch"): 1.5,
+            ("adafuse_layerwise_gather_graph", "gate_ratio"): 1.1,
+        }
+    )
+
+
+ERROR = {"kind": "error", "where": "arm adafuse_switch", "message": "RuntimeError: no room", "traceback": ""}
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([], "not in the record"),
+        (
+            [check("adafuse_switch", value=0.5, bound=0.1, passed=False)],
+            "check failed: logits 0.5, bound 0.1",
+        ),
+        (
+            [check("adafuse_switch", value=None, bound=0.1, passed=False)],
+            "check failed: logits none, bound 0.1",
+        ),
+        ([ERROR], "error: RuntimeError: no room"),
+        ([block("adafuse_switch", 0, 1.0, excluded="preempted")], "every block excluded: preempted"),
+    ],
+)
+def test_an_arm_without_a_time_says_why(made, lines, reason):
+    times = {arm: TIMES[arm] for arm in ("base", "base_again")}
+    found = values([made("a", lines=[*process(times), *lines])])
+    assert math.isnan(found["adafuse_switch", "ms_per_token"].value)
+    assert found["adafuse_switch", "ms_per_token"].reason == reason
+    assert found["adafuse_switch", "ratio"].reason == f"no time of adafuse_switch ({reason})"
+
+
+def test_an_error_is_of_the_arm_that_it_names_as_a_whole_word(made):
+    graph = ERROR | {"where": "arm adafuse_switch_graph"}
+    times = {arm: TIMES[arm] for arm in ("base", "base_again")}
+    lines = [
+        *process(times),
+        graph,
+        check("adafuse_switch"),
+        block("adafuse_switch", 0, 1.0, excluded="preempted"),
+    ]
+    assert values([made("a", lines=lines)])["adafuse_switch", "ms_per_token"].reason.startswith("every block")
+
+
+def test_an_unfinished_record_gives_no_number_but_a_reason(made):
+    found = values([made("a", lines=process(TIMES), status="unfinished")])
+    assert found["base", "ms_per_token"].reason == "unfinished record: run the same command again"
+    assert not any(value.value > 0 for key, value in found.items())
+
+
+def test_of_all_processes_the_worst_check_counts_and_the_nearest_to_its_bound_decides(made):
+    one = [check("base", value=0.2), check("base", "greedy", 0.0, 0.0), check("base", "whole", 0.5, 2.0)]
+    two = [
+        check("base", value=0.3),
+        check("base", "greedy", 0.0, 0.0),
+        check("base", "whole", None, 2.0, passed=False),
+    ]
+    found = values([made("a", lines=one)])
+    assert [found["base", name].value for name in ("check.logits", "bound.whole", "passed.whole")] == [
+        0.2,
+        2.0,
+        1,
+    ]
+    assert (found["base", "check"].value, found["base", "check"].reason) == (0.5, "whole")
+    both = values([made("a", lines=one), made("b", lines=two)])
+    assert both["base", "check.logits"].value == 0.3 and both["base", "check.logits"].reason == "d"
+    assert math.isnan(both["base", "check.whole"].value) and both["base", "passed.whole"].value == 0
+    assert both["base", "check"].reason == "whole" and both["base", "check_bound"].value == 2.0
+
+
+def test_cost_floor_and_share_of_the_measured_bandwidth(made):
+    def lines(floor_ms, read_gbps):
+        calibration = {"kind": "calibration", "read_gbps": read_gbps, "copy_gbps": 1.0, "tiny_node_us": None}
+        return [calibration, *process(TIMES), cost("adafuse_switch", floor_ms)]
+
+    found = values([made("a", lines=lines(0.4, 3000.0)), made("b", lines=lines(0.6, 5000.0))])
+    assert found["adafuse_switch", "floor_ms"].value == pytest.approx(0.5)
+    assert found["adafuse_switch", "over_floor"].value == pytest.approx(2.2 / 0.5)
+    assert found["adafuse_switch", "bandwidth_share"].value == pytest.approx(2e9 / 2.2e-3 / 4000e9)
+    assert found["adafuse_switch", "params"].value == 100
+    assert found["machine", "read_gbps"].value == 4000.0 and found["machine", "read_gbps"].n == 2
+    assert ("machine", "tiny_node_us") not in found
+
+
+def memory(made, key, arm, peak_gib=2.0, **changes):
+    sizes = {"weights_gib": 1.0, "peak_gib": peak_gib, "process_gib": 3.0, "note": ""}
+    header = {"experiment": "table5"}
+    return made(
+        key, "memory", [{"kind": "memory", "arm": arm, **sizes}], arms=[arm], header=header, **changes
+    )
+
+
+def test_memory_is_joined_by_workload_and_by_what_the_arm_is(made):
+    timed = made("a", lines=process(TIMES))
+    other = {name: {"name": name, "routing": "token", "rank": 4} for name in ("base", "adafuse")}
+    records = [
+        timed,
+        memory(made, "b", "base", 1.5),
+        memory(made, "c", "adafuse_switch", 2.0),
+        memory(made, "d", "adafuse_switch", 9.0, batch=8),
+        memory(made, "e", "adafuse_switch", 9.0, methods=other),
+        memory(made, "f", "adafuse_switch", 9.0, latency={"block_tokens": 200}),
+    ]
+    found = values(records)
+    assert (found["adafuse_switch", "peak_gib"].value, found["adafuse_switch", "peak_gib"].records) == (
+        2.0,
+        ("c",),
+    )
+    assert found["adafuse_switch", "base_peak_gib"].value == 1.5
+    assert values(records, "table5")["base", "peak_gib"].value == 1.5
+
+
+def test_memory_that_is_missing_says_why(made):
+    counted = {"kind": "memory", "arm": "base", "weights_gib": 0.7, "peak_gib": None, "note": ""}
+    found = values([made("a", lines=[*process(TIMES), counted]), memory(made, "c", "adafuse_switch", None)])
+    assert found["adafuse_switch", "peak_gib"].reason == "a peak needs a GPU"
+    assert found["base", "peak_gib"].reason == "not measured: task=memory arms.run=[base]"
+    assert found["base", "weights_gib"].value == 0.7
+
+
+def test_the_state_of_the_device_during_the_blocks(made):
+    slow = [block("adafuse_switch", n, 2.0, sm_mhz=1500.0, foreign_processes=2) for n in range(2)]
+    lines = [*process({"base": [1.0] * 3}), *slow]
+    found = values([made("a", lines=lines)])
+    names = ("sm_mhz", "sm_mhz_lowest_arm", "power_w", "foreign_processes")
+    assert [found["eager", name].value for name in names] == [1980.0, 1500.0, 400.0, 2]

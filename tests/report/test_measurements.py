@@ -1,0 +1,93 @@
+"""The frame of measurements: the same bytes for the same records, and the same numbers as ever."""
+
+import random
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from adafuse import report
+from adafuse.report import apart
+from adafuse.report.frames import frames
+from adafuse.report.measurements import COLUMNS, Measurement, load_measurements, values_frame, write
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = ["experiment", "cell", "row", "quantity"]
+VALUES = [
+    Measurement("b", "cell", "arm", "ratio", 1.23456789, 1.1, 1.3, 3, "t over 3 processes", ("aaaa", "bbbb")),
+    Measurement("a", "cell", "arm", "ms_per_token", reason="check failed: logits 0.5, bound 0.1"),
+    Measurement("", "", "aaaa", "seconds", 12345678.0, records=("aaaa",)),
+]
+
+
+def test_a_written_frame_is_read_back_with_six_digits(tmp_path):
+    path = tmp_path / "own" / "measurements.csv"
+    write(values_frame(VALUES), path)
+    found = load_measurements(path)
+    assert list(found.columns) == COLUMNS and list(found["experiment"]) == ["", "a", "b"]
+    ratio = found.iloc[2]
+    assert (ratio["value"], ratio["low"], ratio["n"], ratio["records"]) == (1.23457, 1.1, 3, "aaaa bbbb")
+    assert found["value"].isna().tolist() == [False, True, False]
+    assert found.iloc[1]["reason"] == "check failed: logits 0.5, bound 0.1" and pd.isna(found.iloc[1]["n"])
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", ",".join(COLUMNS) + "\na,b,c,d,much,,,,,\n"])
+def test_a_file_that_is_none_is_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "measurements.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"measurements\.csv") as raised:
+        load_measurements(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_order_of_the_records_does_not_matter(made, tmp_path):
+    words = {"position": 0, "tokens": 64, "block_ms": 64.0, "excluded": None, "state": {}}
+    lines = [{"kind": "block", "arm": "base", "round": number, **words} for number in range(3)]
+    records = [
+        made(key * 12, lines=lines, batch=batch)
+        for key, batch in zip("abcdef", (1, 1, 1, 2, 2, 8), strict=True)
+    ]
+    texts = set()
+    for number in range(3):
+        write(values_frame(apart.measure(frames(records)).values), tmp_path / f"{number}.csv")
+        texts.add((tmp_path / f"{number}.csv").read_text())
+        random.Random(number).shuffle(records)
+    assert len(texts) == 1
+
+
+def test_every_number_has_a_name_of_its_own(made):
+    found = report.build([made("a" * 12), made("b" * 12, "memory")]).measurements
+    assert len(found) and not found.duplicated(KEY).any()
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """Numbers of the tables of commit d45f24b, which pooled records by another rule: some of each table."""
+    return pd.read_csv(
+        Path(__file__).parent / "golden.csv", keep_default_na=False, na_values={"low": "", "high": ""}
+    )
+
+
+def assert_same(found: pd.DataFrame, golden: pd.DataFrame) -> None:
+    ours = golden.merge(found, on=KEY, how="left", suffixes=("_then", ""))
+    assert len(ours) == len(golden)
+    for name in ("value", "low", "high"):
+        known = ours[f"{name}_then"].notna()
+        # the last of six digits may be rounded either way
+        near = (ours[name] - ours[f"{name}_then"]).abs() <= 1e-5 * ours[f"{name}_then"].abs()
+        assert near[known].all(), ours.loc[known & ~near, [*KEY, f"{name}_then", name]].to_string()
+
+
+def test_no_number_has_changed_since(golden):
+    assert len(golden) >= 150 and golden["table"].nunique() >= 20
+    assert_same(report.read(ROOT / "results" / "reference").measurements, golden)
+
+
+def test_the_committed_measurements_hold_the_same_numbers(golden):
+    assert_same(load_measurements(ROOT / "results" / "measurements.csv"), golden)
+
+
+def test_a_changed_number_is_seen(golden):
+    found = golden.drop(columns="table")
+    with pytest.raises(AssertionError):
+        assert_same(found.assign(value=found["value"] * 1.0001), golden)

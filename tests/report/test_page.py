@@ -1,0 +1,370 @@
+"""The page is complete in itself; sentences turn with the measurements; the script draws, checks and compares."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from made_board import PAPER, SPECS, Made, around, minus, paper_cell
+
+from adafuse import report
+from adafuse.report import page
+from adafuse.report.claims import all_claims
+
+ROOT = Path(__file__).resolve().parents[2]
+RUNS = {"kind": "block", "position": 0, "tokens": 64, "excluded": None, "state": {}}
+ARMS = ("base", "base_again", "mola_loop", "adafuse_switch")
+TIMES = {"base": 10.0, "base_again": 10.0, "mola_loop": 105.0, "adafuse_switch": 12.0}
+
+
+@pytest.fixture
+def board():
+    return Made()
+
+
+def said(board, name):
+    """The sentence of one id, or None."""
+    spec = next(own for own in SPECS["claims"]["sentences"] if own["id"] == name)
+    found = page.sentences(board.board, [spec], all_claims(board.board, SPECS["claims"], PAPER))
+    return found[0] if found else None
+
+
+def test_there_are_at_most_six_sentences_and_none_without_records(board):
+    specs = SPECS["claims"]["sentences"]
+    assert len(specs) <= 6 and not page.sentences(board.board, specs, [])
+    assert all(spec["text"] != spec["turned"] for spec in specs)
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (3.5, "is replicated on an NVIDIA H200"),
+        (2.0, "is replicated in part on"),
+        (1.0, "is not replicated on"),
+    ],
+)
+def test_speed_where_the_paper_measured(board, factor, words):
+    paper_cell(board, dict.fromkeys(("mola_loop", "pesc_loop", "moral_loop"), factor))
+    text = said(board, "speed")
+    assert words in text and f"{factor / 1.29:.2f} [" in text and "2.4" in text
+
+
+def test_a_cpu_concludes_nothing_about_speed(board):
+    paper_cell(board, machine="CPU")
+    assert said(board, "speed") is None
+
+
+@pytest.mark.parametrize(
+    ("merged", "words"),
+    [(2.06, "the gain was in launches saved, not in merging"), (1.05, "merging is not what costs")],
+)
+def test_without_launches(board, merged, words):
+    far = board.cell("graph", "another rank", rank=64)
+    near = board.cell("graph", "the headline's", rank=16)
+    for place, ratio in ((far, 9.0), (near, merged)):
+        board.row(place, "adafuse_gather_graph", {"ratio": around(1.06, 0.01)})
+        board.row(place, "adafuse_switch_graph", {"ratio": around(ratio, 0.01)})
+    text = said(board, "captured")
+    assert words in text and f"{merged:.2f} [" in text and "9.0" not in text
+
+
+@pytest.mark.parametrize(
+    ("points", "p", "words"),
+    [
+        (0.0, 0.01, "worse in none of 2 studies"),
+        (-6.0, 0.9, "worse in 1 of 2 studies; in the first (backbone small) it is worse"),
+    ],
+)
+def test_one_gate(board, points, p, words):
+    for experiment, model, own, test in (("table2", "small", points, p), ("table3", "medium", 0.0, 0.01)):
+        place = board.cell(experiment, model, task="evaluate", model=model)
+        board.row(place, "adafuse", minus(own, 1.0, p=test), method="adafuse")
+    assert words in said(board, "one_gate")
+
+
+def test_the_same_weights_again_are_no_further_study(board):
+    for experiment, model, other in (("table2", "tiny", "again"), ("table3", "again", "tiny")):
+        place = board.cell(experiment, model, task="evaluate", model=model)
+        board.row(place, "adafuse", minus(0.0, 1.0), method="adafuse")
+        board.numbers(place, "study", {"same_weights": other})
+    assert "worse in none of 1 studies" in said(board, "one_gate")
+
+
+def test_few_seeds_conclude_nothing(board):
+    place = board.cell("table2", task="evaluate")
+    board.row(place, "adafuse", minus(-6.0, 1.0, n=4), method="adafuse")
+    assert said(board, "one_gate") is None
+
+
+@pytest.mark.parametrize(
+    ("points", "words"), [(-10.0, "falls behind a gate per layer"), (-1.0, "does not fall behind")]
+)
+def test_same_tokens_are_judged_from_the_best_place(board, points, words):
+    place = board.cell("gate_input", task="evaluate", model="small")
+    for row, average, own in (("first_linear", 0.6, -20.0), ("embedding", 0.7, points)):
+        board.row(place, row, minus(own, 2.0) | {"accuracy.average": average}, method="adafuse")
+    text = said(board, "same_tokens")
+    assert words in text and f"{points:+.1f} [" in text
+
+
+@pytest.mark.parametrize(
+    ("cost", "words"), [(-0.5, "40 % of the tokens can do without"), (-9.0, "only for 7 % of them")]
+)
+def test_what_accuracy_can_spare(board, cost, words):
+    place = board.cell("bypass", task="evaluate", model="small")
+    for share, own in ((0.07, -0.5), (0.4, cost), (0.9, 0.0 if cost < -1 else -9.0)):
+        board.row(place, f"at {share}", minus(own, 1.0, "adafuse") | {"bypassed": share}, method="adafuse")
+    assert words in said(board, "bypass")
+
+
+def test_nothing_can_be_spared(board):
+    place = board.cell("bypass", task="evaluate")
+    board.row(place, "least", minus(-9.0, 1.0, "adafuse") | {"bypassed": 0.05}, method="adafuse")
+    assert "only for 0 % of them is a loss of 2 points of accuracy ruled out." in said(board, "bypass")
+
+
+@pytest.mark.parametrize(("half", "words"), [(0.8, "do not show in answers"), (3.0, "may show in answers")])
+def test_rounding(board, half, words):
+    place = board.cell("generation_drift", task="evaluate", model="small")
+    board.row(place, "switch bfloat16 (restored=False)", minus(0.0, half, "dense"), method="adafuse")
+    assert words in said(board, "rounding")
+
+
+# -- the whole, from records
+
+
+def lines(factor=1.0):
+    """Three rounds of each arm with its checks and counts."""
+    for arm in ARMS:
+        yield {
+            "kind": "check",
+            "arm": arm,
+            "check": "logits",
+            "value": 0.01,
+            "bound": 0.1,
+            "passed": True,
+            "detail": "logits",
+        }
+        yield {
+            "kind": "cost",
+            "arm": arm,
+            "params": 7e9,
+            "macs": 6e9,
+            "bytes_per_token": 1.3e10,
+            "floor_ms": 3.0,
+        }
+        for number in range(3):
+            ms = TIMES[arm] * (factor if arm == "mola_loop" else 1.0)
+            yield RUNS | {"arm": arm, "round": number, "block_ms": 64 * ms * (1 + 0.001 * number)}
+
+
+@pytest.fixture
+def records(made):
+    """Two processes of a cell that serves two experiments; returns the folder in which they lie."""
+    rows = ["experiment,profile,task,overrides,record"]
+    for key in "ab":
+        record = made(key * 12, lines=lines(), arms=ARMS)
+        rows += [f"{experiment},gpu,latency,,{key * 12}" for experiment in ("table1", "attribution")]
+    (record.path.parent.parent / "membership.csv").write_text("\n".join(rows) + "\n")
+    return record.path.parent.parent
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("report_script", ROOT / "scripts" / "report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script, records, tmp_path, capsys, monkeypatch):
+    """The script on the records, written into `results`: exit code, stdout, lines of stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        code = script.main(["--records", str(records), *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err.strip().splitlines()
+
+    return call
+
+
+class Reader(HTMLParser):
+    """Collects what a page loads, its ids and its links, and whether tags are closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.loads, self.ids, self.targets = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        known = dict(attributes)
+        self.ids += [known["id"]] if "id" in known else []
+        if tag == "a" or (tag == "use" and "xlink:href" in known):
+            self.targets.append(known.get("href") or known["xlink:href"])
+        elif known.get("src") or (tag == "link") or known.get("href", "#")[0] != "#":
+            self.loads.append((tag, known))
+
+
+def test_the_page_loads_nothing_and_every_link_has_a_target(run, tmp_path):
+    assert run("--out", "results")[0] == 0
+    text = (tmp_path / "results" / "report.html").read_text()
+    found = Reader()
+    found.feed(text)
+    assert not found.loads and "@import" not in text and not re.search(r"url\(\s*['\"]?http", text)
+    assert all(target.startswith("#") for target in found.targets)
+    missing = {target[1:] for target in found.targets} - set(found.ids)
+    assert not missing and len(found.ids) == len(set(found.ids))
+    assert {"answer", "claims", "figures", "tables", "machines", "records"} <= set(found.ids)
+    # a claim leads to its measurement, its check and its records
+    (row,) = re.findall(r"<tr><td class=\"claim\">MoLA: a token costs.*?</tr>", text, re.DOTALL)
+    assert 'href="#table1-' in row and 'href="#checks-' in row and 'href="#records-aaaaaaaaaaaa"' in row
+    assert "<svg" in text and "Xeon, 16 cores" in text and "<?xml" not in text
+
+
+def test_draw_then_check(run, tmp_path):
+    (tmp_path / "README.md").write_text(f"# Title\n\n{page_markers()}\n\nEnd.\n")
+    code, out, errors = run("--out", "results", "--readme", "README.md")
+    assert (code, errors) == (0, []) and "replicated" in out and "2 records: 0 with errors" in out
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("# Title") and text.endswith("End.\n") and "| Tables 1, 5 | MoLA" in text
+    docs = (tmp_path / "docs" / "results.md").read_text()
+    assert (
+        "](../results/figures/" in docs and "](../results/tables/table1.md)" in docs and "1. Launched" in docs
+    )
+    assert run("--out", "results", "--readme", "README.md", "--check")[0] == 0
+    found = sorted((tmp_path / "results" / "figures").glob("*.svg"))
+    for path, old, new in (
+        (tmp_path / "README.md", "MoLA", "MoLa"),
+        (tmp_path / "docs" / "results.md", "MoLA", "MoLa"),
+        (tmp_path / "results" / "tables" / "table1.md", "MoLA", "MoLa"),
+        (tmp_path / "results" / "tables" / "claims.csv", "MoLA", "MoLa"),
+        (tmp_path / "results" / "measurements.csv", "mola_loop", "mola_lop"),
+        (tmp_path / "results" / "report.html", "MoLA", "MoLa"),
+        (found[0], "stroke", "strike"),
+    ):
+        kept = path.read_text()
+        path.write_text(kept.replace(old, new, 1))
+        code, _, errors = run("--out", "results", "--readme", "README.md", "--check")
+        assert code == 1 and len(errors) == 1 and path.name in errors[0], path
+        path.write_text(kept)
+    found[0].unlink()
+    assert run("--out", "results", "--check")[0] == 1
+
+
+def page_markers():
+    return "<!-- results:begin -->\n<!-- results:end -->"
+
+
+def test_the_same_records_give_the_same_bytes(run, tmp_path):
+    for name in ("one", "two"):
+        run("--out", name)
+    assert (tmp_path / "one" / "report.html").is_file()
+    for path in sorted((tmp_path / "one").rglob("*")):
+        if path.is_file() and path.suffix != ".png":
+            assert (
+                path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+            ), path
+
+
+def test_a_last_digit_of_a_coordinate_is_not_a_difference(script, tmp_path):
+    for name, text in (("a", "M 1.0001 2"), ("b", "M 1.0002 2"), ("c", "M 1.5 2")):
+        (tmp_path / f"{name}.svg").write_text(f"<svg>{text}</svg>")
+    assert script._same(tmp_path / "a.svg", tmp_path / "b.svg")
+    assert not script._same(tmp_path / "a.svg", tmp_path / "c.svg")
+
+
+def test_the_block_is_small(run, tmp_path, records):
+    told = page.page(report.read(records))
+    assert len(page.readme_block(told).encode()) <= page.BLOCK_BYTES
+
+
+def test_a_record_in_no_membership_and_one_that_is_none_are_named(run, records):
+    (records / "membership.csv").write_text(
+        "experiment,profile,task,overrides,record\ntable1,gpu,latency,,aaaaaaaaaaaa\n"
+    )
+    (records / "latency" / "stray-cccccccccccc.jsonl.partial").write_text("{}\n")
+    code, out, _ = run("--out", "results")
+    assert code == 0 and "in no membership: latency/tiny-bbbbbbbbbbbb.jsonl" in out
+    assert "stray-cccccccccccc" in out
+
+
+def test_records_of_uncommitted_sources_are_not_published(run, made, tmp_path):
+    made("d" * 12, lines=lines(), arms=ARMS, header={"dirty": True})
+    (tmp_path / "README.md").write_text(page_markers())
+    code, _, errors = run("--out", "results", "--readme", "README.md")
+    assert code == 1 and len(errors) == 1 and "uncommitted" in errors[0]
+    assert run("--out", "results")[0] == 0
+
+
+def test_ones_own_run_beside_the_published_one(run, tmp_path):
+    run("--out", "results")
+    code, out, _ = run("--compare", "results/measurements.csv", "--out", "own")
+    assert code == 0 and "different" not in out.split("## ")[0].split("\n")[-1]
+    assert (tmp_path / "own" / "compare.md").read_text() in out and "## " not in out
+    kept = (tmp_path / "results" / "measurements.csv").read_text()
+    (tmp_path / "results" / "measurements.csv").write_text(
+        re.sub(r"(mola_loop,ratio),[^,]*,[^,]*,[^,]*", r"\1,2.0,1.9,2.1", kept)
+    )
+    assert "## Different beyond the intervals" in run("--compare", "results/measurements.csv")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", "results", "--readme", "README.md"], "README.md"),
+        (["--out", "results", "--membership", "none.csv"], "none.csv"),
+        (["--compare", "none.csv"], "none.csv"),
+        ([], "--out"),
+    ],
+    ids=["no README", "no membership", "nothing to compare with", "nowhere"],
+)
+def test_bad_input_is_one_line(run, arguments, words):
+    code, _, errors = run(*arguments)
+    assert code == 1 and len(errors) == 1 and words in errors[0]
+
+
+def test_the_script_runs_by_itself(tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "report.py"),
+        "--records",
+        str(tmp_path),
+        "--out",
+        str(tmp_path),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "no records found" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_torch_is_needed():
+    code = (
+        "import sys; import adafuse.report.page; sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_specifications_name_experiments_that_exist():
+    known = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")} | {""}
+    every = [
+        SPECS["claims"]["groups"],
+        SPECS["claims"]["goals"],
+        SPECS["claims"]["sentences"],
+        SPECS["tables"]["tables"],
+    ]
+    named = [
+        group.get("experiments", [])
+        for specs in every
+        for spec in specs
+        for group in spec.get("groups", [spec])
+    ]
+    assert {name for names in named if names != "all" for name in names} <= known
+    assert yaml.safe_dump(SPECS["claims"])
