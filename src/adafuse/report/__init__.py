@@ -17,7 +17,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from adafuse.records import Record, load
+from adafuse import archive
+from adafuse.records import Record
 from adafuse.report import accuracy, apart, membership, routing
 from adafuse.report.frames import Frames
 from adafuse.report.frames import frames as tidy
@@ -46,7 +47,7 @@ class Report:
 
 def read(folder: Path) -> Report:
     """The report on all records below a folder. Raises ValueError with one line if there are none."""
-    records = load([folder])
+    records = archive.load([folder]).records
     found = [
         place for place in (folder / "membership.csv", folder.parent / "membership.csv") if place.exists()
     ]

@@ -70,7 +70,9 @@ class Frames:
             columns = {name: [line.get(name) for _, line in found] for name in names}
             # without lines no column is one of numbers, which text could not be joined with
             dtype = None if found else object
-            self._frames[kind] = pd.DataFrame({"record": [record for record, _ in found], **columns}, dtype=dtype)
+            self._frames[kind] = pd.DataFrame(
+                {"record": [record for record, _ in found], **columns}, dtype=dtype
+            )
         return self._frames[kind]
 
     def of(self, kind: str, record: str) -> list[Json]:
