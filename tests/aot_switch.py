@@ -47,7 +47,7 @@ def narrow_accesses(ptx: str, least_bytes: int) -> list[str]:
 
 
 def compiled(rank: int, slots: int, held: int, arch: int) -> object:
-    config = switch_config(torch.bfloat16, rank)
+    config = switch_config(torch.bfloat16.itemsize, rank)
     constants = constexprs(rank, slots, held, config, SHARED_BYTES[arch])
     signature = {
         "p_strips": "*i64",
@@ -63,7 +63,7 @@ def compiled(rank: int, slots: int, held: int, arch: int) -> object:
 def main() -> None:
     for rank, slots, held in CASES:
         for arch, shared_bytes in SHARED_BYTES.items():
-            binary, config = compiled(rank, slots, held, arch), switch_config(torch.bfloat16, rank)
+            binary, config = compiled(rank, slots, held, arch), switch_config(torch.bfloat16.itemsize, rank)
             ptx, shared = binary.asm["ptx"], binary.metadata.shared
             writes = ptx.count("st.global.L1::evict_first.L2::cache_hint.v4.b32")
             reads = [int(width, 16) for width in ASYNC.findall(ptx)]

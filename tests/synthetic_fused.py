@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adafuse.kernels.naive import Members
+from adafuse.kernels.config import Members
 
 EXPERTS = 4
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

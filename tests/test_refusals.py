@@ -92,16 +92,6 @@ def test_captured_arms_need_a_gpu() -> None:
     refuse_device(compose("task=latency", "arms=paper"), "cpu")
 
 
-def test_what_is_refused_is_what_the_kernels_take() -> None:
-    """Configuration is checked without Triton, so the bounds stand in two places."""
-    from adafuse.kernels import config as gather_config
-    from adafuse.kernels import gemv, ops
-    from adafuse.refusals import FUSED_MAX_BATCH
-
-    assert gemv.MAX_TOKENS == FUSED_MAX_BATCH
-    assert gather_config.FEW_TOKENS == ops.FEW_TOKENS
-
-
 def test_the_limits_of_the_kernels_are_known_without_torch_and_triton() -> None:
     """Configuration is checked before anything heavy is imported, against the kernels' own numbers."""
     script = (

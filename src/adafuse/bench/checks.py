@@ -261,8 +261,7 @@ def worst(decoder: Decoder, clean: Mapping[int, Tensor], tokens: int) -> Merged 
     gates = {id(router): (said.index_TK[0], said.weight_TK[0]) for router, said in decoder.said}
     found = [
         _of(site, clean[id(site.base.weight)], *_gates(adapter, site, gates), roundings)
-        for site in adapter.linears()
-        if site.experts is not None
+        for site in adapter.adapted().values()
     ]
     return nearest(found)
 

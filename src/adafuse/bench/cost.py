@@ -103,7 +103,7 @@ def _switch_macs(adapter: Adapter | None, strategy: StrategyName) -> int:
     """The one launch of kernels/switch.py is no operator that a counter sees; off a GPU it is a product per linear."""
     if adapter is None or strategy not in (StrategyName.switch, StrategyName.rebase):
         return 0
-    sites = [site for site in adapter.linears() if site.experts is not None]
+    sites = list(adapter.adapted().values())
     if adapter.method.routing is Routing.none or not sites[0].base.weight.is_cuda:
         return 0
     chosen = adapter.geometry.top_k * (2 if strategy is StrategyName.switch else 1)
@@ -164,7 +164,7 @@ def weights_gib(model: nn.Module, adapter: Adapter | None, strategy: StrategyNam
     total = _bytes(model.parameters())
     if adapter is not None:
         total += _bytes(adapter.parameters())
-        sites = [site for site in adapter.linears() if site.experts is not None]
+        sites = list(adapter.adapted().values())
         if strategy in (StrategyName.dense, StrategyName.gather, StrategyName.fused):
             total += sum(_bytes(site.lora.parameters()) for site in sites)
             total += _bytes(adapter.unjoined_up_factors())

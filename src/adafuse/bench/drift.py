@@ -21,7 +21,6 @@ from tqdm import tqdm
 from adafuse import strategies
 from adafuse.adapters import reference
 from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.layers import AdaptedLinear
 from adafuse.adapters.router import Gates
 from adafuse.bench.workload import adapter_of, prompts
 from adafuse.config import Config, StrategyName
@@ -77,7 +76,7 @@ def _switched(
     strategy, points = strategies.make(STRATEGIES[name]), config.drift.switches
     strategy.prepare(adapter)
     strategy.decide(probe)
-    once = [site.base.weight.clone() for site in _adapted(adapter).values()]
+    once = [site.base.weight.clone() for site in adapter.adapted().values()]
     strategy.restore()
     others = _selections(config, where)
     next(others)  # the probe
@@ -88,7 +87,7 @@ def _switched(
         strategy.decide(probe if count in points else next(others))
         progress.update()
         if count in points:
-            weights = (site.base.weight for site in _adapted(adapter).values())
+            weights = (site.base.weight for site in adapter.adapted().values())
             yield count, all(torch.equal(now, first) for now, first in zip(weights, once, strict=True))
     strategy.restore()
 
@@ -108,7 +107,7 @@ def _exact(model: nn.Module, adapter: Adapter, probe: Gates, ids: Tensor) -> Exa
     """The clean weights with the probe merged once, all in fp32, and a fp32 forward through them."""
     oracle, watched = copy.deepcopy(model).float(), _watched(adapter)
     kept, clean_norm, delta_norm = {}, 0.0, 0.0
-    for path, site in _adapted(adapter).items():
+    for path, site in adapter.adapted().items():
         chosen = probe.index_TK[0].tolist(), probe.weight_TK[0].tolist()
         weight, delta = oracle.get_submodule(path).weight, reference.delta(site.lora, *chosen)
         if path in watched:
@@ -126,7 +125,7 @@ def _measure(model: nn.Module, adapter: Adapter, exact: Exact, ids: Tensor) -> d
     """How far the weights and the logits are from what they should be; `logit_error` has the rounding of a forward in
     this dtype in it, which is all that rebase shows.
     """
-    sites = _adapted(adapter)
+    sites = adapter.adapted()
     squares = sum(
         float((sites[path].base.weight.float() - weight).norm()) ** 2
         for path, weight in exact.weights.items()
@@ -141,15 +140,9 @@ def _measure(model: nn.Module, adapter: Adapter, exact: Exact, ids: Tensor) -> d
     }
 
 
-def _adapted(adapter: Adapter) -> dict[str, AdaptedLinear]:
-    """The linears with experts by path, in the order in which they run."""
-    found = adapter.sites.items()
-    return {path: s for path, s in found if isinstance(s, AdaptedLinear) and s.experts is not None}
-
-
 def _watched(adapter: Adapter) -> list[str]:
     """The adapted linears of the first, the middle and the last block that has any."""
-    paths = list(_adapted(adapter))
+    paths = list(adapter.adapted())
     blocks = list(dict.fromkeys(path.split(".")[2] for path in paths))
     chosen = {blocks[0], blocks[len(blocks) // 2], blocks[-1]}
     return [path for path in paths if path.split(".")[2] in chosen]

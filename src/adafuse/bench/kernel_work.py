@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from adafuse.bench.cost import experts_read
 from adafuse.config import Config, StrategyName
 from adafuse.kernels import fused, gather, gemv, naive, route, switch
+from adafuse.kernels.config import Members
 from adafuse.model.projections import SHARED_INPUT
 from adafuse.refusals import KERNEL_TARGETS
 from adafuse.shape import shape_of, widths
@@ -111,7 +112,7 @@ class Operands:
         widths = [draw.sizes.of(name)[0] for name in names]
         self.inputs, self.outputs = draw.sizes.of(names[0])[1], sum(widths)
         starts = [sum(widths[:g]) for g in range(len(names))]
-        self.members: naive.Members = list(zip(starts, widths, strict=True))
+        self.members: Members = list(zip(starts, widths, strict=True))
         self.x_TI = draw.normal(case.tokens, self.inputs)
         if case.rank is not None:
             self.columns = len(names) * case.rank

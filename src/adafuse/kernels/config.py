@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
-
-    from adafuse.kernels.naive import Members
+Members = list[tuple[int, int]]  # (first column of y, width) of each
 
 # gather: up to here each token has programs of its own, which read an expert once for every token that chose it
 FEW_TOKENS = 4
@@ -99,8 +95,8 @@ def shrink_config(tokens: int, top_k: int, rows: int, inputs: int) -> ShrinkConf
     return ShrinkConfig(next(fits, 2), 1024, steps, 4)
 
 
-def expand_config(tokens: int, experts: int, rank: int, outputs: int, dtype: torch.dtype) -> ExpandConfig:
-    """Enough programs for the device, each with most of what it reads in flight at once."""
+def expand_config(tokens: int, experts: int, rank: int, outputs: int, itemsize: int) -> ExpandConfig:
+    """Enough programs for the device, each with most of what it reads in flight at once; `itemsize` is that of y."""
     if tokens <= FEW_TOKENS:
         block_r = power_of_2(rank)
         block_o = max(16, min(128, 2048 // block_r))
@@ -112,7 +108,7 @@ def expand_config(tokens: int, experts: int, rank: int, outputs: int, dtype: tor
     # on an H200, a Llama-2-7B's projections on average: rank 64 and 8 tokens take 5.75 us, 6.19 with half as many steps
     terms = power_of_2(experts * rank)
     # of 8 experts 32 terms a step were best at rank 16, and 64 above
-    block_c = max(16, min(32 if terms <= 128 or dtype.itemsize > 2 else 64, terms // 2))
+    block_c = max(16, min(32 if terms <= 128 or itemsize > 2 else 64, terms // 2))
     block_o = 64 if outputs * cdiv(tokens, block_t) >= 64 * MULTIPROCESSORS else 32
     # with up to six in flight
     return ExpandConfig(block_t, block_o, block_c, 4, min(6, cdiv(experts * rank, block_c) + 1))
@@ -142,13 +138,15 @@ def fit_gemv(config: GemvConfig, inputs: int, edges: list[int], rows_A: int) -> 
     return replace(config, rows=rows, tiles=tiles, shrink_rows=shrink_rows, block=even)
 
 
-def switch_config(dtype: torch.dtype, rank: int) -> SwitchConfig:
+def switch_config(itemsize: int, rank: int) -> SwitchConfig:
     """On the chip are A of a tile's columns and B of its rows for every slot: high ranks need small tiles."""
-    row_bytes = rank * dtype.itemsize
+    row_bytes = rank * itemsize
     if row_bytes > SWITCH_MAX_RANK_BYTES:
-        most = SWITCH_MAX_RANK_BYTES // dtype.itemsize
-        raise ValueError(f"the switch kernel takes ranks up to {most} in {dtype}, not {rank}")
-    if row_bytes > 128 or dtype.itemsize > 2:
+        most = SWITCH_MAX_RANK_BYTES // itemsize
+        raise ValueError(
+            f"the switch kernel takes ranks up to {most} at {itemsize} bytes a number, not {rank}"
+        )
+    if row_bytes > 128 or itemsize > 2:
         block_i = 32 if row_bytes > 256 else 64
         return SwitchConfig(32, block_i, tiles=32, warps=4)
     # a long strip loads its A seldom, which is much at high ranks; a short one leaves no multiprocessor without work

@@ -13,9 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adafuse.kernels.config import MAX_MEMBERS, GemvConfig, fit_gemv, flat, gemv_config
+from adafuse.kernels.config import MAX_MEMBERS, GemvConfig, Members, fit_gemv, flat, gemv_config
 from adafuse.kernels.gemv import check_tokens, constants, finish, load_block, rows_of, times_x
-from adafuse.kernels.naive import Members
 
 # numbers and slices that differ between projections would be compiled once more for each multiple of 16
 EDGES = [*(f"{edge}_{g}" for g in range(MAX_MEMBERS) for edge in ("column", "width"))]

@@ -19,6 +19,7 @@ from adafuse.kernels.config import (
     FEW_TOKENS,
     ROUTED_MAX_EXPERTS,
     ExpandConfig,
+    Members,
     ShrinkConfig,
     cdiv,
     expand_config,
@@ -28,7 +29,6 @@ from adafuse.kernels.config import (
     stride_unit,
 )
 from adafuse.kernels.gather_kernels import expand_all_kernel, expand_kernel, shrink_kernel
-from adafuse.kernels.naive import Members
 
 
 def shrink(x_TI: Tensor, lora_A_ECI: Tensor, index_TK: Tensor, config: ShrinkConfig | None = None) -> Tensor:
@@ -144,7 +144,7 @@ def _expand(
     edges, of_all = flat(members), h.dim() == 2
     assert y_TO.stride(-1) == 1, "y is written in place: its columns must be contiguous"
     assert h.shape[-1] == len(members) * rank * (experts if of_all else 1), h.shape
-    cut = config or expand_config(tokens, experts, rank, rows_B, y_TO.dtype)
+    cut = config or expand_config(tokens, experts, rank, rows_B, y_TO.itemsize)
     unit = stride_unit(y_TO.stride(0), h.stride(-2))
     shared = {
         "p_y": y_TO,

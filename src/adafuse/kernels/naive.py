@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Members = list[tuple[int, int]]
+from adafuse.kernels.config import Members
 
 
 def shrink(x_TI: Tensor, lora_A_ECI: Tensor, index_TK: Tensor) -> Tensor:

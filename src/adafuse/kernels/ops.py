@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from adafuse.kernels import naive
+from adafuse.kernels.config import Members
 
 Shape = Sequence[int]
 
 
-def members_of(columns: list[int]) -> naive.Members:
+def members_of(columns: list[int]) -> Members:
     """(first column, width) pairs."""
     return list(zip(columns[::2], columns[1::2], strict=True))
 
@@ -149,7 +150,7 @@ def _(x: Tensor, weight: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-def _shrunk(lora_B: Tensor, members: naive.Members) -> int:
+def _shrunk(lora_B: Tensor, members: Members) -> int:
     """How many numbers u = A x of all experts of all members are, G * E * R."""
     return len(members) * lora_B.shape[0] * lora_B.shape[2]
 

@@ -48,7 +48,7 @@ def plan(
     tensors alive. It is stale once a parameter is re-assigned (values may change freely): then plan again.
     """
     _check(weights, clean, lora_A, lora_B)
-    config = config or switch_config(weights[0].dtype, lora_A[0].shape[1])
+    config = config or switch_config(weights[0].itemsize, lora_A[0].shape[1])
     sources = weights if clean is None else clean
     parts = [_strips(*linear, config) for linear in zip(weights, sources, lora_A, lora_B, strict=True)]
     strips = torch.cat(parts).to(weights[0].device)
