@@ -15,7 +15,7 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, reduce
 from io import StringIO
 from itertools import cycle
@@ -52,13 +52,10 @@ DASHED: Any = {"linewidth": 1.0, "linestyle": (0, (4, 3))}
 NOTE: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8}
 # the kinds that draw lines of records, and which
 LINES = {"loss": "loss", "load": "routing", "agreement": "agreement", "timeline": "trace"}
-DTYPES = {
-    "bfloat16": {"marker": "o"},
-    "float16": {"marker": "s", "linestyle": "--"},
-    "float32": {"marker": "^"},
-}
+DASHES = {"bfloat16": "o-", "float16": "s--", "float32": "^:"}
 # inches: of a figure, and of a character of a label in DejaVu Sans, which is wider than most
 WIDTH, CHARACTER = 7.4, 0.064
+ROOM = {"right": 0.15, "below": 0.5, "between": 0.65, "stacked": False}
 MOST_POINTS, MOST_LABELS, MOST_ROUTERS, SHADES = 60, 12, 40, 24
 # further decimals of a place on the page move nothing that a screen shows
 DECIMALS, PLACES = re.compile(r"(\.\d\d)\d+"), re.compile(r'="[^"]*\.\d{3}[^"]*"')
@@ -123,14 +120,19 @@ def draw(report: Report, folder: Path) -> list[Planned]:
 def index(report: Report) -> pd.DataFrame:
     """Every figure that the records allow, in the order of figures.yaml: file, title, caption, experiment."""
     names = ["file", "title", "caption", "experiment"]
-    return pd.DataFrame(
-        [[getattr(own, name) for name in names] for own in plan(Source(report))], columns=names
-    )
+    rows = [[getattr(own, name) for name in names] for own in plan(Source(report))]
+    return pd.DataFrame(rows, columns=names)
 
 
 def plan(source: Source) -> list[Planned]:
     """What is to be drawn."""
-    return [own for spec in specs() for own in _of_spec(source, spec)]
+    found: dict[str, Planned] = {}
+    for own in (own for spec in specs() for own in _of_spec(source, spec)):
+        # cells may differ in something that no caption says
+        while own.file in found:
+            own = replace(own, file=own.file.replace(".svg", "_more.svg"))
+        found[own.file] = own
+    return list(found.values())
 
 
 @cache
@@ -162,13 +164,8 @@ def _of_spec(source: Source, spec: Json) -> list[Planned]:
     by = {"lines": ["folder"], "loss": ["folder", "model"]}.get(spec["kind"], ["folder", "cell"])
     groups = [group for _, group in rows.groupby(by, sort=False) if _can_show(spec, group)]
     groups.sort(key=lambda group: (group["machine"].iloc[0] == "CPU", group["cell"].iloc[0]))
-    said = [_said(source, group) for group in groups]
-    found: list[Planned] = []
-    for group, own in zip(groups, said, strict=True):
-        near = [other for other in said if other["folder"] == own["folder"]]
-        differs = [name for name in own if any(other.get(name) != own[name] for other in near)]
-        found.append(_planned(source, spec, group, own, differs))
-    return found
+    every = [_said(source, group) for group in groups]
+    return [_planned(source, spec, group, said, every) for group, said in zip(groups, every, strict=True)]
 
 
 def _said(source: Source, group: pd.DataFrame) -> dict[str, str]:
@@ -185,9 +182,10 @@ def _said(source: Source, group: pd.DataFrame) -> dict[str, str]:
     return found
 
 
-def _planned(
-    source: Source, spec: Json, group: pd.DataFrame, said: Mapping[str, str], differs: list[str]
-) -> Planned:
+def _planned(source: Source, spec: Json, group: pd.DataFrame, said: Json, every: list[Json]) -> Planned:
+    """`every`: what is said of each figure of the entry; by what differs on one machine it is told apart."""
+    near = [other for other in every if other["folder"] == said["folder"]]
+    differs = [name for name in said if any(other.get(name) != said[name] for other in near)]
     words = [said["folder"], *(f"{LETTERS.get(name, '')}{group[name].iloc[0]}" for name in differs)]
     file = "_".join([spec["name"], *(re.sub(r"[^\w.]", "", word) for word in words)])
     place = " on ".join(said[name] for name in ("model", "machine") if name in said)
@@ -264,20 +262,13 @@ def blank(count: int = 1) -> tuple[Figure, list[Axes]]:
 
 
 def lay_out(
-    figure: Figure,
-    own: Planned,
-    left: float,
-    height: float,
-    handles: Iterable[Artist] = (),
-    *,
-    right: float = 0.15,
-    below: float = 0.5,
-    between: float = 0.65,
-    stacked: bool = False,
+    figure: Figure, own: Planned, left: float, height: float, handles: Iterable[Artist] = (), **rest: float
 ) -> Figure:
-    """Title, caption and legend above the panels, which have `height` together; all in inches and from numbers of
-    characters. Text that is measured takes most of the time of drawing, and makes bytes depend on the machine's fonts.
+    """Title, caption and legend above the panels, which have `height` together and `left`, `right`, `below` and
+    `between` them, in inches and from numbers of characters. Text that is measured takes most of the time of drawing,
+    and makes bytes depend on the machine's fonts.
     """
+    right, below, between, stacked = (rest.get(name, usual) for name, usual in ROOM.items())
     # a caption breaks between settings alone
     solid = own.caption.replace(" ", "\xa0").replace("\xa0·\xa0", "\xa0· ")
     title = textwrap.wrap(own.title, 84)
@@ -314,17 +305,14 @@ def bars(own: Planned) -> Figure:
     if spec["sorted"]:
         found = found.sort_values("value", ascending=False, kind="stable")
     beside = own.shown.pivot_table(index="row", columns="quantity", values="value")
-    numbers = {row: {name: digits(value) for name, value in beside.loc[row].items()} for row in found["row"]}
-    texts = [
-        digits(value) + spec["note"].format_map(numbers[row])
-        for row, value in zip(found["row"], found["value"], strict=True)
-    ]
+    numbers = [{name: digits(value) for name, value in beside.loc[row].items()} for row in found["row"]]
+    notes = [spec["note"].format_map(own) for own in numbers]
+    texts = [f"{digits(value)}{more}" for value, more in zip(found["value"], notes, strict=True)]
     left = _widest(found["label"])
     inches = WIDTH - 0.15 - left
+    room = inches / (inches - 0.1 - CHARACTER * max(map(len, texts)))
     figure, (axis,) = blank()
-    ends = _from_one(
-        axis, found, found["routing"], inches / (inches - 0.1 - CHARACTER * max(map(len, texts)))
-    )
+    ends = _from_one(axis, found, found["routing"], room)
     for place, (text, end) in enumerate(zip(texts, ends, strict=True)):
         axis.annotate(text, (end, place), (5, 0), **NOTE)
     axis.set_yticks(range(len(found)), found["label"])
@@ -491,15 +479,13 @@ def _line_names(spec: Json, found: pd.DataFrame) -> list[str]:
 def _looks(spec: Json, found: pd.DataFrame) -> dict[str, Json]:
     """A colour and a mark for each line of a figure, no two alike, and none as a level's."""
     looks: dict[str, Json] = {}
-    taken = {
-        _method(name)[0] for name in spec["levels"].get("methods", []) if name not in set(found["method"])
-    }
+    levels = set(spec["levels"].get("methods", [])) - set(found["method"])
+    taken = {_method(name)[0] for name in levels}
     rows = found.drop_duplicates("line")[["line", "method", "strategy"]]
     for mark, (line, method, strategy) in zip(cycle(MARKS), rows.itertuples(index=False)):
-        wanted = (
-            [look()["strategies"][strategy]] if method == ADAFUSE and strategy in look()["strategies"] else []
-        )
-        colour = next(one for one in (*wanted, _method(method)[0], *look()["spare"]) if one not in taken)
+        wanted = [look()["strategies"].get(strategy)] if method == ADAFUSE else []
+        wanted += [_method(method)[0], *look()["spare"]]
+        colour = next(one for one in wanted if one and one not in taken)
         taken.add(colour)
         looks[line] = {"color": colour, "marker": mark, "linestyle": "-" if spec["joined"] else "none"}
     return looks
@@ -522,11 +508,13 @@ def _levels(axis: Axes, own: Planned) -> list[Artist]:
     same = ["machine", "model", "data", "level", "train_items", "budget", "count", "rank", "top_k"]
     # as text, because what is not set is no number
     near = (found[same].map(str) == own.shown[same].map(str).iloc[0]).all(axis=1)
-    named = [(*_method(row["method"]), 100 * row["value"]) for _, row in found[near].iterrows()]
-    more = levels.get("label", "")
-    return [
-        axis.axhline(value, color=colour, label=f"{name}{more}", **DASHED) for colour, name, value in named
-    ]
+    handles: list[Artist] = []
+    for method, value in found.loc[near, ["method", "value"]].itertuples(index=False):
+        colour, name = _method(method)
+        handles.append(
+            axis.axhline(100 * value, color=colour, label=name + levels.get("label", ""), **DASHED)
+        )
+    return handles
 
 
 # -- drift, loss, routers, launches
@@ -537,24 +525,20 @@ def drift(own: Planned) -> Figure:
     keys = own.source.report.frames.lines("drift")[["strategy", "dtype", "switches"]].drop_duplicates()
     # as the rows are called
     keys["row"] = [" ".join(map(str, key)) for key in keys.itertuples(index=False)]
-    found = own.shown[["row", "quantity", "value"]].merge(
-        keys.rename(columns={"switches": "place"}), on="row"
-    )
-    found = found.assign(
-        value=found["value"].where(found["value"] > 0), line=found["strategy"] + ", " + found["dtype"]
-    )
-    looks = {
-        line: {"color": look()["strategies"].get(strategy, FAINT)} | DTYPES[dtype]
-        for line, strategy, dtype in sorted(
-            set(zip(found["line"], found["strategy"], found["dtype"], strict=True))
-        )
-    }
+    keys = keys.rename(columns={"switches": "place"})
+    found = own.shown[["row", "quantity", "value"]].merge(keys, on="row")
+    found["line"] = found["strategy"] + ", " + found["dtype"]
+    # an error of nothing has no place on a log axis
+    found["value"] = found["value"].where(found["value"] > 0)
+    looks: dict[str, Json] = {}
+    for line, strategy, dtype in sorted(found[["line", "strategy", "dtype"]].itertuples(index=False)):
+        colour, dash = look()["strategies"].get(strategy, FAINT), DASHES[dtype]
+        looks[line] = {"color": colour, "marker": dash[0], "linestyle": dash[1:]}
     figure, axes = blank(2)
     for axis, (quantity, words) in zip(axes, own.spec["words"].items(), strict=True):
         curves(axis, found[found["quantity"] == quantity], looks)
-        axis.set(
-            xscale="log", yscale="log", xlabel="switches", ylabel=words, title=quantity.replace("_", " ")
-        )
+        axis.set(xscale="log", yscale="log", xlabel="switches", ylabel=words)
+        axis.set_title(quantity.replace("_", " "))
         for one in (axis.xaxis, axis.yaxis):
             one.set_major_formatter("{x:g}")
         axis.minorticks_off()
@@ -641,10 +625,8 @@ def agreement(own: Planned) -> Figure:
         shown = shown.groupby(blocks, sort=False).mean().T.groupby(blocks, sort=False).mean().T
         routers = list(blocks.unique())
     figure, (axis,) = blank()
-    names = _block_names(routers)
-    _mesh(
-        axis, shown.to_numpy(), "normalised mutual information\nof two routers' first choices", names, names
-    )
+    names, words = _block_names(routers), "normalised mutual information\nof two routers' first choices"
+    _mesh(axis, shown.to_numpy(), words, names, names)
     axis.set(xlabel="router, by block of the backbone", ylabel="router, by block of the backbone")
     axis.set_title(f"{_method(TWIN)[1]}: mean {mean:.2f}, {len(records)} adapters")
     return lay_out(figure, own, 0.65, 3.6, right=WIDTH - 0.65 - 3.6)
@@ -691,6 +673,6 @@ def launches(own: Planned) -> Figure:
 
 
 DRAW: dict[str, Callable[[Planned], Figure]] = {
-    **{"bars": bars, "lines": lines, "drift": drift, "loss": loss},
-    **{"load": load, "agreement": agreement, "timeline": launches},
+    own.__name__: own for own in (bars, lines, drift, loss, load, agreement)
 }
+DRAW["timeline"] = launches

@@ -49,9 +49,8 @@ def lanes(frames: Frames, traced: pd.DataFrame) -> list[Lane]:
     """
     arms = arms_of(traced.iloc[0])
     backbone = {arm for arm, own in arms.items() if (own.method, own.strategy) == ("base", "dense")}
-    found = frames.lines("trace").merge(
-        frames.lines("spans")[["record", "arm", "spans"]], on=["record", "arm"]
-    )
+    spans = frames.lines("spans")[["record", "arm", "spans"]]
+    found = frames.lines("trace").merge(spans, on=["record", "arm"])
     found = found[found["record"].isin(traced["record"])]
     found["token_ms"] = found["parts_ms"].map(lambda parts: sum(parts.values())) + found["gap_ms"]
     shown: dict[str, Lane] = {}
