@@ -75,7 +75,7 @@ check-results: $(STAMP) ## Redraw results/, docs/results.md and README.md's bloc
 	@$(IN)/python scripts/report.py --records results/reference --out results --readme README.md --check
 
 stamp: $(STAMP) ## Note the commit among the files, for a copy of them on a machine without the clone
-	@$(IN)/python -m adafuse.provenance
+	@$(IN)/python -m adafuse.machine
 
 clean: ## Remove the virtual environment and all caches; records stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache src/*.egg-info

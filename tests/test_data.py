@@ -10,7 +10,8 @@ import pytest
 
 from adafuse.config import Data
 from adafuse.data import items as training_data
-from adafuse.data.families import Item, generate
+from adafuse.data import standard_library
+from adafuse.data.families import FAMILIES, NAMES, Item, generate
 from adafuse.model.backbone import byte_tokenizer
 
 SMALL = Data(name="small", families=["copy", "cloze"], train_items=12, validation_items=4, test_items=5)
@@ -41,7 +42,8 @@ def test_what_is_written_is_what_was_generated(tmp_path: Path) -> None:
         for family in SMALL.families
         for split, n in zip(("train", "validation", "test"), (12, 4, 5), strict=True)
     }
-    assert "Python 3" in manifest["recipe"]["text"] and not list(folder.glob("*.partial"))
+    assert manifest["recipe"]["text"] == training_data.items_version(("cloze", "copy"))
+    assert not list(folder.glob("*.partial"))
 
 
 def test_two_folders_are_identical_and_a_second_call_writes_nothing(tmp_path: Path) -> None:
@@ -51,6 +53,30 @@ def test_two_folders_are_identical_and_a_second_call_writes_nothing(tmp_path: Pa
     before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
     training_data.write(SMALL, first, seed=0)
     assert before == {path: path.stat().st_mtime_ns for path in first.iterdir()}
+
+
+def test_the_version_of_generated_items_is_the_same_on_every_python() -> None:
+    """What the published studies were trained on: if this fails, items have changed, and DATA_VERSION must."""
+    drawn = ("addition", "comparison", "copy", "majority", "recital", "reverse", "sort")
+    assert training_data.items_version(drawn) == "af5f88c6c823"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_change_of_a_family_changes_its_version(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = training_data.items_version.__wrapped__((name,)), training_data.pretraining_version.__wrapped__()
+    if name == "cloze":
+        standard_library.fingerprint.cache_clear()
+        monkeypatch.setattr(standard_library, "BEFORE_BYTES", 27)
+    else:
+        family = FAMILIES[name]
+        told = {
+            "item": lambda *of: dataclasses.replace(family.item(*of), answer="another"),
+            "lesson": lambda *of: family.lesson(*of) + "!",
+        }
+        monkeypatch.setitem(FAMILIES, name, dataclasses.replace(family, **told))
+    after = training_data.items_version.__wrapped__((name,)), training_data.pretraining_version.__wrapped__()
+    standard_library.fingerprint.cache_clear()
+    assert before[0] != after[0] and before[1] != after[1]
 
 
 def test_an_interrupted_write_starts_again(tmp_path: Path) -> None:

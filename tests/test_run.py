@@ -13,7 +13,7 @@ import pytest
 import yaml
 from hydra.types import RunMode
 
-from adafuse import identity, locking, records
+from adafuse import cell, locking, membership, records
 from adafuse.config import Config
 from conftest import ROOT, compose
 
@@ -36,11 +36,11 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def finished(folder: Path, *overrides: str) -> Path:
     """A finished record of the cell that these overrides ask for, as if it had run before."""
     config = compose(f"runs_dir={folder}", *overrides)
-    path = identity.record_path(config)
+    path = cell.record_path(config)
     header = {
         "task": config.task.name,
-        "cell_id": identity.cell_id(config),
-        "config_hash": identity.content_hash(identity.identity(config)),
+        "cell_id": cell.cell_id(config),
+        "config_hash": cell.cell_hash(config),
         "config": {},
         "machine": {},
     }
@@ -122,7 +122,9 @@ def test_a_finished_cell_is_left_alone_at_once_and_without_torch(tmp_path: Path)
     assert done.stdout == f"done already: {path}\n"
     imported = set(re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE))
     assert "hydra" in imported
-    assert not imported & {"torch", "transformers", "lm_eval", "pandas", "matplotlib", "numpy"}
+    assert not imported & {"torch", "transformers", "lm_eval", "pandas", "matplotlib", "numpy", "pyarrow"}
+    rows = membership.read(tmp_path / "records" / membership.FILE)
+    assert [(row.experiment, row.task, row.overrides) for row in rows] == [("", "layer", "task=layer")]
     # under 1 s on an idle machine
     assert time.perf_counter() - start < 10
     assert path.read_bytes() == before
@@ -151,7 +153,7 @@ def test_a_damaged_record_is_one_line_and_stays_as_it_is(tmp_path: Path) -> None
 
 def test_a_second_process_on_the_same_cell_is_refused(tmp_path: Path) -> None:
     config = compose(f"runs_dir={tmp_path}", *LAYER)
-    held = locking.lock(records.partial_path(identity.record_path(config)))
+    held = locking.lock(records.partial_path(cell.record_path(config)))
     try:
         done = run(f"runs_dir={tmp_path}", *LAYER)
     finally:

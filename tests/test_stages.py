@@ -1,6 +1,9 @@
 """The main job as a user runs it: a local model folder through train, evaluate and latency, by the command line."""
 
+import hashlib
+import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -10,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from adafuse import records
+from adafuse import archive, cell, membership, records, stages
+from adafuse.config import Task
 from adafuse.model import backbone
+from adafuse.records import Record
 from conftest import ROOT, compose
 
 # every stage small enough for a test, none left out
@@ -39,6 +44,12 @@ def run(*overrides: str, check: bool = False) -> subprocess.CompletedProcess[str
     return done
 
 
+def load(runs: Path) -> list[Record]:
+    found = archive.load([runs / "records"])
+    assert not found.left_out
+    return found.records
+
+
 @pytest.fixture(scope="module")
 def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama checkpoint with its tokenizer, as a user would have one on disk."""
@@ -63,7 +74,7 @@ def finished(own_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_local_model_is_trained_evaluated_and_timed(finished: Path) -> None:
-    done = records.load([finished / "records"])
+    done = load(finished)
     assert {record.run["task"] for record in done} == {"train", "evaluate", "latency"}
     assert all(record.status == "ok" for record in done), [r.of("error") for r in done]
     latency = next(record for record in done if record.run["task"] == "latency")
@@ -71,6 +82,56 @@ def test_a_local_model_is_trained_evaluated_and_timed(finished: Path) -> None:
     evaluated = [record for record in done if record.run["task"] == "evaluate"]
     assert all(len(line["correct"]) == 4 for record in evaluated for line in record.of("items"))
     assert sorted((finished / "adapters").glob("*/expert_03/adapter_model.safetensors"))
+
+
+def test_what_the_experiment_consists_of_is_written_down(finished: Path) -> None:
+    rows = membership.read(finished / "records" / membership.FILE)
+    assert {row.record for row in rows} == {record.run["config_hash"] for record in load(finished)}
+    assert {(row.experiment, row.profile) for row in rows} == {("own_model", "cpu")}
+    lora = [row for row in rows if row.overrides.startswith("task=evaluate method=lora model.path=")]
+    assert sorted(row.task for row in lora) == ["evaluate", "train"]
+    assert "runs_dir" not in lora[0].overrides and "device" not in lora[0].overrides
+
+
+def test_records_and_folders_of_a_former_name_are_used(
+    finished: Path, own_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an earlier version of this code left them: other hashes in the names, the headers and the manifest."""
+    runs = shutil.copytree(finished, tmp_path / "runs")
+    job = ["experiment=own_model", f"model.path={own_model}", f"runs_dir={runs}", *QUICK]
+    (runs / "records" / membership.FILE).unlink()
+    configs = [compose(*job, f"task={task}", "method=lora") for task in ("train", "evaluate")]
+    for config in configs:
+        (former, *_) = cell.former_hashes(config)
+        old = cell.record_path(config).read_bytes().replace(cell.cell_hash(config).encode(), former.encode())
+        body = old.rpartition(records.SEAL)[0]
+        path = cell.record_path(config)
+        path.with_name(path.name.replace(cell.cell_hash(config), former)).write_bytes(sealed(body))
+        path.unlink()
+    now = cell.adapter_dir(configs[0], configs[0].method)
+    now.rename(now.with_name(now.name[:-12] + cell.former_hashes(configs[0], Task.train)[0]))
+    data = cell.data_dir(configs[0])
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["recipe"]["text"] = f"2 of Python {platform.python_version()}"
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    data.rename(data.with_name(data.name[:-12] + cell.content_hash(manifest["recipe"])))
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
+
+    assert stages.run(configs[1], "python scripts/run.py method=lora") == "skipped"
+    rows = membership.read(runs / "records" / membership.FILE)
+    assert {(row.task, row.record) for row in rows} == {
+        (c.task.name, cell.former_hashes(c)[0]) for c in configs
+    }
+    other = compose(*job, "task=evaluate", "method=lora", "evaluate_strategy=gather")
+    assert stages.run(other, "python scripts/run.py") == "done"
+    said = capsys.readouterr().out
+    assert "train: " not in said and said.count("done already") == 2, "the adapter is there"
+    after = {path: path.stat().st_mtime_ns for path in before if path.exists()}
+    assert after == before, "nothing was renamed, nothing written again"
+
+
+def sealed(body: bytes) -> bytes:
+    return body + records.SEAL + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
 
 
 def test_called_again_it_finds_everything_done(finished: Path, own_model: Path) -> None:
@@ -93,7 +154,7 @@ def test_a_killed_training_goes_on_where_it_was(own_model: Path, tmp_path: Path)
     victim.wait()
     assert not list((tmp_path / "records").rglob("*.jsonl")), "an unfinished cell has no record of that name"
     run(*job, check=True)
-    (record,) = records.load([tmp_path / "records"])
+    (record,) = load(tmp_path)
     assert record.status == "ok" and record.of("artifact")[0]["resumed_from_step"] >= 10
     assert record.of("loss")[-1]["step"] > 290
     assert not list(tmp_path.glob("adapters/*.checkpoints")), "checkpoints go when the result is saved"
@@ -104,7 +165,7 @@ def test_two_processes_share_a_fit_and_leave_one_record(own_model: Path, tmp_pat
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "scripts/run.py", *job]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    (record,) = records.load([tmp_path / "records"])
+    (record,) = load(tmp_path)
     assert record.status == "ok" and record.of("loss")[-1]["step"] == 6
     assert len(list(tmp_path.glob("adapters/*/router_config.json"))) == 1
 
@@ -113,7 +174,7 @@ def test_a_fit_names_the_backbone_it_stands_on_and_stands_on_no_other(tmp_path: 
     few = ["pretrain.steps=2", "pretrain.warmup_steps=1", "pretrain.batch=2", "pretrain.max_length=32"]
     job = ["task=train", "method=lora", f"runs_dir={tmp_path}", *few, *QUICK]
     run(*job, check=True)
-    fitted = {record.run["task"]: record for record in records.load([tmp_path / "records"])}
+    fitted = {record.run["task"]: record for record in load(tmp_path)}
     written = fitted["pretrain"].of("artifact")[0]["sha256"]
     assert [line["sha256"] for line in fitted["train"].of("backbone")] == [written]
     (weights,) = tmp_path.glob("backbones/*/model.safetensors")
@@ -138,16 +199,6 @@ def test_what_is_wrong_is_one_line_and_nothing_is_loaded(own_model: Path, tmp_pa
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
-def test_needed_stages_are_the_ones_a_stage_stands_on() -> None:
-    from adafuse import stages
-
-    config = compose("task=evaluate", "method=adafuse")
-    assert [c.task.name for c in stages.needs(config)] == ["pretrain", "train"]
-    config = compose("task=latency", "arms=smoke", "latency.trained_adapters=true")
-    assert [(c.task.name, c.method.name) for c in stages.needs(config)][1:] == [("train", "adafuse")]
-    assert not list(stages.needs(compose("task=layer")))
-
-
 def test_a_job_waits_for_the_one_that_makes_what_it_needs(own_model: Path, tmp_path: Path) -> None:
     """Both need the same adapter, which one of them trains."""
     job = ["method=adafuse", f"model.path={own_model}", f"runs_dir={tmp_path}", *QUICK, "train.steps=60"]
@@ -160,7 +211,7 @@ def test_a_job_waits_for_the_one_that_makes_what_it_needs(own_model: Path, tmp_p
     ]
     said = [one.communicate(timeout=200)[0] for one in both]
     assert [one.returncode for one in both] == [0, 0], said
-    trained = [record for record in records.load([tmp_path / "records"]) if record.run["task"] == "train"]
+    trained = [record for record in load(tmp_path) if record.run["task"] == "train"]
     assert len(trained) == 1
 
 
@@ -179,8 +230,6 @@ def test_a_removed_adapter_is_trained_again(finished: Path, own_model: Path) -> 
 
 
 def test_a_full_disk_is_one_line_whatever_the_library_calls_it(tmp_path: Path, monkeypatch) -> None:
-    from adafuse import stages
-
     def no_room(config, record) -> None:
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -195,3 +244,31 @@ def test_a_full_disk_is_one_line_whatever_the_library_calls_it(tmp_path: Path, m
     monkeypatch.setitem(stages._STAGES, config.task, a_bug)
     with pytest.raises(RuntimeError, match="something else"):
         stages.run(config, "test")
+
+
+def test_the_header_says_what_made_the_record(tmp_path: Path) -> None:
+    config = compose("task=latency", "seed=3", "replicate=2")
+    fields = stages.run_fields(config, "run.py task=latency", "table1")
+    assert set(records.FIELDS["run"]) <= set(fields) | {"schema"}
+    assert fields["config_hash"] == cell.cell_hash(config)
+    assert (fields["seed"], fields["replicate"], fields["experiment"]) == (3, 2, "table1")
+    assert fields["config"]["model"]["dtype"] == "float32"
+    json.dumps(fields)
+    with records.open_record(tmp_path / "cell.jsonl", fields):
+        pass
+    assert records.read(tmp_path / "cell.jsonl").run["command"] == "run.py task=latency"
+
+
+def test_what_others_are_built_on_is_not_another_pythons(tmp_path: Path) -> None:
+    """A finished fit of another Python's text is no fit of this one; a finished evaluation of it is published."""
+    for task, there in (("train", False), ("evaluate", True)):
+        config = compose(f"task={task}", "method=lora", f"runs_dir={tmp_path}")
+        folder = cell.adapter_dir(config, config.method)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "router_config.json").write_text("{}")
+        other = cell.former_hashes(config)[-1]
+        path = cell.record_path(config)
+        path = path.with_name(path.name.replace(cell.cell_hash(config), other))
+        with records.open_record(path, stages.run_fields(config, "") | {"config_hash": other}):
+            pass
+        assert (stages.finished(config) == path) is there

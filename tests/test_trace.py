@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adafuse import identity, records
+from adafuse import cell, records
 from adafuse.bench import trace
 from adafuse.bench.trace_parts import PARTS, plain_parts, scopes
 from adafuse.config import Runtime, StrategyName
@@ -129,7 +129,7 @@ def test_the_file_is_a_chrome_trace_without_the_machine_in_it(traced) -> None:
     for arm, line in by_arm(record, "artifact").items():
         path = Path(line["path"])
         assert path == folder / "traces" / path.parent.name / f"{arm}.json.gz"
-        assert line["sha256"] == identity.file_hash(path)
+        assert line["sha256"] == cell.file_hash(path)
         text = gzip.decompress(path.read_bytes()).decode()
         for secret in (
             "host_name",

@@ -1,7 +1,7 @@
 """From Hydra's composition to a checked `Config`.
 
 In: what Hydra composed from conf/ and the command line. Out: a `Config`, checked before anything heavy is imported.
-A misspelt key is refused by the schema, an impossible combination by refusals.py. Next: identity.py.
+A misspelt key is refused by the schema, an impossible combination by refusals.py. Next: cell.py.
 """
 
 from __future__ import annotations

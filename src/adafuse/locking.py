@@ -1,7 +1,7 @@
 """One writer per cell: an exclusive lock on the unfinished file, held by the operating system.
 
 In: the path of a `.partial` file. Out: a descriptor that this process alone may write, or one line that says
-who is in the way. The lock goes with its process, so a killed run blocks nobody. Next: stats.py.
+who is in the way. The lock goes with its process, so a killed run blocks nobody. Next: machine.py.
 """
 
 from __future__ import annotations

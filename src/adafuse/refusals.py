@@ -1,7 +1,7 @@
 """Combinations that cannot work, each refused with one line that names the key and the cure.
 
 In: a `Config`, or a method and a strategy. Out: nothing, or a ValueError, before anything heavy is imported.
-Next: cell_names.py and identity.py, for what is left.
+Next: cell.py, for what is left.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ happen only when a cell has to run. Next: backbone.py, adapters/, training/, eva
 
 from __future__ import annotations
 
-import dataclasses
+import datetime
 import importlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from adafuse import identity, machine, records, tracking
+from adafuse import cell, machine, membership, records, tracking
 from adafuse.config import Config, Task, Weights
 from adafuse.distributed import MAIN_PROCESS, Silent, wait_for_everyone
 from adafuse.locking import Busy, wait_for_writer
@@ -25,8 +25,6 @@ from adafuse.refusals import refuse_device, refuse_untrained
 
 # less than this and a failed write is for want of room
 FULL_BYTES = 2**20
-# the tasks that measure arms
-OF_ARMS = (Task.latency, Task.memory, Task.trace)
 
 Outcome = Literal["done", "skipped", "failed"]
 
@@ -37,30 +35,75 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
     if task is Task.train and not config.method.is_trained:
         print(f"{config.method.name} has nothing to train")
         return "skipped"
-    path = identity.record_path(config)
-    config_hash = identity.content_hash(identity.identity(config))
-    if records.is_done(path, config_hash) and _result_there(config):
-        print(f"done already: {path}")
+    done = finished(config)
+    if done is not None:
+        _note(config, command, experiment)
+        print(f"done already: {done}")
         return "skipped"
     backbone.check_source(config.model)
     refuse_untrained(config)
     refuse_device(config, backbone.device(config))
-    for needed in needs(config):
+    _note(config, command, experiment)
+    for needed in cell.needs(config):
         if _bring_up(needed, command, experiment) == "failed":
             raise ValueError(
-                f"{task.name} needs {needed.task.name}, which failed: see {identity.record_path(needed)}"
+                f"{task.name} needs {needed.task.name}, which failed: see {cell.record_path(needed)}"
             )
+    path = cell.record_path(config)
     print(f"{task.name}: {path}")
     if not MAIN_PROCESS:
         _STAGES[task](config, Silent())
         wait_for_everyone()
         return "done"
-    header = machine.run_fields(config, task, command, experiment)
-    with records.open_record(path, header) as record, _full_disk_in_one_line(config):
+    with (
+        records.open_record(path, run_fields(config, command, experiment)) as record,
+        _full_disk_in_one_line(config),
+    ):
         _STAGES[task](config, record)
     wait_for_everyone()
     tracking.track(path, config.tracker)
     return "failed" if records.read(path).status == "error" else "done"
+
+
+def finished(config: Config) -> Path | None:
+    """The record of this cell that finished without an error and whose result is there, under any hash that it had.
+
+    Raises ValueError with one line for one that is damaged.
+    """
+    others = config.task not in (
+        Task.pretrain,
+        Task.train,
+    )  # what others are built on is of this Python's text
+    for path, known in cell.known_records(config, other_pythons=others).items():
+        if records.is_done(path, known) and _result_there(config, path):
+            return path
+    return None
+
+
+def run_fields(config: Config, command: str, experiment: str | None = None) -> dict[str, Any]:
+    """All fields of the `run` line except the schema: cell, configuration, code, versions, machine."""
+    commit, dirty = machine.git_state()
+    return {
+        "task": config.task.name,
+        "cell_id": cell.cell_id(config),
+        "config_hash": cell.cell_hash(config),
+        "experiment": experiment,
+        "profile": config.profile,
+        "commit": commit,
+        "dirty": dirty,
+        "seed": config.seed,
+        "replicate": config.replicate,
+        "versions": machine.versions(),
+        "machine": machine.machine(config.device),
+        "command": command,
+        "started_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "config": cell.as_plain(config),
+    }
+
+
+def _note(config: Config, command: str, experiment: str | None) -> None:
+    if MAIN_PROCESS:
+        membership.note(config, command, experiment)
 
 
 def _bring_up(needed: Config, command: str, experiment: str | None) -> Outcome:
@@ -69,32 +112,14 @@ def _bring_up(needed: Config, command: str, experiment: str | None) -> Outcome:
         try:
             return run(needed, command, experiment)
         except Busy:
-            path = identity.record_path(needed)
+            path = cell.record_path(needed)
             print(f"waiting for another process that writes {path}")
             wait_for_writer(records.partial_path(path))
 
 
-def needs(config: Config) -> Iterator[Config]:
-    """The cells that this one stands on, in order."""
-    if config.task in (Task.pretrain, Task.layer, Task.kernel):
-        return
-    if config.model.path is None and config.model.weights is Weights.scratch:
-        yield dataclasses.replace(config, task=Task.pretrain)
-    if config.task is Task.evaluate and config.method.is_trained:
-        yield dataclasses.replace(config, task=Task.train)
-    if config.task in OF_ARMS and config.latency.trained_adapters:
-        for name in dict.fromkeys(config.arms.table[arm].method for arm in config.arms.run):
-            if config.methods[name].has_experts:
-                yield dataclasses.replace(config, task=Task.train, method=config.methods[name])
-    if config.task is Task.drift and config.latency.trained_adapters:
-        yield dataclasses.replace(config, task=Task.train)
-
-
 def _name_backbone(config: Config, record: Recorder) -> None:
     if config.model.path is None and config.model.weights is Weights.scratch:
-        record.write(
-            "backbone", sha256=identity.file_hash(identity.backbone_dir(config) / backbone.WEIGHTS_FILE)
-        )
+        record.write("backbone", sha256=cell.file_hash(cell.backbone_dir(config) / backbone.WEIGHTS_FILE))
 
 
 def _pretrain(config: Config, record: Recorder) -> None:
@@ -118,7 +143,7 @@ def _evaluate(config: Config, record: Recorder) -> None:
 
 
 def _on_backbone(config: Config, record: Recorder) -> None:
-    model, _ = backbone.load(config, identity.pretrained_dir(config))
+    model, _ = backbone.load(config, cell.pretrained_dir(config))
     bench = importlib.import_module(f"adafuse.bench.{config.task.name}")
     bench.run(config, model, backbone.device(config), record)
 
@@ -148,13 +173,13 @@ _STAGES: dict[Task, Callable[[Config, Any], None]] = {
 }
 
 
-def _result_there(config: Config) -> bool:
+def _result_there(config: Config, path: Path) -> bool:
     """A finished record of a fit stands for a folder; if somebody removed it, the fit runs again."""
     if config.task is Task.pretrain:
-        return _is_recorded(identity.backbone_dir(config), identity.record_path(config))
+        return _is_recorded(cell.backbone_dir(config), path)
     if config.task is Task.train:
         file = "config.json" if config.method.full else "router_config.json"
-        return (identity.adapter_dir(config, config.method) / file).is_file()
+        return (cell.adapter_dir(config, config.method) / file).is_file()
     return True
 
 
@@ -163,7 +188,7 @@ def _is_recorded(folder: Path, path: Path) -> bool:
     if not all((folder / name).is_file() for name in ("config.json", backbone.WEIGHTS_FILE)):
         return False
     written = [line["sha256"] for line in records.read(path).of("artifact")]
-    if [identity.file_hash(folder / backbone.WEIGHTS_FILE)] != written:
+    if [cell.file_hash(folder / backbone.WEIGHTS_FILE)] != written:
         raise ValueError(f"{folder} is not the backbone that {path} describes: delete both and run again")
     return True
 

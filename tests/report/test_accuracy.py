@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 import synthetic_study as study
-from adafuse.records import load, open_record
+from adafuse import archive
+from adafuse.records import open_record
 from adafuse.report import accuracy
 from adafuse.report.frames import frames
 from adafuse.report.measurements import Measured, values_frame
@@ -20,7 +21,7 @@ CELL = "h200 tiny fp32 qv r8 x8 top2 mixture level1 published"
 
 
 def measured(folder: Path, rows: pd.DataFrame | None = None) -> Measured:
-    return accuracy.measure(frames(load([folder]), rows))
+    return accuracy.measure(frames(archive.load([folder]).records, rows))
 
 
 def by_place(found: Measured) -> pd.DataFrame:
@@ -59,7 +60,7 @@ def test_a_row_is_a_method_and_a_cell_says_its_budget(tmp_path: Path) -> None:
 def test_records_older_than_a_setting_are_pooled_with_its_default(tmp_path: Path) -> None:
     for seed in (0, 1):
         study.write_evaluation(tmp_path, "lora", seed=seed)
-    older, newer = load([tmp_path])
+    older, newer = archive.load([tmp_path]).records
     for name in ("budget", "evaluate_dtype", "evaluate_strategy"):
         del older.run["config"][name]
     del older.run["config"]["data"]["level"]
@@ -101,7 +102,7 @@ def test_a_task_over_own_files_is_named_after_their_folder(tmp_path: Path) -> No
 
 def test_a_header_without_a_method_stops_nothing(tmp_path: Path) -> None:
     study.write_study(tmp_path, METHODS, seeds=2)
-    records = load([tmp_path])
+    records = archive.load([tmp_path]).records
     for name in ("method", "train", "data"):
         del records[0].run["config"][name]
     assert "lora" in [row.row for row in accuracy.measure(frames(records)).rows]
@@ -135,13 +136,13 @@ def test_a_pilot_seed_counts_only_where_settings_were_chosen(tmp_path: Path) -> 
     for experiment in ("table2", "difficulty"):
         for seed in (0, 100):
             study.write_evaluation(tmp_path, "lora", seed=seed, experiment=experiment)
-    rows = [row for one in accuracy.studies(frames(load([tmp_path]))) for row in one.rows]
+    rows = [row for one in accuracy.studies(frames(archive.load([tmp_path]).records)) for row in one.rows]
     assert {row.experiment: list(row.seeds) for row in rows} == {"table2": [0], "difficulty": [0, 100]}
 
 
 def test_a_record_may_serve_several_experiments(tmp_path: Path) -> None:
     study.write_study(tmp_path, {"adafuse": 0.7}, seeds=2)
-    rows = of_headers(load([tmp_path]))
+    rows = of_headers(archive.load([tmp_path]).records)
     shared = rows.assign(experiment="rank", overrides=rows["overrides"] + " experts.rank=8")
     found = numbers(tmp_path, pd.concat([rows, shared]))
     assert shown(found, "adafuse", "accuracy.average", "rank")["value"] == pytest.approx(0.7)
@@ -177,7 +178,7 @@ def test_rows_say_how_many_parameters_were_trained(tmp_path: Path) -> None:
 def test_a_row_without_a_number_says_why(tmp_path: Path) -> None:
     path = study.write_evaluation(tmp_path, "lora")
     study.write_evaluation(tmp_path, "mola").rename(tmp_path / "evaluate" / "mola-s0-0000000a.jsonl.partial")
-    header = load([path])[0].run
+    header = archive.load([path]).records[0].run
     failed = path.with_name("pesc-s0-0000000b.jsonl")
     header["config"]["method"]["name"] = "pesc"
     with pytest.raises(RuntimeError), open_record(failed, {k: v for k, v in header.items() if k != "kind"}):
@@ -220,7 +221,7 @@ def test_every_method_is_held_against_lora_and_adafuse_against_all(tmp_path: Pat
 @pytest.mark.parametrize("what", ["hash", "count"])
 def test_other_items_are_not_paired(tmp_path: Path, what: str) -> None:
     study.write_study(tmp_path, METHODS, seeds=2)
-    records = load([tmp_path])
+    records = archive.load([tmp_path]).records
     for record in records:
         if record.run["config"]["method"]["name"] == "lora":
             for line in record.of("metric") if what == "hash" else record.of("items"):
@@ -339,7 +340,7 @@ def test_held_out_losses_are_paired_by_seed_over_the_same_domains(tmp_path: Path
 def test_a_fit_of_other_settings_under_the_same_job_stands_behind_nothing(tmp_path: Path) -> None:
     study.write_study(tmp_path, {"lora": 0.7}, seeds=1, loss=0.5)
     study.write_fit(tmp_path, "lora", changes={"method.learning_rate_factor": 3.0}, loss=0.9)
-    rows = of_headers(load([tmp_path])).assign(overrides="method=lora seed=0")
+    rows = of_headers(archive.load([tmp_path]).records).assign(overrides="method=lora seed=0")
     assert shown(numbers(tmp_path, rows), "lora", "validation_loss")["value"] == pytest.approx(0.5)
 
 

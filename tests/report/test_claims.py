@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from made_board import FACTORS, LLAMA, PAPER, SPECS, Made, around, minus, paper_cell
 
 from adafuse.report.claims import all_claims, all_goals, printed_row
 from adafuse.report.rules import IN_PART, NOT_DECIDED, NOT_REPLICATED, NOT_TESTABLE, REPLICATED
+from report.made_board import FACTORS, LLAMA, PAPER, SPECS, Made, around, minus, paper_cell
 
 GATHER = "AdaFuse (gather), rank 16, batch 1"
 

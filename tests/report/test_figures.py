@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 import synthetic_study as study
-from adafuse.records import load
+from adafuse import archive
 from adafuse.report import build, figures
 from adafuse.report.membership import COLUMNS
 
@@ -238,7 +238,7 @@ def vary(folder, name, values, experiment, pair=PAIR, **how):
 
 def test_accuracy_has_intervals_over_seeds_and_values_in_their_order(tmp_path):
     vary(tmp_path, "experts.rank", [2, 8, 64], "rank", spread=0.01)
-    report = build(load([tmp_path]))
+    report = build(archive.load([tmp_path]).records)
     (axis,) = drawn(report, "accuracy_rank").axes
     methods = figures.look()["methods"]
     assert labels(axis.get_xticklabels()) == ["2", "8", "64"]
@@ -257,7 +257,7 @@ def test_bypass_stands_at_the_measured_share_beside_no_bypass(tmp_path):
         study.write_study(
             tmp_path, {"adafuse": accuracy}, bypassed=share, changes=changes, experiment="bypass"
         )
-    (axis,) = drawn(build(load([tmp_path])), "accuracy_bypass").axes
+    (axis,) = drawn(build(archive.load([tmp_path]).records), "accuracy_bypass").axes
     (line,) = lines_of(axis).values()
     assert line.get_xdata() == pytest.approx([20.0, 60.0]) and line.get_ydata() == pytest.approx([70.0, 65.0])
     assert [text.get_text() for text in axis.texts] == ["0", "0.1"]
@@ -271,7 +271,7 @@ def test_methods_without_a_gate_input_are_levels_in_colours_of_their_own(tmp_pat
     study.write_study(
         tmp_path, {"base": 0.3, "lora": 0.72, "adafuse_layerwise": 0.74}, seeds=2, experiment="same_tokens"
     )
-    (axis,) = drawn(build(load([tmp_path])), "accuracy_gate_input").axes
+    (axis,) = drawn(build(archive.load([tmp_path]).records), "accuracy_gate_input").axes
     names = labels(axis.get_xticklabels())
     assert names == ["first adapted linear", "embedding", "block 0's output"], "from the first layer on"
     levels = {line.get_label(): line for line in axis.lines if line.get_marker() == "None"}
@@ -323,7 +323,7 @@ def test_every_backbone_has_its_loss_and_its_pre_training_beside_it(tmp_path):
     study.write_fit(
         tmp_path, "lora", machine=study.GPU | {"name": "cpu", "gpu": None}, changes={"model.name": "small"}
     )
-    report = build(load([tmp_path]))
+    report = build(archive.load([tmp_path]).records)
     gpu, cpu = [own for own in figures.plan(figures.Source(report)) if own.spec["kind"] == "loss"]
     assert "H200" in gpu.title and "CPU" in cpu.title
     under, fitted = figures.loss(gpu).axes
@@ -349,7 +349,7 @@ def test_the_load_of_the_first_seed_is_drawn_by_family(tmp_path):
     for method, seed, loads in (("adafuse", 1, even), ("adafuse", 0, APART), ("adafuse_layerwise", 0, APART)):
         study.write_evaluation(tmp_path, method, seed=seed)
         study.write_fit(tmp_path, method, seed, loads=loads)
-    left, right = drawn(build(load([tmp_path])), "load").axes
+    left, right = drawn(build(archive.load([tmp_path]).records), "load").axes
     assert (
         labels(left.get_yticklabels()) == list(study.FAMILIES) and left.get_title("left") == "AdaFuse, seed 0"
     )
@@ -365,7 +365,7 @@ def test_agreement_is_the_mean_over_adapters_and_by_block_where_routers_are_many
     for seed, information in enumerate((0.2, 0.4)):
         study.write_evaluation(tmp_path, "adafuse_layerwise", seed=seed)
         study.write_fit(tmp_path, "adafuse_layerwise", seed, information=information)
-    report = build(load([tmp_path]))
+    report = build(archive.load([tmp_path]).records)
     (axis,) = drawn(report, "agreement").axes
     assert axis.get_title("left").endswith("mean 0.30, 2 adapters")
     assert sum(squares(axis)) == 8 * 8 - 8, "none with itself"
@@ -378,7 +378,9 @@ def test_agreement_is_the_mean_over_adapters_and_by_block_where_routers_are_many
 def test_without_families_or_agreement_nothing_is_drawn(tmp_path):
     study.write_fit(tmp_path, "adafuse", loads={"copy": [0.125] * 8})
     study.write_fit(tmp_path, "adafuse_layerwise", loads={"copy": [0.125] * 8})
-    assert {own.spec["kind"] for own in figures.plan(figures.Source(build(load([tmp_path]))))} == {"loss"}
+    assert {
+        own.spec["kind"] for own in figures.plan(figures.Source(build(archive.load([tmp_path]).records)))
+    } == {"loss"}
 
 
 # -- files
@@ -396,7 +398,7 @@ def everything(made, tmp_path):
         timed(made, "c", GRAPH, batch=2),
         layer(made, "d"),
     ]
-    records += [drift(made, "e", "bfloat16"), *load([folder])]
+    records += [drift(made, "e", "bfloat16"), *archive.load([folder]).records]
     jobs = [("table6", "replicate=0", "a"), ("graph", "replicate=0", "b"), ("batch_scan", "batch=1", "b")]
     jobs += [
         ("batch_scan", "batch=2", "c"),

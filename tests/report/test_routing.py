@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import synthetic_study as study
-from adafuse.records import load
+from adafuse import archive
 from adafuse.report import routing
 from adafuse.report.frames import Frames, frames
 from adafuse.report.measurements import values_frame
@@ -22,7 +22,7 @@ def one_of(experts: int, total: int = 8) -> list[float]:
 
 
 def read(folder: Path) -> Frames:
-    return frames(load([folder]))
+    return frames(archive.load([folder]).records)
 
 
 def numbers(found: Frames) -> dict[tuple[str, str], pd.Series]:
@@ -72,7 +72,7 @@ def test_one_family_is_told_by_nothing(tmp_path: Path) -> None:
 
 def test_older_lines_without_families_are_over_all(tmp_path: Path) -> None:
     study.write_study(tmp_path, {"adafuse": 0.7}, seeds=1, loads={"copy": one_of(4)})
-    records = load([tmp_path])
+    records = archive.load([tmp_path]).records
     for line in (line for record in records for line in record.of("routing")):
         del line["family"], line["bypassed"]
     found = numbers(frames(records))
@@ -114,7 +114,7 @@ def test_agreement_is_the_mean_over_pairs_and_adapters(tmp_path: Path) -> None:
 def test_routers_of_one_block_may_agree_more(tmp_path: Path) -> None:
     study.write_evaluation(tmp_path, "mola")
     study.write_fit(tmp_path, "mola", information=0.1)
-    records = load([tmp_path])
+    records = archive.load([tmp_path]).records
     (line,) = [line for record in records for line in record.of("agreement")]
     blocks = np.array(routing.blocks(line["routers"]))
     assert list(blocks[:3]) == ["0", "0", "1"] and routing.blocks(["token"]) == ["token"]

@@ -3,10 +3,10 @@
 import math
 
 import pytest
-from made_board import PAPER, SPECS, Made, around, minus, paper_cell
 
 from adafuse.report import tables
 from adafuse.report.claims import all_claims, all_goals
+from report.made_board import PAPER, SPECS, Made, around, minus, paper_cell
 
 
 @pytest.fixture

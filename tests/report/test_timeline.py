@@ -4,9 +4,9 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from adafuse.bench.trace_scopes import PARTS
 from matplotlib.patches import PathPatch
 
+from adafuse.bench.trace_parts import PARTS
 from adafuse.report import build, figures, timeline
 from adafuse.report.membership import COLUMNS
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
+from adafuse.cell import as_plain
 from adafuse.config import LINEARS
-from adafuse.identity import as_plain
 
 FORMAT_VERSION = 1
 # the folder of ordinary LoRA beside the experts

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from adafuse import identity
+from adafuse import cell
 from adafuse.bench import device, trace_parts, workload
 from adafuse.bench.trace_parts import PlainParts, Token
 from adafuse.config import Config, Runtime, StrategyName
@@ -67,7 +67,7 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
     length = config.context + settle + TOKENS + 2 * PROFILED
     # a process's first tokens load and allocate for the first time: the first arm would show that as its own gaps
     _warm(make(model, None, StrategyName.dense, Runtime.eager, length), prompt, settle)
-    folder = Path(config.runs_dir) / "traces" / identity.record_path(config).stem
+    folder = Path(config.runs_dir) / "traces" / cell.record_path(config).stem
     for name in tqdm(config.arms.run, desc="traced arms", unit="arm"):
         arm = config.arms.table[name]
         try:
@@ -219,7 +219,7 @@ def write_chrome(token: Token, path: Path) -> str:
     text = json.dumps({"displayTimeUnit": "ms", "traceEvents": rows}, separators=(",", ":"))
     with path.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
         packed.write(text.encode())
-    return identity.file_hash(path)
+    return cell.file_hash(path)
 
 
 def _row(lane: int, category: str, name: str, start_us: float, length_us: float) -> dict[str, Any]:

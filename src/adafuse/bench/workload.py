@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adafuse import identity
+from adafuse import cell
 from adafuse.adapters import gate_table, store
 from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.config import Config, Method
@@ -50,6 +50,6 @@ def adapter_of(config: Config, model: nn.Module, method: Method) -> Adapter:
     """Trained, or with seeded random factors."""
     adapter = Adapter(model, method, config.experts, config.seed)
     if config.latency.trained_adapters:
-        return store.load(adapter, identity.adapter_dir(config, method))
+        return store.load(adapter, cell.adapter_dir(config, method))
     randomise(adapter, config.seed)
     return adapter

@@ -1,7 +1,7 @@
 """The task families that adapters learn: what one item is, and which split it belongs to.
 
 In: a family's name, a split, a count and a seed. Out: the same items each time, of the same form for train, validation
-and test, but never the same content. Real text comes from standard_library.py. Next: data.py, which writes the items.
+and test, but never the same content. Real text comes from standard_library.py. Next: items.py, which writes the items.
 """
 
 from __future__ import annotations

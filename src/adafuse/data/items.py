@@ -11,15 +11,20 @@ import json
 import os
 import platform
 from dataclasses import asdict
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from adafuse.config import Data
-from adafuse.data.families import Item, generate
+from adafuse.data import standard_library
+from adafuse.data.families import FAMILIES, LEVELS, Item, generate, lessons
 from adafuse.data.splits import SPLITS
 
-# Raise it with any change of an item or of the pre-training text: nothing trained before is then comparable.
+# Raise it with a change of the text that the samples below do not show: nothing trained before is then comparable.
 DATA_VERSION = 2
+# how many items of each level, and lessons of each family, show a change of their maker
+SAMPLED = 3
 # The name under which the user's own files (data.path) are trained on and evaluated.
 LOCAL = "local"
 # Where evaluation stops generating, so training must teach it.
@@ -31,7 +36,7 @@ def recipe(data: Data, seed: int) -> dict[str, Any]:
     counts = {split: getattr(data, f"{split}_items") for split in SPLITS}
     own = {} if data.path is None else {split: _sha256(_own_file(data, split)) for split in SPLITS}
     return {
-        "text": text_version(),
+        "text": items_version(tuple(sorted(data.families))),
         "families": list(data.families),
         "level": data.level,
         "items": counts,
@@ -40,9 +45,37 @@ def recipe(data: Data, seed: int) -> dict[str, Any]:
     }
 
 
-def text_version() -> str:
-    """What decides the generated text: this code, and the Python whose standard library is read."""
-    return f"{DATA_VERSION} of Python {platform.python_version()}"
+@cache
+def items_version(families: tuple[str, ...]) -> str:
+    """What the items of these families are made from, as a hash: a sample of each, and the library that cloze cuts.
+
+    Raises ValueError for an unknown family.
+    """
+    samples: list[Any] = [DATA_VERSION]
+    for name in families:
+        if name == "cloze":
+            samples.append(standard_library.fingerprint())
+            continue
+        for level in LEVELS:
+            items = [item for split in SPLITS for item in generate(name, split, SAMPLED, 0, level)]
+            samples += [[item.prompt, item.answer, item.choices, item.label] for item in items]
+    return _digest(samples)
+
+
+@cache
+def pretraining_version() -> str:
+    """What the pre-training text is made from, as a hash: the library, and a sample of the lessons."""
+    taught = [list(islice(lessons(split, 0), SAMPLED * len(FAMILIES))) for split in SPLITS]
+    return _digest([DATA_VERSION, standard_library.fingerprint(), taught])
+
+
+def former_version(python: str | None = None) -> str | None:
+    """How text was named before: by the Python whose library it is. None once the text is another one."""
+    return f"2 of Python {python or platform.python_version()}" if DATA_VERSION == 2 else None
+
+
+def _digest(samples: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(samples).encode()).hexdigest()[:12]
 
 
 def write(data: Data, folder: Path, seed: int) -> Path:
@@ -55,7 +88,7 @@ def write(data: Data, folder: Path, seed: int) -> Path:
     manifest_path = folder / "manifest.json"
     if manifest_path.exists():
         manifest = _manifest(folder)
-        if manifest["recipe"] != wanted:
+        if manifest["recipe"] not in (wanted, wanted | {"text": former_version()}):
             raise ValueError(f"{folder} holds data of other settings: delete it and run again")
         for name in manifest["files"]:
             _verified(folder, name)

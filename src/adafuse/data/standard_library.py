@@ -6,6 +6,7 @@ Next: families.py (the family `cloze`) and data.py (the pre-training text).
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sysconfig
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pathlib import Path
 from adafuse.data.splits import SPLITS, split_of
 
 BEFORE_BYTES, FOLLOWING_BYTES = 28, 8
+# enough to show how lines are cut
+SAMPLED_LINES = 300
 # written at build time or by a distribution: they hold paths of the machine
 NOT_LIBRARY = ("_sysconfigdata", "sitecustomize", "usercustomize")
 
@@ -45,13 +48,27 @@ def passages(split: str) -> list[Passage]:
     """Passages of a split whose last line and whose `before` occur in no other split (licences and idioms repeat)."""
     others = [other for other in SPLITS if other != split]
     lines = {line for other in others for line in text(other).splitlines()}
-    befores = {passage.before for other in others for _, passage in _cut_lines(other)}
-    return [p for line, p in _cut_lines(split) if line not in lines and p.before not in befores]
+    befores = {passage.before for other in others for _, passage in _passages(other)}
+    return [p for line, p in _passages(split) if line not in lines and p.before not in befores]
 
 
 @cache
-def _cut_lines(split: str) -> list[tuple[str, Passage]]:
-    lines = text(split).splitlines()
+def fingerprint() -> str:
+    """A hash of all text by split, and of how lines are cut: another library, or another cut, has another one."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        digest.update(f"{split} {len(text(split))}\n{text(split)}".encode())
+        for line, passage in _cut_lines(text(split).splitlines()[:SAMPLED_LINES]):
+            digest.update(f"{line}\n{passage.before}\n{passage.following}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def _passages(split: str) -> list[tuple[str, Passage]]:
+    return _cut_lines(text(split).splitlines())
+
+
+def _cut_lines(lines: list[str]) -> list[tuple[str, Passage]]:
     cut = ((lines[i], _passage("\n".join(lines[i - 2 : i]), lines[i])) for i in range(2, len(lines)))
     return [(line, passage) for line, passage in cut if passage is not None]
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from adafuse import identity, strategies
+from adafuse import cell, strategies
 from adafuse.adapters import store
 from adafuse.adapters.adapter import Adapter
 from adafuse.config import Config
@@ -26,7 +26,7 @@ from adafuse.records import Recorder
 def run(config: Config, record: Recorder | Silent) -> None:
     """Evaluate what was fitted, or the plain backbone."""
     model, tokenizer, adapter = _fitted(config)
-    source = data.write(config.data, identity.data_dir(config), config.seed)
+    source = data.write(config.data, cell.data_dir(config), config.seed)
     merging = False
     if adapter is not None:
         record.write("parameters", trainable=sum(p.numel() for p in adapter.parameters()))
@@ -47,12 +47,12 @@ def run(config: Config, record: Recorder | Silent) -> None:
 def _fitted(config: Config) -> tuple[nn.Module, PreTrainedTokenizerBase, Adapter | None]:
     """Backbone, tokenizer and adapter as `evaluate_dtype` has them; full fine-tuning has a backbone of its own."""
     dtype = getattr(torch, config.evaluate_dtype.name)
-    folder = identity.adapter_dir(config, config.method)
+    folder = cell.adapter_dir(config, config.method)
     if config.method.full:
         own = dataclasses.replace(config.model, path=str(folder))
         model, tokenizer = backbone.load(dataclasses.replace(config, model=own))
         return model.to(dtype), tokenizer, None
-    model, tokenizer = backbone.load(config, identity.pretrained_dir(config))
+    model, tokenizer = backbone.load(config, cell.pretrained_dir(config))
     model = model.to(dtype)
     if not config.method.has_experts:
         return model, tokenizer, None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from adafuse import identity
+from adafuse import cell
 from adafuse.adapters import store
 from adafuse.adapters.adapter import Adapter
 from adafuse.config import Config
@@ -34,7 +34,7 @@ Record = Recorder | Silent
 
 def pretrain(config: Config, record: Record) -> None:
     """Fit the backbone on generated text; weights are saved rounded to bf16, in which a GPU serves them."""
-    folder, seed, knobs = identity.backbone_dir(config), config.model.seed, config.pretrain
+    folder, seed, knobs = cell.backbone_dir(config), config.model.seed, config.pretrain
     model = backbone.build_random(config.model, backbone.device(config))
     tokenizer = backbone.byte_tokenizer()
     wanted = knobs.steps * knobs.batch * knobs.accumulation * knobs.max_length
@@ -55,11 +55,11 @@ def pretrain(config: Config, record: Record) -> None:
 
 def train(config: Config, record: Record) -> None:
     """Fit one method on the training items of its families, and say how it does on their validation items."""
-    model, tokenizer = backbone.load(config, identity.pretrained_dir(config))
-    method, folder, seed = config.method, identity.adapter_dir(config, config.method), config.seed
+    model, tokenizer = backbone.load(config, cell.pretrained_dir(config))
+    method, folder, seed = config.method, cell.adapter_dir(config, config.method), config.seed
     rate = config.train.learning_rate * method.learning_rate_factor
     knobs = dataclasses.replace(config.train, learning_rate=rate)
-    source = data.write(config.data, identity.data_dir(config), seed)
+    source = data.write(config.data, cell.data_dir(config), seed)
     rows = data.training_dataset(config.data, source, tokenizer, knobs.max_length, "train")
     adapter = Adapter(model, method, config.experts, seed) if method.has_experts else None
     if adapter is None:
@@ -132,6 +132,6 @@ def _finish(record: Record, fitted: Fitted, folder: Path, file: str) -> None:
     """Write what the fit left; its checkpoints are needed no longer."""
     for line in fitted.losses:
         record.write("loss", **line)
-    digest = identity.file_hash(folder / file)
+    digest = cell.file_hash(folder / file)
     record.write("artifact", path=str(folder), sha256=digest, resumed_from_step=fitted.resumed_from_step)
     shutil.rmtree(checkpoints(folder), ignore_errors=True)
