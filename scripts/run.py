@@ -32,7 +32,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.types import RunMode
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from adafuse import stages
 from adafuse.compose import build, register
@@ -120,6 +120,9 @@ def one_line(error: BaseException) -> str:
     """What is wrong and what to do, without Hydra's and OmegaConf's layout."""
     if isinstance(error, MissingConfigException) and error.options:
         return f"there is no conf/{error.missing_cfg_file}.yaml: choose from {list(error.options)}"
+    if isinstance(error.__context__, InterpolationResolutionError):
+        # of a defaults list: Hydra then lists every group there is instead of what is wrong
+        return str(error.__context__).splitlines()[0]
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         # only the first line: Hydra would next advise to append the key, which the schema refuses

@@ -98,6 +98,16 @@ def test_a_misspelt_key_in_a_file_is_one_line(tmp_path: Path) -> None:
     assert "experiment/mine" in line and "stepz" in line
 
 
+def test_a_profile_that_has_no_choice_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "profile").mkdir()
+    cpu = (ROOT / "conf/profile/cpu.yaml").read_text()
+    (tmp_path / "profile/mine.yaml").write_text(cpu.replace("profile: cpu", "profile: mine"))
+    done = run("--config-dir", str(tmp_path), "experiment=table2", "profile=mine")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert "profile=mine has no value here: add it beside cpu, gpu, paper" in line
+
+
 def test_cfg_shows_the_configuration_and_runs_nothing() -> None:
     done = run("experiment=table6", "batch=2", "--cfg", "job")
     assert done.returncode == 0

@@ -145,6 +145,8 @@ def refuse(wrong: bool, message: str) -> None:
 
 def _check_values(config: Config) -> None:
     """What can be seen of one key at a time, and of two in a group."""
+    # first, because suite.tasks are the families where nobody names them
+    refuse(not config.data.families and not config.data.path, "data.families is empty: name at least one")
     for key, cure in NOT_EMPTY.items():
         refuse(not attrgetter(key)(config), f"{key} is empty: {cure}")
     for key, least in AT_LEAST.items():
@@ -162,7 +164,6 @@ def _check_values(config: Config) -> None:
     refuse(
         switches != sorted(set(switches)), "drift.switches must rise: it is one sequence, measured on its way"
     )
-    refuse(not config.data.families and not config.data.path, "data.families is empty")
     refuse(config.data.level not in LEVELS, f"data.level={config.data.level}: choose from {list(LEVELS)}")
     refuse(config.device not in ("auto", "cpu", "cuda"), "device must be auto, cpu or cuda")
 
