@@ -74,6 +74,7 @@ SECRET = "s" + "k-abcdef0123456789"
         "+tracker.api_key=abc",
         "++hub.Password=abc",
         "a.my-secret=abc",
+        "+hub={name:x,api_key:abc}",
         f"model.hub_id={SECRET}",
         "model.hub_id=hf_" + "A" * 34,
         "model.path=${oc.env:HOME}",
@@ -98,6 +99,7 @@ def test_no_secret_is_written(override: str, tmp_path: Path, monkeypatch: pytest
     [
         "model.revision=" + "0123456789abcdef" * 2 + "01234567",
         "latency.check_tokens=64",
+        "latency={block_tokens:64}",
         "kernel.tokens=[1,2]",
         "arms=token",
         "model.path=/home/me/models--meta-llama--Llama-2-7b-hf",

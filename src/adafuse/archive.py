@@ -126,9 +126,11 @@ def pack(sources: Iterable[Path | str], out: Path) -> list[Path]:
 
 
 def unpack(source: Path, folder: Path) -> int:
-    """Write every record of an archive, or of all archives in a folder, to `folder/<task>/<name>`; how many.
+    """Write every record of an archive, or of all archives in a folder, byte for byte; how many.
 
-    The folders between `source` and its archives stay. Raises ValueError if another file has a record's name.
+    An archive becomes a folder of its name, and what lies between it and `source` stays: of `reference` comes
+    `folder/cpu/latency/NAME.jsonl`, of `reference/cpu` comes `folder/latency/NAME.jsonl`, as runs have them. Raises
+    ValueError if another file has a record's name.
     """
     count = 0
     for archive in _files([source]):

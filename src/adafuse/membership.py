@@ -33,6 +33,8 @@ SECRET_VALUE = re.compile(
     r"env:|://[^/\s]*@|\b(hf_|sk-|gh[opsu]_|github_pat_|xox[abp]-|AKIA|AIza)[\w-]{8,}"
     r"|\b(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z\d+]{32,}"
 )
+# the same within a value: {api_key: ...}
+SECRET_ENTRY = re.compile(rf"(?<![a-z\d])({'|'.join(sorted(SECRET_WORDS))})['\"]?\s*:", re.IGNORECASE)
 # a commit of a repository looks like a key and is none
 PUBLIC = ("revision",)
 MASK = "***"
@@ -79,9 +81,9 @@ def shown(override: str) -> str:
     """An override as it may be written down: a value that is secret, or may be, is masked."""
     key, equals, value = override.partition("=")
     words = re.split(r"[^a-z\d]+", key.lower())
-    secret = SECRET_WORDS.intersection(words) or (
-        words[-1] not in PUBLIC and (SECRET_VALUE.search(value) or _is_in_environment(value))
-    )
+    secret = bool(SECRET_WORDS.intersection(words) or SECRET_ENTRY.search(value))
+    if words[-1] not in PUBLIC:
+        secret |= SECRET_VALUE.search(value) is not None or _is_in_environment(value)
     return f"{key}{equals}{MASK}" if secret else override
 
 
