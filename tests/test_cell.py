@@ -282,18 +282,19 @@ def test_where_a_checkpoint_lies_has_no_part_and_its_former_name_is_known(tmp_pa
     assert hashes(compose(f"model.path={here.rename(here.with_name('n'))}")) != hashes(other)
 
 
-def test_of_a_checkpoints_sizes_what_saved_them_has_no_part(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["layer", "kernel"])
+def test_of_a_checkpoints_sizes_what_saved_them_has_no_part(task: str, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m", bytes(10))
-    config = compose(f"model.path={folder}", "task=layer")
+    config = compose(f"model.path={folder}", f"task={task}")
     sizes = {"model_type": "llama", "hidden_size": 64}
     (folder / "config.json").write_text(json.dumps(sizes))
-    before = hashes(config)["layer"]
+    before = hashes(config)[task]
     more = sizes | {"_name_or_path": "/home/somebody", "transformers_version": "5.0"}
     (folder / "config.json").write_text(json.dumps(more))
-    assert hashes(config)["layer"] == before
+    assert hashes(config)[task] == before
     assert cell.former_hashes(config) == [cell.content_hash(cell.identity(config) | {"shape": more})]
     (folder / "config.json").write_text(json.dumps(sizes | {"hidden_size": 65}))
-    assert hashes(config)["layer"] != before
+    assert hashes(config)[task] != before
 
 
 def test_files_of_a_former_name_are_found_until_there_are_others(tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def _layer(config: Config, method: Method) -> dict[str, Any]:
 
 def _kernel(config: Config, method: Method) -> dict[str, Any]:
     experts = {"count": config.experts.count, "top_k": config.experts.top_k}
-    model = {"shape": shape_of(config.model), "dtype": config.model.dtype}
+    model = {"shape": _sizes(config), "dtype": config.model.dtype}
     return as_plain({**model, "experts": experts, "knobs": config.kernel, **_repeat(config)})
 
 
