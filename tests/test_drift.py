@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adafuse import records, stages
+from adafuse import cell, records
 from adafuse.bench import drift
 from adafuse.strategies.merge import Rebase, Switch
 from conftest import GEOMETRY, compose
@@ -105,9 +105,9 @@ def test_measured_linears_are_in_the_first_the_middle_and_the_last_block(tiny_ll
 
 def test_it_stands_on_the_backbone_and_on_a_trained_adapter_if_asked_for_one() -> None:
     config = compose("task=drift", "method=adafuse", "latency.trained_adapters=true")
-    assert [c.task.name for c in stages.needs(config)] == ["pretrain", "train"]
+    assert [c.task.name for c in cell.needs(config)] == ["pretrain", "train"]
     config = compose("task=drift", "profile=gpu")
-    assert not list(stages.needs(config)), "random weights, random factors"
+    assert not list(cell.needs(config)), "random weights, random factors"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adafuse import records, stages
+from adafuse import cell, records, stages
 from adafuse.bench import device, kernel
 from adafuse.bench.kernel_work import MERGES, STEPS, Case, Draw, build, sizes_of
 from adafuse.config import Config, Dtype
@@ -217,7 +217,7 @@ def test_the_names_that_the_configuration_takes_are_the_ones_that_are_known() ->
 
 def test_without_a_gpu_it_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     config = replace(configured("device=cpu"), runs_dir=str(tmp_path))
-    assert not list(stages.needs(config)), "kernels need no backbone, only its shape"
+    assert not list(cell.needs(config)), "kernels need no backbone, only its shape"
     with pytest.raises(ValueError, match="task=kernel times GPU kernels and this machine has no CUDA device"):
         stages.run(config, "test")
     assert not list(tmp_path.rglob("*.jsonl"))
