@@ -45,10 +45,10 @@ reproduce: $(STAMP) ## Run the main experiments and draw the report; call it aga
 	$(MAKE) --no-print-directory report RUNS=$(RUNS) || status=1; \
 	exit $$status
 
-latency: ## The experiments on latency and memory alone, and the report (one GPU: see README, "Time")
+latency: ## The experiments on latency and memory alone, and the report (one GPU: see docs/running.md)
 	@$(MAKE) --no-print-directory reproduce SUITE=latency
 
-accuracy: ## The whole study of accuracy, five seeds everywhere, and the report (one GPU: see README, "Time")
+accuracy: ## The whole study of accuracy, five seeds everywhere, and the report (one GPU: see docs/running.md)
 	@$(MAKE) --no-print-directory reproduce SUITE=accuracy SEEDS=
 
 report: $(STAMP) ## Draw page, tables, figures and verdicts from the records (10 seconds)
