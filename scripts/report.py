@@ -1,7 +1,8 @@
-"""Draw the report: records in; tables, figures, verdicts, one page and the README's block out. The last thing `make
+"""Draw the report: records in; one page, figures, verdicts, tables and the README's block out. The last thing `make
 reproduce` does.
 
 Example: python scripts/report.py --records results/runs/records --out results/runs/report
+Published (--readme) is less: tables as Markdown say no more than the page, and are left out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import gc
 import re
 import sys
 import tempfile
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +21,7 @@ from rich.table import Table
 
 from adafuse import archive, report
 from adafuse.report import compare, load_measurements, membership, page
+from adafuse.report.formats import ours_text
 from adafuse.report.rules import IN_PART, NOT_REPLICATED, REPLICATED
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -42,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--membership", type=Path, help="which experiments they are of; left out: beside the records"
     )
     parser.add_argument(
-        "--out", type=Path, help="folder that gets report.html, measurements.csv, tables/ and figures/"
+        "--out",
+        type=Path,
+        help="folder that gets report.html, measurements.csv, claims.csv, figures/ and, without --readme, tables/",
     )
     parser.add_argument(
         "--readme", type=Path, help="README whose block is renewed, with docs/results.md beside it"
@@ -79,7 +84,10 @@ def _run(options: argparse.Namespace) -> int:
     _print_claims(told)
     _print_records(found)
     print(f"page:    {options.out / 'report.html'}")
-    print(f"tables:  {options.out / 'tables'}, figures: {options.out / 'figures'}")
+    print(
+        f"figures: {options.out / 'figures'}"
+        + ("" if options.readme else f", tables: {options.out / 'tables'}")
+    )
     return 0
 
 
@@ -91,17 +99,16 @@ def _membership(options: argparse.Namespace) -> membership.pd.DataFrame | None:
 
 
 def _write(told: page.Page, out: Path, readme: Path | None) -> None:
-    """Everything; without a README docs/results.md lies in `out` as well."""
+    """What is published, with docs/results.md beside the README; without one that and all tables lie in `out`."""
     drawn = page.write(told, out)
-    if readme is None:
-        (out / "results.md").write_text(page.results_md(told, drawn, "."))
-        return
-    docs = readme.parent / "docs"
-    docs.mkdir(exist_ok=True)
-    (docs / "results.md").write_text(
-        page.results_md(told, drawn, f"../{out.resolve().relative_to(readme.resolve().parent)}")
-    )
-    readme.write_text(_inserted(readme, page.readme_block(told)))
+    docs, folder = out, "."
+    if readme:
+        docs, folder = readme.parent / "docs", f"../{out.resolve().relative_to(readme.resolve().parent)}"
+        docs.mkdir(exist_ok=True)
+        readme.write_text(_inserted(readme, page.readme_block(told)))
+    else:
+        page.write_tables(told, out / "tables")
+    (docs / "results.md").write_text(page.rendered("results.md", page=told, figures=drawn, folder=folder))
 
 
 def _inserted(readme: Path, text: str) -> str:
@@ -123,36 +130,24 @@ def _refuse_dirty(found: report.Report) -> None:
 
 
 def _check(told: page.Page, options: argparse.Namespace) -> int:
-    """Draw everything anew elsewhere and compare."""
+    """Draw what is published anew elsewhere and compare."""
     with tempfile.TemporaryDirectory() as folder:
-        fresh, readme = Path(folder), options.readme
-        copy = fresh / readme.name if readme else None
-        if copy:
-            copy.write_text(readme.read_text())
-        out = fresh / options.out.name
-        _write(told, out, copy)
-        kinds = ["tables", "figures", "."]
-        pairs = [(out / kind, options.out / kind) for kind in kinds]
-        found = [differing for one, two in pairs for differing in _differing(one, two)]
-        if copy:
-            names = [Path("docs") / "results.md", Path(readme.name)]
-            found += [str(name) for name in names if not _same(fresh / name, readme.parent / name)]
+        fresh, kept, readme = Path(folder) / options.out.name, options.out, options.readme
+        if readme:
+            (fresh.parent / readme.name).write_text(readme.read_text())
+        _write(told, fresh, fresh.parent / readme.name if readme else None)
+        pairs = [(path, kept / path.name) for path in fresh.iterdir() if path.suffix in (".html", ".csv")]
+        names = {path.name for folder in (fresh, kept) for path in (folder / "figures").glob("*")}
+        pairs += [(fresh / "figures" / name, kept / "figures" / name) for name in names]
+        if readme:
+            docs = Path("docs") / "results.md"
+            pairs += [(fresh.parent / name, readme.parent / name) for name in (docs, readme.name)]
+        found = sorted(one.name for one, two in pairs if not _same(one, two))
     if found:
         print(f"{options.out} differs from the records in {', '.join(found)}: {CURE}", file=sys.stderr)
         return 1
     print(f"{options.out} agrees with its records")
     return 0
-
-
-def _differing(fresh: Path, kept: Path) -> list[str]:
-    """Names of files that one folder lacks or that differ; of the report's own folder those that it writes."""
-    names = {path.name for path in fresh.glob("*") if path.is_file()}
-    others = (
-        {path.name for path in kept.glob("*") if path.is_file()}
-        if fresh.name in ("tables", "figures")
-        else names
-    )
-    return sorted(name for name in names | others if not _same(fresh / name, kept / name))
 
 
 def _same(fresh: Path, kept: Path) -> bool:
@@ -173,7 +168,8 @@ def _near(one: str, two: str) -> bool:
 
 
 def _compare(found: report.Report, options: argparse.Namespace) -> int:
-    text = compare.markdown(compare.compare(found.measurements, load_measurements(options.compare)))
+    rows = compare.compare(found.measurements, load_measurements(options.compare))
+    text = page.rendered("compare.md", found=rows, outcomes=compare.OUTCOMES)
     print(text)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -185,13 +181,14 @@ def _print_claims(told: page.Page) -> None:
     console = Console()
     # Reasons need room; they stand in the page anyway.
     columns = COLUMNS if console.width >= WIDE else COLUMNS[:-1]
-    for section in told.table("claims").sections:
-        table = Table(title=escape(section.heading), title_justify="left", expand=True)
+    for cell, claims in groupby(told.claims, key=lambda claim: claim.cell):
+        table = Table(title=escape(cell.name.title if cell else "Not run"), title_justify="left", expand=True)
         for name, share in columns:
             table.add_column(name, ratio=share, overflow="fold")
-        for line in section.lines:
-            texts = [escape(shown.text) for shown in line.shown.values()]
-            texts[4] = f"[{COLOURS.get(texts[4], 'dim')}]{texts[4]}[/]"
+        for claim in claims:
+            verdict, ours = claim.verdict, ours_text(claim.ours)
+            texts = [escape(text) for text in (claim.where, claim.text, claim.printed, ours)]
+            texts += [f"[{COLOURS.get(verdict.verdict, 'dim')}]{verdict.verdict}[/]", escape(verdict.why)]
             table.add_row(*texts[: len(columns)])
         console.print(table)
 

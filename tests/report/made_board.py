@@ -1,12 +1,13 @@
-"""A board made by hand: cells, rows and numbers that a test chooses."""
+"""Cells made by hand: rows and numbers that a test chooses."""
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import yaml
 
-from adafuse.report.board import Board, Place
+from adafuse.report.claims import cells
 from adafuse.report.measurements import CellName, Measured, Measurement, RowName
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -33,6 +34,13 @@ MACS = {"base": 6.61e9, "mola_loop": 6.65e9, "pesc_loop": 6.64e9, "moral_loop": 
 PEAKS = {"base": 12.9, "mola_loop": 26.3, "pesc_loop": 13.1, "moral_loop": 13.3, "adafuse_switch": 13.8}
 
 
+class Place(NamedTuple):
+    """Where a cell is."""
+
+    experiment: str
+    cell: str
+
+
 class Made:
     """Grows by cells and rows; a number is a value, (value, low, high, n), or a reason."""
 
@@ -40,8 +48,8 @@ class Made:
         self.measured, self.runs = Measured(), {}
 
     @property
-    def board(self):
-        return Board(self.measured, pd.DataFrame.from_dict(self.runs, orient="index", dtype=object))
+    def cells(self):
+        return cells(self.measured, pd.DataFrame.from_dict(self.runs, orient="index", dtype=object))
 
     def cell(self, experiment, cell="cell", machine="NVIDIA H200", **facts):
         place = Place(experiment, cell)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from adafuse.report import compare
+from adafuse.report import compare, page
 from adafuse.report.measurements import Measurement, values_frame
 
 PUBLISHED = [
@@ -17,7 +17,8 @@ PUBLISHED = [
 
 def outcomes(*own):
     found = compare.compare(values_frame(own), values_frame(PUBLISHED))
-    return {(row.row, row.quantity): row.outcome for row in found.itertuples()}, compare.markdown(found)
+    text = page.rendered("compare.md", found=found, outcomes=compare.OUTCOMES)
+    return {(row.row, row.quantity): row.outcome for row in found.itertuples()}, text
 
 
 @pytest.mark.parametrize(

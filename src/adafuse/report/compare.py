@@ -1,16 +1,16 @@
 """One's own run beside the published one, measurement by measurement.
 
-In: two frames of measurements. Out: a frame with an outcome a row, and Markdown. Next: scripts/report.py.
+In: two frames of measurements. Out: a frame with an outcome a row, for templates/compare.md.j2.
 
-Compared is what does not hang on how fast a machine is: ratios, counts, accuracies. Cells meet by everything but the
-machine. Two numbers are the same where their intervals overlap; without intervals, where they agree to TOLERANCE.
+Compared is what does not hang on how fast a machine is: ratios, counts, accuracies. Cells meet by all but the
+machine. Two numbers are the same where their intervals overlap; without intervals, to TOLERANCE.
 """
 
 from __future__ import annotations
 
 import pandas as pd
 
-from adafuse.report import formats
+from adafuse.report.formats import GAP, points_text, ratio_text
 from adafuse.report.rules import Number
 
 SAME, DIFFERENT = "same", "different beyond the intervals"
@@ -18,78 +18,32 @@ NOT_HERE, NOT_THERE = "missing in your run", "missing in the published one"
 OUTCOMES = (SAME, DIFFERENT, NOT_HERE, NOT_THERE)
 # the first word of a quantity's name
 FREE = ("ratio", "gemv_ratio", "gate_ratio", "over", "accuracy", "minus", "loss_minus", "params", "macs")
-TOLERANCE = 1e-3
-# of six digits
-ROUNDED = 1e-5
+# a written number has six digits
+TOLERANCE, ROUNDED = 1e-3, 1e-5
 KEY = ["experiment", "at", "row", "quantity"]
 
 
 def compare(own: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    """Every measurement of the experiments and cells that both have, with its `outcome`."""
+    """Every measurement of the cells that both have, as text on either side, with its `outcome`."""
     here, there = _free(own), _free(published)
-    both = here[["experiment", "at"]].merge(there[["experiment", "at"]]).drop_duplicates()
-    joined = here.merge(there, on=KEY, how="outer", suffixes=("", "_published")).merge(both, on=KEY[:2])
-    joined["outcome"] = [_outcome(row) for _, row in joined.iterrows()]
-    return joined.sort_values(KEY, kind="stable").reset_index(drop=True)
-
-
-def markdown(found: pd.DataFrame) -> str:
-    """How many agree, by experiment; then each number that does not, or that one side lacks."""
-    counts = pd.crosstab(found["experiment"], found["outcome"]).reindex(columns=list(OUTCOMES), fill_value=0)
-    parts = ["# Your run beside the published one"]
-    if found.empty:
-        parts.append(
-            "No experiment and cell is in both: run one of the published experiments in the same profile."
-        )
-    else:
-        parts.append(counts.reset_index().to_markdown(index=False))
-    for outcome in OUTCOMES[1:]:
-        own = found[found["outcome"] == outcome]
-        shown = own.assign(yours=_texts(own, ""), published=_texts(own, "_published"))
-        names = {"experiment": "experiment", "at": "cell", "row": "row", "quantity": "quantity"}
-        columns = [
-            *names,
-            *(["yours"] if outcome != NOT_HERE else []),
-            *(["published"] if outcome != NOT_THERE else []),
-        ]
-        if len(own):
-            table = shown[columns].rename(columns=names).to_markdown(index=False, disable_numparse=True)
-            parts += [f"## {outcome.capitalize()}", table]
-    return "\n\n".join(parts) + "\n"
+    both = here[KEY[:2]].merge(there[KEY[:2]]).drop_duplicates()
+    found = here.merge(there, on=KEY, how="outer", suffixes=("", "_published")).merge(both, on=KEY[:2])
+    overlap = (found["low"] <= found["high_published"]) & (found["low_published"] <= found["high"])
+    outcome = overlap.map({True: SAME, False: DIFFERENT}).mask(found["text"].isna(), NOT_HERE)
+    found["outcome"] = outcome.mask(found["text_published"].isna(), NOT_THERE)
+    found = found.fillna({"text": GAP, "text_published": GAP})
+    return found.sort_values(KEY, kind="stable", ignore_index=True)
 
 
 def _free(found: pd.DataFrame) -> pd.DataFrame:
-    """What can be compared across machines, with `at`: the cell's key without the machine, which is its first word; of
-    several machines the first.
+    """What can be compared across machines, of several the first. `at`: a cell's key without its first word,
+    the machine; `low` and `high`: a little wider than a written number is rounded.
     """
-    free = found[found["quantity"].str.partition(".")[0].isin(FREE) & found["value"].notna()]
-    free = free.assign(at=free["cell"].str.partition(" ")[2])
-    return free.drop_duplicates(KEY)[[*KEY, "value", "low", "high", "n"]]
-
-
-def _outcome(row: pd.Series) -> str:
-    if pd.isna(row["value"]):
-        return NOT_HERE
-    if pd.isna(row["value_published"]):
-        return NOT_THERE
-    one, two = _ends(row, ""), _ends(row, "_published")
-    return SAME if one[0] <= two[1] and two[0] <= one[1] else DIFFERENT
-
-
-def _ends(row: pd.Series, side: str) -> tuple[float, float]:
-    """The interval, or what is as good as the bare value; both a little wider than a written number is rounded."""
-    value, low, high = (float(row[f"{name}{side}"]) for name in ("value", "low", "high"))
-    near = abs(value) * (TOLERANCE / 2 if pd.isna(low) else ROUNDED)
-    return (value - near, value + near) if pd.isna(low) else (low - near, high + near)
-
-
-def _texts(found: pd.DataFrame, side: str) -> list[str]:
-    columns = found[["quantity", *(f"{name}{side}" for name in ("value", "low", "high"))]].itertuples(
-        index=False
-    )
-    return [
-        formats.points_text(Number(*number))
-        if quantity.startswith(("accuracy.", "minus."))
-        else formats.ratio_text(Number(*number))
-        for quantity, *number in columns
-    ]
+    found = found[found["quantity"].str.partition(".")[0].isin(FREE) & found["value"].notna()]
+    found = found.assign(at=found["cell"].str.partition(" ")[2]).drop_duplicates(KEY)
+    numbers = [Number(*own) for own in found[["value", "low", "high"]].itertuples(index=False)]
+    points = found["quantity"].str.startswith(("accuracy.", "minus."))
+    text = [points_text(own) if of else ratio_text(own) for own, of in zip(numbers, points, strict=True)]
+    near = found["value"].abs() * found["low"].isna().map({True: TOLERANCE / 2, False: ROUNDED})
+    low, high = found["low"].fillna(found["value"]) - near, found["high"].fillna(found["value"]) + near
+    return found[KEY].assign(text=text, low=low, high=high)

@@ -1,16 +1,14 @@
 """Figures: what each one shows is data (results/figures.yaml), drawn from the measurements by a handful of functions.
 
-In: a `Report`. Out: an SVG for each figure that the records allow, the same bytes for the same records; their index;
-and one PNG, the head of the README. A caption says what settings all records of a figure share, so that it cannot
-contradict an axis. Next: timeline.py, page.py.
+In: a `Report`. Out: an SVG for each figure that the records allow, the same bytes for the same records; and one PNG,
+the head of the README. A caption says what settings all records of a figure share, so that it cannot contradict an
+axis. Next: timeline.py, page.py.
 
     draw(report, Path("results/figures"))    # writes *.svg and headline.png
-    index(report)                            # file, title, caption, experiment
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import textwrap
@@ -32,11 +30,8 @@ import yaml
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, PathPatch
-from matplotlib.path import Path as Outline
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from adafuse.report import Report, routing, timeline
 from adafuse.report.formats import digits
@@ -49,17 +44,17 @@ ROW = ["experiment", "cell", "row"]
 INK, FAINT = "#1f2328", "#6e7781"
 MARKS = ("o", "s", "D", "^", "v", "P", "X")
 DASHED: Any = {"linewidth": 1.0, "linestyle": (0, (4, 3))}
+Artists = Iterable[Artist] | None
 NOTE: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8}
-# the kinds that draw lines of records, and which
+# of kinds that draw lines of records: which, and whose; what a figure is of, where it is not of a cell
 LINES = {"loss": "loss", "load": "routing", "agreement": "agreement", "timeline": "trace"}
-DASHES = {"bfloat16": "o-", "float16": "s--", "float32": "^:"}
+NEEDED = {"load": ADAFUSE, "agreement": TWIN}
+BY = {"lines": ["folder"], "loss": ["folder", "model"]}
 # inches: of a figure, and of a character of a label in DejaVu Sans, which is wider than most
 WIDTH, CHARACTER = 7.4, 0.064
-ROOM = {"right": 0.15, "below": 0.5, "between": 0.65, "stacked": False}
-MOST_POINTS, MOST_LABELS, MOST_ROUTERS, SHADES = 60, 12, 40, 24
-# further decimals of a place on the page move nothing that a screen shows
+MOST_POINTS = 60
+# what no screen shows: further decimals of a place on the page, and names of parts that nothing refers to
 DECIMALS, PLACES = re.compile(r"(\.\d\d)\d+"), re.compile(r'="[^"]*\.\d{3}[^"]*"')
-# names of parts that nothing refers to, and that would stand twice in a page of several figures
 NAMES = re.compile(r' id="[\w.]+_\d+"')
 
 
@@ -76,17 +71,15 @@ class Source:
     @cached_property
     def numbers(self) -> pd.DataFrame:
         """Every measurement that a figure draws, with what its row is called and the settings of its first record."""
-        every = self.report.measurements
-        wanted = {"resolution", *(name for spec in specs() for name in spec["quantities"])}
-        own = every[every["quantity"].isin(wanted) & every["value"].notna()]
+        own = self.report.measurements.dropna(subset="value")
+        own = own[own["quantity"].isin({name for spec in look()["figures"] for name in spec["quantities"]})]
         names = self.report.rows.drop_duplicates(ROW)
         own = own.merge(names.assign(order=range(len(names))), on=ROW, how="left")
         own["label"] = own["label"].fillna(own["row"])
         own[["method", "routing", "strategy"]] = own[["method", "routing", "strategy"]].fillna("")
         # a row of a timed cell is an arm, whose method is not the record's
         runs = self.report.frames.runs.drop(columns=["method", "strategy"])
-        own["first"] = own["records"].str.split().str[0]
-        own = own.join(runs, on="first", how="inner")
+        own = own.assign(first=own["records"].str.split().str[0]).join(runs, on="first", how="inner")
         return own.sort_values("order", kind="stable")
 
 
@@ -117,17 +110,10 @@ def draw(report: Report, folder: Path) -> list[Planned]:
     return planned
 
 
-def index(report: Report) -> pd.DataFrame:
-    """Every figure that the records allow, in the order of figures.yaml: file, title, caption, experiment."""
-    names = ["file", "title", "caption", "experiment"]
-    rows = [[getattr(own, name) for name in names] for own in plan(Source(report))]
-    return pd.DataFrame(rows, columns=names)
-
-
 def plan(source: Source) -> list[Planned]:
-    """What is to be drawn."""
+    """What is to be drawn, in the order of figures.yaml."""
     found: dict[str, Planned] = {}
-    for own in (own for spec in specs() for own in _of_spec(source, spec)):
+    for own in (own for spec in look()["figures"] for own in _of_spec(source, spec)):
         # cells may differ in something that no caption says
         while own.file in found:
             own = replace(own, file=own.file.replace(".svg", "_more.svg"))
@@ -137,13 +123,9 @@ def plan(source: Source) -> list[Planned]:
 
 @cache
 def look() -> Json:
-    """figures.yaml."""
-    return dict(yaml.safe_load(FILE.read_text()))
-
-
-def specs() -> list[Json]:
-    """The entries of figures.yaml, where each field is explained, with what they leave unsaid."""
-    return [look()["defaults"] | entry for entry in look()["figures"]]
+    """figures.yaml, where each field is explained; its figures with what they leave unsaid."""
+    found = yaml.load(FILE.read_text(), yaml.CSafeLoader)
+    return found | {"figures": [found["defaults"] | spec for spec in found["figures"]]}
 
 
 def svg(figure: Figure, title: str) -> str:
@@ -161,39 +143,42 @@ def svg(figure: Figure, title: str) -> str:
 def _of_spec(source: Source, spec: Json) -> list[Planned]:
     """A figure for each cell; for each machine, or backbone, where cells stand in one."""
     rows = _records(source, spec) if spec["kind"] in LINES else _numbers(source, spec)
-    by = {"lines": ["folder"], "loss": ["folder", "model"]}.get(spec["kind"], ["folder", "cell"])
+    by = BY.get(spec["kind"], ["folder", "cell"])
     groups = [group for _, group in rows.groupby(by, sort=False) if _can_show(spec, group)]
     groups.sort(key=lambda group: (group["machine"].iloc[0] == "CPU", group["cell"].iloc[0]))
     every = [_said(source, group) for group in groups]
-    return [_planned(source, spec, group, said, every) for group, said in zip(groups, every, strict=True)]
+    found = []
+    for group, said in zip(groups, every, strict=True):
+        near = [other for other in every if other["folder"] == said["folder"]]
+        differs = [name for name in said if any(other.get(name) != said[name] for other in near)]
+        found.append(Planned(spec, *_words(spec, group, said, differs), group, source))
+    return found
 
 
 def _said(source: Source, group: pd.DataFrame) -> dict[str, str]:
     """Of each setting that all records of a figure share what a caption says."""
-    hashes = group["records"].str.split().explode() if "records" in group else group["record"]
-    runs = source.report.frames.runs.loc[hashes.unique(), ["folder", "task", *look()["says"]]]
-    known = {"machine", "model", *(name for task in runs["task"].unique() for name in KEYS[task])}
+    says, usual = look()["says"], look()["usual"]
+    runs = source.report.frames.runs.loc[group["records"].str.split().explode().unique()]
+    known = {"machine", "model"}.union(*(KEYS[task] for task in runs["task"].unique()))
     known |= {"train_items"} if runs["task"].isin(["train", "evaluate"]).all() else set()
     found = {"folder": str(runs["folder"].iloc[0])}
-    for name in (name for name in look()["says"] if name in known):
+    for name in (name for name in says if name in known):
         values = set(map(str, runs[name]))
-        if len(values) == 1 and not values & {"None", look()["usual"].get(name)}:
-            found[name] = look()["says"][name].format(*(BUDGETS.get(value, value) for value in values))
+        if len(values) == 1 and not values & {"None", usual.get(name)}:
+            found[name] = says[name].format(*(BUDGETS.get(value, value) for value in values))
     return found
 
 
-def _planned(source: Source, spec: Json, group: pd.DataFrame, said: Json, every: list[Json]) -> Planned:
-    """`every`: what is said of each figure of the entry; by what differs on one machine it is told apart."""
-    near = [other for other in every if other["folder"] == said["folder"]]
-    differs = [name for name in said if any(other.get(name) != said[name] for other in near)]
+def _words(spec: Json, group: pd.DataFrame, said: Mapping[str, str], differs: list[str]) -> list[str]:
+    """File, title, caption and experiments of a figure; what `differs` from its neighbours stands in the first two."""
     words = [said["folder"], *(f"{LETTERS.get(name, '')}{group[name].iloc[0]}" for name in differs)]
     file = "_".join([spec["name"], *(re.sub(r"[^\w.]", "", word) for word in words)])
     place = " on ".join(said[name] for name in ("model", "machine") if name in said)
     title = ", ".join([f"{spec['title']}: {place}", *(said[name] for name in differs if name != "model")])
     rest = [text for name, text in said.items() if name not in ("folder", "model", "machine", *differs)]
-    experiment = ", ".join(name for name in dict.fromkeys(group["experiment"]) if name)
+    experiment = ", ".join(name for name in group["experiment"].unique() if name)
     rest += [f"experiment={experiment}"] if experiment else []
-    return Planned(spec, f"{file}.svg", title, " · ".join(rest), experiment, group, source)
+    return [f"{file}.svg", title, " · ".join(rest), experiment]
 
 
 def _numbers(source: Source, spec: Json) -> pd.DataFrame:
@@ -201,7 +186,7 @@ def _numbers(source: Source, spec: Json) -> pd.DataFrame:
     own = source.numbers
     own = own[own["experiment"].isin(spec["experiments"]) & own["quantity"].isin(spec["quantities"])]
     own = own.sort_values("experiment", key=lambda names: names.map(spec["experiments"].index), kind="stable")
-    return own[_meets(own, spec["where"])]
+    return _where(own, spec["where"])
 
 
 def _records(source: Source, spec: Json) -> pd.DataFrame:
@@ -209,18 +194,18 @@ def _records(source: Source, spec: Json) -> pd.DataFrame:
     frames, kind = source.report.frames, LINES[spec["kind"]]
     # a map takes more than one family
     told = source.uses.routers["tells_family"].dropna().index.get_level_values("record")
-    held = set(told if kind == "routing" else frames.lines(kind)["record"])
+    held = (told if kind == "routing" else frames.lines(kind)["record"]).unique()
     own = frames.members.loc[frames.members["experiment"].isin(spec["experiments"]), ["experiment", "record"]]
     own = own[own["record"].isin(held)].drop_duplicates("record").join(frames.runs, on="record")
-    own = own[own["task"].isin(["train", "trace"])]
-    own = own[_meets(own, spec["where"])]
-    return own.assign(cell=[cell_key(run) for _, run in own.iterrows()])
+    own = _where(own[own["task"].isin(["train", "trace"])], spec["where"])
+    return own.assign(records=own["record"].astype(str), cell=[cell_key(run) for _, run in own.iterrows()])
 
 
-def _meets(shown: pd.DataFrame, where: Json) -> pd.Series:
-    """True for the rows whose records have these settings."""
-    every = pd.Series(True, index=shown.index)
-    return reduce(lambda found, name: found & (_setting(shown, name) == where[name]), where, every)
+def _where(shown: pd.DataFrame, where: Json) -> pd.DataFrame:
+    """The rows whose records have these settings."""
+    for name, value in where.items():
+        shown = shown[_setting(shown, name) == value]
+    return shown
 
 
 def _setting(shown: pd.DataFrame, name: str) -> pd.Series:
@@ -232,18 +217,18 @@ def _setting(shown: pd.DataFrame, name: str) -> pd.Series:
 
 
 def _can_show(spec: Json, group: pd.DataFrame) -> bool:
-    """A line takes two points, a map of loads AdaFuse, agreement a gate per layer, bars an adapter."""
+    """A line takes two points, bars an adapter, maps the method that they are of."""
     if spec["kind"] == "lines":
         return any(_setting(group, name).nunique() > 1 for name in spec["over"])
-    needed = {"load": ADAFUSE, "agreement": TWIN}.get(spec["kind"])
-    if needed:
-        return needed in set(group["method"])
-    return spec["kind"] != "bars" or not _is_backbone(group).all()
+    if spec["kind"] in NEEDED:
+        return NEEDED[spec["kind"]] in set(group["method"])
+    return spec["kind"] != "bars" or len(_drawn(spec, group)) > 0
 
 
-def _is_backbone(shown: pd.DataFrame) -> pd.Series:
-    """True for the plain backbone and its twin, with which arms are compared."""
-    return (shown["method"] == "base") & (shown["strategy"] == "dense")
+def _drawn(spec: Json, shown: pd.DataFrame) -> pd.DataFrame:
+    """What bars and lines are drawn of: neither the plain backbone nor its twin, with which arms are compared."""
+    backbone = (shown["method"] == "base") & (shown["strategy"] == "dense")
+    return shown[(shown["quantity"] == spec["quantities"][0]) & ~backbone]
 
 
 def _method(name: str) -> tuple[str, str]:
@@ -255,43 +240,42 @@ def _method(name: str) -> tuple[str, str]:
 # -- a page for panels
 
 
-def blank(count: int = 1) -> tuple[Figure, list[Axes]]:
+def blank(down: int = 1, across: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure with panels, which `lay_out` puts in their places."""
     figure = Figure()
-    return figure, [figure.add_axes((0, 0, 1, 1)) for _ in range(count)]
+    return figure, list(figure.subplots(down, across, squeeze=False).flat)
 
 
 def lay_out(
-    figure: Figure, own: Planned, left: float, height: float, handles: Iterable[Artist] = (), **rest: float
+    figure: Figure, own: Planned, left: float, height: float, handles: Artists = None, **room: float
 ) -> Figure:
-    """Title, caption and legend above the panels, which have `height` together and `left`, `right`, `below` and
-    `between` them, in inches and from numbers of characters. Text that is measured takes most of the time of drawing,
-    and makes bytes depend on the machine's fonts.
+    """Title, caption and legend above the panels, which have `height` together; all in inches and from numbers of
+    characters. Text that is measured takes most of the time of drawing, and makes bytes depend on the machine's fonts.
+    `handles`: of the legend, else all that has a name. `room`: `right` and `below` panels, and `apart`, of a panel.
     """
-    right, below, between, stacked = (rest.get(name, usual) for name, usual in ROOM.items())
-    # a caption breaks between settings alone
-    solid = own.caption.replace(" ", "\xa0").replace("\xa0·\xa0", "\xa0· ")
-    title = textwrap.wrap(own.title, 84)
-    caption = [line.replace("\xa0", " ").removesuffix(" ·") for line in textwrap.wrap(solid, 122)]
-    named = [handle for handle in handles if handle.get_label()]
-    longest = max((len(str(handle.get_label())) for handle in named), default=0)
-    columns = max(1, int((WIDTH - 0.2) / (0.45 + CHARACTER * longest)))
-    headed = max(axis.get_title("left").count("\n") + bool(axis.get_title("left")) for axis in figure.axes)
+    if handles is None:
+        handles = [one for axis in figure.axes for one in axis.get_legend_handles_labels()[0]]
+    named = {str(one.get_label()): one for one in handles}
+    columns = int((WIDTH - 0.2) / (0.45 + CHARACTER * max(map(len, named), default=0)))
+    title, caption = textwrap.wrap(own.title, 84), textwrap.wrap(own.caption, 122)
+    headed = max(len(axis.get_title("left").splitlines()) for axis in figure.axes)
     legend = 0.12 + 0.16 * math.ceil(len(named) / columns)
     ends = np.cumsum([0.1, 0.2 * len(title), 0.08 + 0.14 * len(caption), legend, 0.18 * headed])
-    inches = ends[-1] + height + below
+    below, right, apart = room.get("below", 0.5), room.get("right", 0.15), room.get("apart", 0.2)
+    inches, edge = ends[-1] + height + below, 0.1 / WIDTH
+    heights = 1 - ends / inches
     figure.set_size_inches(WIDTH, inches)
-    heights, edge = 1 - ends / inches, 0.1 / WIDTH
     figure.text(edge, heights[0], "\n".join(title), va="top", fontsize=10.5, weight="bold")
     figure.text(edge, heights[1], "\n".join(caption), va="top", fontsize=7.5, color=FAINT)
     if named:
-        figure.legend(handles=named, loc="upper left", bbox_to_anchor=(edge, heights[2]), ncols=columns)
-    across, down = (1, len(figure.axes)) if stacked else (len(figure.axes), 1)
-    width, high = (WIDTH - left - right + between) / across - between, (height + between) / down - between
-    for number, axis in enumerate(figure.axes):
-        x = left + (width + between) * (number % across)
-        y = below + (high + between) * (down - 1 - number // across)
-        axis.set_position((x / WIDTH, y / inches, width / WIDTH, high / inches))
+        where: Any = {"loc": "upper left", "bbox_to_anchor": (edge, heights[2])}
+        figure.legend(named.values(), named, ncols=columns, **where)
+    figure.subplots_adjust(left / WIDTH, below / inches, 1 - right / WIDTH, heights[-1], apart, 0.2)
+    # else every label of a tick is measured to find the place of an axis' own
+    for axis in figure.axes:
+        size = axis.get_position().size * [WIDTH, inches]
+        axis.xaxis.set_label_coords(0.5, (0.2 - below) / size[1])
+        axis.yaxis.set_label_coords((0.28 - left) / size[0], axis.yaxis.label.get_position()[1])
     return figure
 
 
@@ -300,41 +284,38 @@ def lay_out(
 
 def bars(own: Planned) -> Figure:
     """An arm a bar from 1, the backbone; slowest on top. The paper's ratio, if it has one, stands under the bar."""
-    spec = own.spec
-    found = own.shown[(own.shown["quantity"] == spec["quantities"][0]) & ~_is_backbone(own.shown)]
+    # of two experiments that time an arm, the first
+    spec, every = own.spec, own.shown.drop_duplicates(["row", "quantity"])
+    found = _drawn(spec, every)
     if spec["sorted"]:
         found = found.sort_values("value", ascending=False, kind="stable")
-    beside = own.shown.pivot_table(index="row", columns="quantity", values="value")
-    numbers = [{name: digits(value) for name, value in beside.loc[row].items()} for row in found["row"]]
-    notes = [spec["note"].format_map(own) for own in numbers]
-    texts = [f"{digits(value)}{more}" for value, more in zip(found["value"], notes, strict=True)]
-    left = _widest(found["label"])
+    beside = every.pivot(index="row", columns="quantity", values="value")
+    notes = [spec["note"].format_map(beside.loc[row].dropna().map(digits)) for row in found["row"]]
+    texts = [digits(value) + note for value, note in zip(found["value"], notes, strict=True)]
+    left = 0.2 + CHARACTER * found["label"].str.len().max()
     inches = WIDTH - 0.15 - left
     room = inches / (inches - 0.1 - CHARACTER * max(map(len, texts)))
     figure, (axis,) = blank()
-    ends = _from_one(axis, found, found["routing"], room)
-    for place, (text, end) in enumerate(zip(texts, ends, strict=True)):
-        axis.annotate(text, (end, place), (5, 0), **NOTE)
+    _from_one(axis, found, list(found["routing"]), texts, room)
     axis.set_yticks(range(len(found)), found["label"])
     axis.set_xlabel(spec["axis"])
     routings = [one for name, one in look()["routings"].items() if name in set(found["routing"])]
     handles: list[Artist] = [Patch(color=one["colour"], label=one["name"]) for one in routings]
-    handles += _paper_marks(axis, own, list(found["row"])) + _noise_band(axis, own)
+    handles += _references(axis, own, list(found["row"]))
     return lay_out(figure, own, left, 0.2 + 0.28 * max(len(found), 2), handles)
 
 
-def _widest(labels: Iterable[str]) -> float:
-    """Inches that names of rows take."""
-    return 0.2 + CHARACTER * max(map(len, labels))
-
-
-def _from_one(axis: Axes, found: pd.DataFrame, routings: Iterable[str], room: float) -> pd.Series:
-    """Bars with intervals, counted from 1; where each ends. They leave `room`: the width over what they take of it."""
+def _from_one(
+    axis: Axes, found: pd.DataFrame, routings: Sequence[str], texts: Sequence[str], room: float, **how: Any
+) -> None:
+    """Bars with intervals and texts, counted from 1. They leave `room`: the width over what they take of it."""
     low, high = (found[name].fillna(found["value"]) for name in ("low", "high"))
-    known = look()["routings"]
+    known, places = look()["routings"], range(len(found))
     colours = [known[name]["colour"] if name in known else _method(ADAFUSE)[0] for name in routings]
-    axis.barh(range(len(found)), found["value"] - 1, left=1, height=0.55, color=colours)
-    axis.hlines(range(len(found)), low, high, color=INK, linewidth=1.4)
+    axis.barh(places, found["value"] - 1, left=1, height=0.55, color=colours)
+    axis.hlines(places, low, high, color=INK, linewidth=1.4)
+    for place, text, end in zip(places, texts, high.clip(lower=1), strict=True):
+        axis.annotate(text, (end, place), (5, 0), **NOTE, **how) if text else None
     left = min(0.95, 0.98 * low.min())
     right = left + room * (max(1.05, high.max()) - left)
     # 1 always has its tick: a multiple of every step up to it, and the first of longer ones
@@ -345,176 +326,172 @@ def _from_one(axis: Axes, found: pd.DataFrame, routings: Iterable[str], room: fl
     axis.axvline(1, color=INK, linewidth=0.8)
     axis.xaxis.grid(True)
     axis.tick_params(axis="y", length=0)
-    return high.clip(lower=1)
 
 
-def _paper_marks(axis: Axes, own: Planned, rows: Sequence[str]) -> list[Artist]:
-    """What the paper prints for a row, over what it prints for the backbone; its Figure 1 is one row."""
+def _references(axis: Axes, own: Planned, rows: Sequence[str]) -> list[Artist]:
+    """What the paper prints for a row over the backbone's (its Figure 1 is one row); and the band in which an arm
+    cannot be told from the backbone, for so far apart are two of the backbone itself.
+    """
     printed: dict[str, float] = {}
     for table in (own.source.report.paper[name] for name in own.spec["paper"]):
         ms = {one["arm"]: one["ms_per_token"] for one in table.get("rows", [])}
         printed |= {arm: value / ms["base"] for arm, value in ms.items()}
         printed |= {} if ms else dict.fromkeys(rows, table["adapters_ms"] / table["backbone_ms"])
     marks = [(printed[row], place + 0.38) for place, row in enumerate(rows) if row in printed]
-    style: Any = {"marker": "D", "markerfacecolor": "white", "markeredgecolor": INK, "linestyle": "none"}
-    return list(axis.plot(*zip(*marks, strict=True), label="paper", zorder=4, **style)) if marks else []
-
-
-def _noise_band(axis: Axes, own: Planned) -> list[Artist]:
-    """Between these ratios an arm cannot be told from the backbone: so far apart are two of the backbone itself."""
-    every, first = own.source.numbers, own.shown.iloc[0]
-    same = (every["experiment"] == first["experiment"]) & (every["cell"] == first["cell"])
-    widths = 1 + every.loc[same & (every["quantity"] == "resolution"), "value"]
-    style: Any = {"color": "#fff1b8", "linewidth": 0, "label": "A/A: not resolved", "zorder": 0}
-    return [axis.axvspan(1 / widths.max(), widths.max(), **style)] if len(widths) else []
+    width = 1 + own.shown.loc[own.shown["quantity"] == "resolution", "value"].max()
+    found: list[Artist] = []
+    if marks:
+        style: Any = {"marker": "D", "markerfacecolor": "white", "markeredgecolor": INK, "linestyle": "none"}
+        found += axis.plot(*zip(*marks, strict=True), label="paper", zorder=4, **style)
+    if width > 1:
+        band: Any = {"color": "#fff1b8", "linewidth": 0, "label": "A/A: not resolved", "zorder": 0}
+        found.append(axis.axvspan(1 / width, width, **band))
+    return found
 
 
 def headline(source: Source) -> Figure | None:
     """What a token costs, launched kernel by kernel and as one captured graph, for someone who has read nothing."""
     spec, panels = look()["headline"], []
-    for number, panel in enumerate(spec["panels"]):
-        found = _numbers(source, look()["defaults"] | panel).drop_duplicates("row")
-        panels.append(found.set_index("row").reindex([row[2 + number] for row in spec["rows"]]))
+    labels, routings, *arms = zip(*spec["rows"], strict=True)
+    for panel, rows in zip(spec["panels"], arms, strict=True):
+        found = _numbers(source, look()["defaults"] | panel | {"quantities": ["ratio"]})
+        panels.append(found.drop_duplicates("row").set_index("row").reindex(rows))
     if any(found["value"].isna().all() for found in panels):
         return None
-    figure, axes = blank(len(panels))
+    figure, axes = blank(across=len(panels))
     right = max(found["high"].max() for found in panels)
     for axis, found, panel in zip(axes, panels, spec["panels"], strict=True):
-        ends = _from_one(axis, found, [row[1] for row in spec["rows"]], 1)
+        texts = [f"{digits(value)} ×" if value > 0 else "" for value in found["value"]]
+        _from_one(axis, found, routings, texts, 1, weight="bold")
         axis.barh(range(len(found)), found["value"] * 0 + 1, height=0.55, color=_method("base")[0])
-        known = found["value"].notna().to_numpy().nonzero()[0]
-        for place, value, end in zip(known, found["value"].iloc[known], ends.iloc[known], strict=True):
-            axis.annotate(f"{digits(value)} ×", (end, place), (5, 0), **NOTE, weight="bold")
         axis.set_xticks([1, *range(2, int(right) + 1, 2)])
         axis.set(xlim=(0, 1.22 * right), title=panel["title"], xlabel="time of a token (1 = the model alone)")
-        axis.set_yticks(range(len(found)), [row[0] if axis is axes[0] else "" for row in spec["rows"]])
+        axis.set_yticks(range(len(found)), labels if axis is axes[0] else [""] * len(labels))
     said = _said(source, pd.concat(panels).dropna(subset="records"))
     caption = " · ".join([*spec["about"], *(text for name, text in said.items() if name != "folder")])
     own = Planned(spec, HEADLINE, spec["title"], caption, "", panels[0], source)
-    return lay_out(figure, own, 1.75, 2.4, between=0.3)
+    return lay_out(figure, own, 1.75, 2.4, [], apart=0.11)
 
 
 # -- lines
 
 
 def lines(own: Planned) -> Figure:
-    """A line an arm or a method; a point is a cell, its bar the interval. Values stand evenly: they double or are
-    names. Strategies `apart` have a panel of their own.
-    """
-    spec, every, quantity = own.spec, own.shown[~_is_backbone(own.shown)], own.spec["quantities"][0]
-    found = every[every["quantity"] == quantity]
-    settings = zip(*(_setting(found, name) for name in spec["over"]), strict=True)
-    found = found.assign(at=list(settings), line=_line_names(spec, found))
-    found[["value", "low", "high"]] *= 1 if quantity == "ratio" else 100
-    values = sorted(set(found["at"]), key=lambda at: [_order(spec, value) for value in at])
-    found["place"] = found["at"].map(values.index) + _shifts(found)
-    if spec["place"]:
-        shares = every[every["quantity"] == spec["quantities"][1]].set_index(ROW)["value"].rename("share")
-        found["place"] = 100 * found.join(shares, on=ROW)["share"]
-    looks, apart = _looks(spec, found), found["strategy"].isin(spec["apart"])
-    panels = {"merged into the weights": found[apart], "beside the weights": found[~apart]}
+    """A line an arm or a method, a point a cell with its interval. Strategies `apart` have their own panel."""
+    spec, found = own.spec, _points(own)
+    looks, merged = _looks(spec, found), found["strategy"].isin(spec["apart"])
+    panels = {"merged into the weights": found[merged], "beside the weights": found[~merged]}
     panels = {name: part for name, part in panels.items() if len(part)}
-    figure, axes = blank(len(panels))
+    figure, axes = blank(down=len(panels))
     for axis, (name, part) in zip(axes, panels.items(), strict=True):
         curves(axis, part, looks)
         axis.set_title(name if len(panels) > 1 else "")
         axis.margins(y=0.14)
-        if quantity == "ratio":
+        if spec["quantities"][0] == "ratio":
             axis.axhline(1, color=INK, linewidth=0.8)
-        _name_places(axis, spec, values, part)
-    handles = [*_handles(looks), *_levels(axes[-1], own)]
+        _name_places(axis, spec, found)
+    _levels(axes[-1], own)
     # of two panels in the middle
     axes[-1].set_ylabel(spec["axis"], y=0.5 if len(axes) == 1 else 1.1)
     axes[-1].set_xlabel(spec["over_axis"])
     axes[0].tick_params(labelbottom=len(axes) == 1)
     height, below = (3.3 if len(axes) > 1 else 2.7), 0.35 + 0.15 * max(1, len(spec["over"]))
-    return lay_out(figure, own, 0.65, height, handles, below=below, between=0.32, stacked=True)
+    return lay_out(figure, own, 0.65, height, below=below)
+
+
+def _points(own: Planned) -> pd.DataFrame:
+    """Every number of a figure with its `line`, the settings `at` which it is, their number `tick`, and its `place`.
+    Values stand evenly: they double or are names.
+    """
+    spec, found = own.spec, _drawn(own.spec, own.shown)
+    at = list(zip(*(_setting(found, name) for name in spec["over"]), strict=True))
+    found = found.assign(at=at, line=_line_names(spec, found))
+    found[["value", "low", "high"]] *= 1 if spec["quantities"][0] == "ratio" else 100
+    values = sorted(set(at), key=lambda at: [_order(list(spec["words"]), value) for value in at])
+    found["tick"] = found["at"].map(values.index)
+    if spec["place"]:
+        shares = own.shown[own.shown["quantity"] == spec["quantities"][1]].set_index(ROW)["value"]
+        return found.assign(place=100 * found.join(shares.rename("share"), on=ROW)["share"])
+    # lines stand a little apart, so that no interval hides another
+    number = pd.Series(pd.factorize(found["line"])[0], found.index)
+    return found.assign(place=found["tick"] + 0.07 * (number - number.max() / 2))
 
 
 def curves(axis: Axes, found: pd.DataFrame, looks: Mapping[str, Json]) -> None:
     """Lines by `line` over `place`, with intervals where there are any."""
     for line, points in found.sort_values("place", kind="stable").groupby("line", sort=False):
         own = looks[str(line)]
-        axis.plot(points["place"], points["value"], **own)
+        axis.plot(points["place"], points["value"], label=line, **own)
         if "low" in points:
             axis.vlines(points["place"], points["low"], points["high"], color=own["color"])
     axis.yaxis.grid(True)
 
 
-def _handles(looks: Mapping[str, Json]) -> list[Artist]:
-    return [Line2D([], [], label=name, **own) for name, own in looks.items()]
-
-
-def _shifts(found: pd.DataFrame) -> pd.Series:
-    """Lines stand a little apart, so that no interval hides another."""
-    numbers = found["line"].map({line: number for number, line in enumerate(found["line"].unique())})
-    return 0.07 * (numbers - numbers.max() / 2)
-
-
-def _name_places(axis: Axes, spec: Json, values: Sequence[tuple[Any, ...]], part: pd.DataFrame) -> None:
+def _name_places(axis: Axes, spec: Json, found: pd.DataFrame) -> None:
     """The settings, on the axis or below each point."""
     if spec["place"]:
         axis.set_xlim(left=0)
         below: Any = NOTE | {"ha": "center", "va": "top", "fontsize": 7.5}
-        for at, place, low in zip(part["at"], part["place"], part["low"].fillna(part["value"]), strict=True):
+        for at, place, low in zip(
+            found["at"], found["place"], found["low"].fillna(found["value"]), strict=True
+        ):
             axis.annotate(f"{at[0]:g}", (place, low), (0, -3), **below)
         return
-    words = [[spec["words"].get(setting, setting) for setting in value] for value in values]
+    named = found.drop_duplicates("tick").sort_values("tick")
+    words = [[spec["words"].get(setting, setting) for setting in at] for at in named["at"]]
     ticks = spec["ticks"] or ["{}"] * len(spec["over"])
-    axis.set_xticks(range(len(values)), ["\n".join(map(str.format, ticks, own)) for own in words])
-    axis.set_xlim(-0.5, len(values) - 0.5)
+    axis.set_xticks(named["tick"], ["\n".join(map(str.format, ticks, own)) for own in words])
+    axis.set_xlim(-0.5, len(named) - 0.5)
 
 
-def _line_names(spec: Json, found: pd.DataFrame) -> list[str]:
+def _line_names(spec: Json, found: pd.DataFrame) -> pd.Series:
     """The label of an arm; of a method its name, with the settings by which a figure splits it."""
     if spec["quantities"][0] == "ratio":
-        return list(found["label"])
-    names = [[_method(method)[1]] for method in found["method"]]
+        return found["label"]
+    names = found["method"].map(lambda method: _method(method)[1])
     for name, words in spec["split"].items():
-        for own, value in zip(names, _setting(found, name), strict=True):
-            own += [words[value]] if value in words else []
-    return [", ".join(own) for own in names]
+        names += (
+            _setting(found, name)
+            .map({value: f", {word}" for value, word in words.items()})
+            .fillna("")
+            .astype(str)
+        )
+    return names
 
 
 def _looks(spec: Json, found: pd.DataFrame) -> dict[str, Json]:
     """A colour and a mark for each line of a figure, no two alike, and none as a level's."""
     looks: dict[str, Json] = {}
-    levels = set(spec["levels"].get("methods", [])) - set(found["method"])
-    taken = {_method(name)[0] for name in levels}
+    taken = {_method(name)[0] for name in set(spec["levels"].get("methods", [])) - set(found["method"])}
     rows = found.drop_duplicates("line")[["line", "method", "strategy"]]
     for mark, (line, method, strategy) in zip(cycle(MARKS), rows.itertuples(index=False)):
-        wanted = [look()["strategies"].get(strategy)] if method == ADAFUSE else []
-        wanted += [_method(method)[0], *look()["spare"]]
-        colour = next(one for one in wanted if one and one not in taken)
+        first = look()["strategies"].get(strategy) if method == ADAFUSE else None
+        wanted = [*filter(None, [first]), _method(method)[0], *look()["spare"]]
+        colour = next(one for one in wanted if one not in taken)
         taken.add(colour)
         looks[line] = {"color": colour, "marker": mark, "linestyle": "-" if spec["joined"] else "none"}
     return looks
 
 
-def _order(spec: Json, value: Any) -> tuple[int, float, str]:
+def _order(words: list[Any], value: Any) -> tuple[float, str]:
     """Words as figures.yaml has them, numbers by size, other names by letter."""
-    if value in spec["words"]:
-        return 0, list(spec["words"]).index(value), ""
-    return (0, float(value), "") if isinstance(value, (int, float)) else (1, 0.0, str(value))
+    if value in words:
+        return words.index(value), ""
+    return (value, "") if isinstance(value, int | float) else (math.inf, str(value))
 
 
-def _levels(axis: Axes, own: Planned) -> list[Artist]:
+def _levels(axis: Axes, own: Planned) -> None:
     """Methods without the setting that is varied, of the same backbone and data, as dashed lines."""
-    levels, quantity = own.spec["levels"], own.spec["quantities"][0]
+    levels = own.spec["levels"]
     if not levels:
-        return []
-    found = _numbers(own.source, own.spec | {"where": {}, "experiments": levels["experiments"]})
-    found = found[found["method"].isin(levels["methods"]) & (found["quantity"] == quantity)]
+        return
+    found = _drawn(own.spec, _numbers(own.source, own.spec | {"where": {}} | levels))
     same = ["machine", "model", "data", "level", "train_items", "budget", "count", "rank", "top_k"]
     # as text, because what is not set is no number
     near = (found[same].map(str) == own.shown[same].map(str).iloc[0]).all(axis=1)
-    handles: list[Artist] = []
-    for method, value in found.loc[near, ["method", "value"]].itertuples(index=False):
-        colour, name = _method(method)
-        handles.append(
-            axis.axhline(100 * value, color=colour, label=name + levels.get("label", ""), **DASHED)
-        )
-    return handles
+    for _, row in found[near & found["method"].isin(levels["methods"])].iterrows():
+        colour, name = _method(row["method"])
+        axis.axhline(100 * row["value"], color=colour, label=name + levels.get("label", ""), **DASHED)
 
 
 # -- drift, loss, routers, launches
@@ -523,156 +500,103 @@ def _levels(axis: Axes, own: Planned) -> list[Artist]:
 def drift(own: Planned) -> Figure:
     """Errors of weights and logits over the number of switches, a line for each strategy and dtype."""
     keys = own.source.report.frames.lines("drift")[["strategy", "dtype", "switches"]].drop_duplicates()
+    keys, words = keys.sort_values(["strategy", "dtype"]), keys.astype(str)
     # as the rows are called
-    keys["row"] = [" ".join(map(str, key)) for key in keys.itertuples(index=False)]
-    keys = keys.rename(columns={"switches": "place"})
-    found = own.shown[["row", "quantity", "value"]].merge(keys, on="row")
-    found["line"] = found["strategy"] + ", " + found["dtype"]
-    # an error of nothing has no place on a log axis
+    keys["row"] = words["strategy"] + " " + words["dtype"] + " " + words["switches"]
+    keys = keys.assign(place=keys["switches"], line=words["strategy"] + ", " + words["dtype"])
+    found = keys.merge(own.shown[["row", "quantity", "value"]], on="row")
     found["value"] = found["value"].where(found["value"] > 0)
-    looks: dict[str, Json] = {}
-    for line, strategy, dtype in sorted(found[["line", "strategy", "dtype"]].itertuples(index=False)):
-        colour, dash = look()["strategies"].get(strategy, FAINT), DASHES[dtype]
-        looks[line] = {"color": colour, "marker": dash[0], "linestyle": dash[1:]}
-    figure, axes = blank(2)
-    for axis, (quantity, words) in zip(axes, own.spec["words"].items(), strict=True):
+    strategies, looks = look()["strategies"], {}
+    for row in keys.itertuples():
+        looks[row.line] = {"color": strategies.get(row.strategy, FAINT), **look()["dtypes"][row.dtype]}
+    figure, axes = blank(across=2)
+    for axis, (quantity, label) in zip(axes, own.spec["words"].items(), strict=True):
         curves(axis, found[found["quantity"] == quantity], looks)
-        axis.set(xscale="log", yscale="log", xlabel="switches", ylabel=words)
-        axis.set_title(quantity.replace("_", " "))
-        for one in (axis.xaxis, axis.yaxis):
-            one.set_major_formatter("{x:g}")
+        axis.set(
+            xscale="log", yscale="log", xlabel="switches", ylabel=label, title=quantity.replace("_", " ")
+        )
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.grid(True)
-    return lay_out(figure, own, 0.75, 2.7, _handles(looks), between=0.85)
+    return lay_out(figure, own, 0.75, 2.7, apart=0.33)
 
 
 def loss(own: Planned) -> Figure:
     """Training loss, mean over seeds: of the backbone, if it was pre-trained here, and of each method on it."""
     runs, every = own.source.report.frames.runs, own.source.report.frames.lines("loss")
     near = runs[(runs["task"] == "pretrain") & (runs["folder"] == own.shown["folder"].iloc[0])]
-    under = near.index[near["config"].map(_backbone).isin(set(own.shown["config"].map(_backbone)))]
+    # what a backbone is made of
+    made = [[config.get("model"), config.get("pretrain")] for config in own.shown["config"]]
+    under = [
+        key for key, config in near["config"].items() if [config.get("model"), config.get("pretrain")] in made
+    ]
     fitted = every.merge(own.shown[["record", "method"]], on="record")
     stages = {"pre-training the backbone": every[every["record"].isin(under)].assign(method="base")}
     stages = {name: part for name, part in (stages | {"training adapters": fitted}).items() if len(part)}
-    methods = sorted(fitted["method"].unique(), key=rank)
-    looks = {name: {"color": _method(name)[0]} for name in methods}
-    figure, axes = blank(len(stages))
+    figure, axes = blank(across=len(stages))
     for axis, (name, part) in zip(axes, stages.items(), strict=True):
         steps = np.sort(part["step"].unique())
         kept = part[part["step"].isin(steps[:: math.ceil(len(steps) / MOST_POINTS)])]
-        mean = kept.groupby(["method", "step"])["loss"].mean().reset_index()
-        mean = mean.rename(columns={"method": "line", "step": "place", "loss": "value"})
-        curves(axis, mean, looks | {"base": {"color": INK}})
+        mean = kept.groupby(["method", "step"])["loss"].mean().unstack("step")
+        for method in sorted(mean.index, key=rank):
+            colour, label = (INK, "") if method == "base" else _method(method)
+            axis.plot(mean.columns, mean.loc[method], color=colour, label=label)
         axis.set(title=name, xlabel="step", ylabel="nats per token")
         axis.set_ylim(bottom=0)
         axis.grid(True)
-    return lay_out(figure, own, 0.6, 2.4, _handles({_method(name)[1]: own for name, own in looks.items()}))
-
-
-def _backbone(config: Json) -> str:
-    """What a backbone is made of."""
-    return json.dumps([config.get("model"), config.get("pretrain")], sort_keys=True)
+    return lay_out(figure, own, 0.6, 2.4)
 
 
 def load(own: Planned) -> Figure:
-    """The token router's load by family in the first seed, and what each router of the gate per layer tells of the
-    family. Experts have no common numbers over seeds, so that their loads cannot be averaged.
+    """The token router's load by family in the first seed: experts have no common numbers over seeds, so that their
+    loads cannot be averaged.
     """
-    uses, shown = own.source.uses, own.shown.sort_values("seed", kind="stable")
-    token, layered = (shown.loc[shown["method"] == method, "record"] for method in (ADAFUSE, TWIN))
-    loads = 100 * routing.load_map(uses, token.iloc[0])
-    figure, axes = blank(2)
-    _mesh(axes[0], loads.to_numpy(), "% of the chosen slots", list(loads.columns), list(loads.index))
-    axes[0].set(xlabel="expert", title=f"AdaFuse, seed {shown.loc[token.index[0], 'seed']}")
-    axes[1].set_visible(len(layered) > 0)
-    if len(layered):
-        _told(axes[1], routing.told_by_router(uses, layered), routing.told_by_router(uses, token).iloc[0])
-    handles = axes[1].get_lines()[1:]
-    return lay_out(figure, own, 0.95, 0.5 + 0.22 * len(loads), handles, between=1.5)
-
-
-def _told(axis: Axes, told: pd.Series, single: float) -> None:
-    """A point a router of the gate per layer; the lines are their mean, and the one router."""
-    colour, name = _method(TWIN)
-    axis.plot(range(len(told)), told, ".", color=colour)
-    axis.axhline(told.mean(), color=colour, label=f"{name}, mean {told.mean():.2f}", **DASHED)
-    axis.axhline(single, color=_method(ADAFUSE)[0], label=f"AdaFuse {single:.2f}")
-    names = _block_names(told.index)
-    axis.set_xticks([place for place, name in enumerate(names) if name], filter(None, names))
-    axis.set_ylim(0, 1.15 * max(told.max(), single, 0.01))
-    axis.yaxis.grid(True)
-    axis.set(xlabel="router, by block of the backbone", ylabel="of the family's entropy")
-    axis.set_title("family told by a choice")
-
-
-def _block_names(routers: Iterable[str]) -> list[str]:
-    """A block's name at its middle router, and none elsewhere; not of every block where they are many."""
-    blocks = pd.Series(routing.blocks(routers))
-    places = blocks.groupby(blocks, sort=False).apply(lambda own: own.index[len(own) // 2])
-    shown = set(places.iloc[:: math.ceil(len(places) / MOST_LABELS)])
-    return [block if place in shown else "" for place, block in enumerate(blocks)]
+    first = own.shown[own.shown["method"] == ADAFUSE].sort_values("seed", kind="stable").iloc[0]
+    loads = 100 * routing.load_map(own.source.uses, first["record"])
+    figure, (axis,) = blank()
+    _mesh(axis, loads, "% of the chosen slots")
+    axis.set(xlabel="expert", title=f"AdaFuse, seed {first['seed']}")
+    return lay_out(figure, own, 0.95, 0.5 + 0.22 * len(loads), right=3.6)
 
 
 def agreement(own: Planned) -> Figure:
-    """Pairs of routers, mean over adapters; pairs of blocks where routers are many. None is compared with itself."""
+    """Routers of two blocks, mean over adapters and pairs. None is compared with itself."""
     records = own.shown.loc[own.shown["method"] == TWIN, "record"]
     found = routing.agreement(own.source.report.frames, records)
     assert found is not None, "planned for records that compare routers"
-    shown = pd.DataFrame(np.where(np.eye(len(found[0])), np.nan, found[1]))
-    mean, routers = shown.stack().mean(), found[0]
-    if len(routers) > MOST_ROUTERS:
-        blocks = pd.Series(routing.blocks(routers))
-        shown = shown.groupby(blocks, sort=False).mean().T.groupby(blocks, sort=False).mean().T
-        routers = list(blocks.unique())
+    blocks, pairs = routing.blocks(found[0]), np.where(np.eye(len(found[0])), np.nan, found[1])
+    long = pd.DataFrame(pairs, blocks, blocks).groupby(level=0, sort=False).mean()
     figure, (axis,) = blank()
-    names, words = _block_names(routers), "normalised mutual information\nof two routers' first choices"
-    _mesh(axis, shown.to_numpy(), words, names, names)
-    axis.set(xlabel="router, by block of the backbone", ylabel="router, by block of the backbone")
-    axis.set_title(f"{_method(TWIN)[1]}: mean {mean:.2f}, {len(records)} adapters")
+    _mesh(axis, long.T.groupby(level=0, sort=False).mean(), "normalised mutual information\nof first choices")
+    axis.set(xlabel="block of the backbone", ylabel="block of the backbone")
+    axis.set_title(f"{_method(TWIN)[1]}: mean {np.nanmean(pairs):.2f}, {len(records)} adapters")
     return lay_out(figure, own, 0.65, 3.6, right=WIDTH - 0.65 - 3.6)
 
 
-def _mesh(
-    axis: Axes, values: NDArray[np.float64], words: str, columns: Sequence[Any], rows: Sequence[Any]
-) -> None:
-    """Squares in shades of blue, row 0 on top, and beside them what the shades mean. Empty names have no tick."""
-    top = max(0.1, float(np.nanmax(values)))
-    _shade(axis, values / top)
-    for set_ticks, names in ((axis.set_xticks, columns), (axis.set_yticks, rows)):
-        named = [place for place, name in enumerate(names) if name != ""]
-        set_ticks([place + 0.5 for place in named], [str(names[place]) for place in named])
-    scale = axis.inset_axes((1.03, 0, 0.05, 1))
-    _shade(scale, (np.arange(SHADES)[::-1, None] + 0.5) / SHADES)
-    scale.axis("off")
-    for tick in MaxNLocator(5).tick_values(0, top):
-        if tick <= top:
-            scale.annotate(f"{tick:g}", (1, SHADES * (1 - tick / top)), (3, 0), **NOTE)
-    upright: Any = NOTE | {"rotation": 90, "rotation_mode": "anchor", "ha": "center", "va": "top"}
-    scale.annotate(words, (1, SHADES / 2), (26, 0), **upright)
-
-
-def _shade(axis: Axes, shares: NDArray[np.float64]) -> None:
-    """An outline for each shade: a picture's bytes would depend on libraries."""
-    blues = mpl.colormaps["Blues"].resampled(SHADES)
-    shades = np.floor(np.clip(shares, 0, 1 - 1e-9) * SHADES)
-    axis.set(facecolor="#d8dee4", xlim=(0, shares.shape[1]), ylim=(shares.shape[0], 0))
+def _mesh(axis: Axes, values: pd.DataFrame, words: str) -> None:
+    """Squares in shades of blue, row 0 on top, and beside them what the shades mean."""
+    # more shades would be a picture, whose bytes depend on libraries
+    shades = {
+        "cmap": mpl.colormaps["Blues"].resampled(24),
+        "vmin": 0,
+        "vmax": max(0.1, values.max(axis=None)),
+    }
+    mesh = axis.pcolormesh(values.to_numpy(float), **shades)
+    axis.set_xticks(np.arange(values.shape[1]) + 0.5, values.columns)
+    axis.set_yticks(np.arange(values.shape[0]) + 0.5, values.index)
+    axis.set(facecolor="#d8dee4", ylim=(values.shape[0], 0))
     axis.tick_params(length=0)
-    for shade in np.unique(shades[~np.isnan(shades)]):
-        corners = np.argwhere(shades == shade)[:, None, ::-1] + [[0, 0], [1, 0], [1, 1], [0, 1]]
-        outline = Outline.make_compound_path_from_polys(corners.astype(float))
-        # not add_patch, which would look for the limits again
-        axis.add_artist(PathPatch(outline, facecolor=blues(int(shade)), linewidth=0, antialiased=False))
+    axis.figure.colorbar(mesh, cax=axis.inset_axes((1.03, 0, 0.05, 1)), label=words)
 
 
 def launches(own: Planned) -> Figure:
     """One token of each arm, launch by launch."""
     figure, (axis,) = blank()
     lanes = timeline.lanes(own.source.report.frames, own.shown)
-    handles = timeline.draw(axis, lanes, look()["parts"])
-    return lay_out(figure, own, _widest([lane.label for lane in lanes]), 0.2 + 0.38 * len(lanes), handles)
+    handles, longest = timeline.draw(axis, lanes, look()["parts"]), max(len(lane.label) for lane in lanes)
+    return lay_out(figure, own, 0.2 + CHARACTER * longest, 0.2 + 0.38 * len(lanes), handles)
 
 
-DRAW: dict[str, Callable[[Planned], Figure]] = {
-    own.__name__: own for own in (bars, lines, drift, loss, load, agreement)
-}
-DRAW["timeline"] = launches
+DRAW: dict[str, Callable[[Planned], Figure]] = {"bars": bars, "lines": lines, "drift": drift, "loss": loss}
+DRAW |= {"load": load, "agreement": agreement, "timeline": launches}

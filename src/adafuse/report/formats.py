@@ -1,72 +1,37 @@
-"""How numbers are printed, everywhere in the report: three digits, an interval as fine as it deserves, a unit.
+"""How numbers and texts are printed: three digits, an interval as fine as it deserves, a unit; and templates.
 
-In: numbers, intervals. Out: short strings. Next: tables.py, whose columns name these formats.
+In: numbers with their intervals. Out: short strings. Next: claims.py; tables.py, whose columns name these.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
+import jinja2
+
+from adafuse.report import rules
 from adafuse.report.rules import MIN_SEEDS, Difference, Number, judge_difference
 
 GAP = "–"
-UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
+UNITS = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 # by name: what a value is multiplied by, and how it is printed
 SCALED = {"short": (1, "{:.3g}"), "whole": (1, "{:,.0f}"), "printed": (1, "{:g}"), "score": (100, "{:.1f}")}
 SCALED |= {"share": (100, "{:.0f} %"), "tenths": (100, "{:.1f} %"), "resolution": (100, "± {:.2g} %")}
 
 
-def ratio_text(found: Number, resolved: bool = True) -> str:
-    """1.29 [1.25, 1.33]; with words in front when the A/A arm differs as much."""
-    if math.isnan(found.low):
-        return f"{digits(found.value)} (no interval)"
-    if found.low == found.high:
-        return f"{found.value:.4f} ({found.method})" if found.method else f"{found.value:.4f}"
-    # As many decimals as the interval's width deserves.
-    places = min(4, max(2, math.ceil(-math.log10(found.high - found.low))))
-    shown = f"{found.value:.{places}f} [{found.low:.{places}f}, {found.high:.{places}f}]"
-    return shown if resolved else f"not resolved: {shown}"
-
-
-def points_text(found: Number) -> str:
-    """A difference (a fraction) in percentage points with its sign: +0.5 [-1.0, +2.0]."""
-    ends = "(no interval)" if math.isnan(found.low) else f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    return f"{100 * found.value:+.1f} {ends}"
-
-
-def judged_text(found: Number) -> str:
-    """A difference in points with its verdict in a word or three; none for what stands on too few seeds."""
-    if not isinstance(found, Difference) or found.n < MIN_SEEDS:
-        return GAP
-    return f"{points_text(found)} {judge_difference(found).word}"
-
-
-def nats_text(found: Number) -> str:
-    """A difference of losses: +0.110 [+0.085, +0.136]."""
-    ends = "(no interval)" if math.isnan(found.low) else f"[{found.low:+.3f}, {found.high:+.3f}]"
-    return f"{found.value:+.3f} {ends}"
-
-
-def ours_text(found: Number | str | None) -> str:
-    """Our side of a claim."""
-    if found is None or isinstance(found, str):
-        return found or GAP
-    return f"{points_text(found)} points" if isinstance(found, Difference) else ratio_text(found)
-
-
-def digits(value: float | None) -> str:
-    """Three significant digits without exponents: 0.0312, 1.29, 12.9, 1290."""
-    if value is None or math.isnan(value):
-        return GAP
-    if value == 0 or math.isinf(value):
-        return f"{value:g}"
-    places = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{places}f}"
+def shown(form: str, found: Number) -> str:
+    """A number as a column of tables.yaml wants it."""
+    if form == "n":
+        return str(found.n)
+    return WITH_INTERVAL[form](found) if form in WITH_INTERVAL else plain(form, found.value)
 
 
 def plain(form: str, value: float) -> str:
-    """A bare value by the name of its format, as a column of tables.yaml gives it."""
+    """A bare value by the name of its format."""
     if form in SCALED:
         scale, template = SCALED[form]
         return template.format(scale * value)
@@ -75,10 +40,62 @@ def plain(form: str, value: float) -> str:
     return count(value) if form == "count" else digits(value)
 
 
+def ours_text(found: Number | str) -> str:
+    """Our side of a claim."""
+    if isinstance(found, str) or not found:
+        return str(found or GAP)
+    return f"{points_text(found)} points" if isinstance(found, Difference) else ratio_text(found)
+
+
+def ratio_text(found: Number) -> str:
+    """1.29 [1.25, 1.33], with as many decimals as the interval's width deserves."""
+    if math.isnan(found.low):
+        return f"{digits(found.value)} (no interval)"
+    if found.low == found.high:
+        return f"{found.value:.4f}" + (f" ({found.reason})" if found.reason else "")
+    places = min(4, max(2, math.ceil(-math.log10(found.high - found.low))))
+    return f"{found.value:.{places}f} [{found.low:.{places}f}, {found.high:.{places}f}]"
+
+
+def signed_text(found: Number, scale: float, places: int) -> str:
+    """+0.5 [-1.0, +2.0]."""
+    value, low, high = (f"{scale * own:+.{places}f}" for own in (found.value, found.low, found.high))
+    return f"{value} (no interval)" if math.isnan(found.low) else f"{value} [{low}, {high}]"
+
+
+# differences of accuracies, which are fractions, and of losses
+points_text, nats_text = partial(signed_text, scale=100, places=1), partial(signed_text, scale=1, places=3)
+
+
+def judged_text(found: Number) -> str:
+    """A difference in points with its verdict in a word or three; none for what stands on too few seeds."""
+    return f"{points_text(found)} {judge_difference(found).word}" if found.n >= MIN_SEEDS else GAP
+
+
+WITH_INTERVAL: dict[str, Callable[[Number], str]] = {"interval": ratio_text, "points": points_text}
+WITH_INTERVAL |= {"nats": nats_text, "judged": judged_text}
+
+
+def with_unit(found: Number, unit: str) -> str:
+    """A number of a goal: a ratio where there is no unit."""
+    if found.low < found.high and not unit:
+        return ratio_text(found)
+    return plain("tenths", found.value) if unit == "%" else f"{digits(found.value)} {unit}".strip()
+
+
+def digits(value: float | None) -> str:
+    """Three significant digits without exponents: 0.0312, 1.29, 12.9, 1290."""
+    if value is None or math.isnan(value):
+        return GAP
+    if value == 0 or math.isinf(value):
+        return f"{value:g}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
 def count(value: float) -> str:
     """A count with its unit: 7.07 G."""
-    unit, scale = next((unit, scale) for unit, scale in UNITS if abs(value) >= scale or scale == 1)
-    return f"{digits(value / scale)} {unit}".strip()
+    unit = next((unit for unit, scale in UNITS.items() if abs(value) >= scale), "")
+    return f"{digits(value / UNITS[unit])} {unit}".strip()
 
 
 def percent_text(ratio: float) -> str:
@@ -87,6 +104,17 @@ def percent_text(ratio: float) -> str:
     return f"{extra:+.0f} %" if abs(extra) >= 10 else f"{extra:+.2g} %"
 
 
-# formats of a number with its interval
-WITH_INTERVAL: dict[str, Callable[[Number], str]] = {"interval": ratio_text, "points": points_text}
-WITH_INTERVAL |= {"nats": nats_text, "judged": judged_text}
+def rendered(template: str, **names: Any) -> str:
+    """A template of templates/, filled."""
+    return environment(template.endswith(".html")).get_template(f"{template}.j2").render(**names)
+
+
+@cache
+def environment(autoescape: bool = False) -> jinja2.Environment:
+    """Of the templates, with formats as filters."""
+    found = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    found.loader, found.autoescape = jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape
+    found.filters |= {"ratio": ratio_text, "points": points_text, "ours": ours_text, "unit": with_unit}
+    found.filters |= {"share": partial(plain, "share"), "digits": digits}
+    found.globals |= {"rules": rules}
+    return found

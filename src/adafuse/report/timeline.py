@@ -23,12 +23,9 @@ from adafuse.report.formats import digits
 from adafuse.report.frames import Frames, Json
 from adafuse.report.naming import arms_of
 
-# of the longest lane: one for three points of the page
-COLUMNS = 150
-LANE = 0.62
-# what the longest lane leaves for its text
-ROOM = 1.36
-
+# columns of the longest lane, one for three points of the page; height of a lane; room that its text takes
+COLUMNS, LANE, ROOM = 150, 0.62, 1.36
+FRAME: Any = {"facecolor": "white", "edgecolor": "#6e7781", "linewidth": 0.6}
 Shares = NDArray[np.float64]
 
 
@@ -52,7 +49,7 @@ def lanes(frames: Frames, traced: pd.DataFrame) -> list[Lane]:
     spans = frames.lines("spans")[["record", "arm", "spans"]]
     found = frames.lines("trace").merge(spans, on=["record", "arm"])
     found = found[found["record"].isin(traced["record"])]
-    found["token_ms"] = found["parts_ms"].map(lambda parts: sum(parts.values())) + found["gap_ms"]
+    found["token_ms"] = [sum(parts.values()) for parts in found["parts_ms"]] + found["gap_ms"]
     shown: dict[str, Lane] = {}
     for arm in sorted(arms, key=lambda arm: arm not in backbone):
         own = found[found["arm"] == arm].sort_values("token_ms", kind="stable")
@@ -69,50 +66,46 @@ def draw(axis: Axes, shown: Sequence[Lane], parts: Json) -> list[Artist]:
     for place, lane in enumerate(shown):
         _lane(axis, place, lane, longest_ms / COLUMNS, parts)
     axis.set(xlim=(0, ROOM * longest_ms), ylim=(len(shown) - 0.45, -0.55))
+    axis.set_xlabel("ms since the first launch, profiled; height: share of the time")
     axis.set_yticks(range(len(shown)), [lane.label for lane in shown])
     axis.tick_params(axis="y", length=0)
-    axis.set_xlabel("ms since the first launch, profiled; height: share of the time")
     axis.xaxis.grid(True)
     used = {span[2] for lane in shown for span in lane.spans}
-    known = [one for part, one in parts.items() if part in used]
-    handles: list[Artist] = [Patch(color=one["colour"], label=one["name"]) for one in known]
-    return [*handles, Patch(facecolor="white", edgecolor="#6e7781", linewidth=0.6, label="gap")]
+    handles = [Patch(color=one["colour"], label=one["name"]) for part, one in parts.items() if part in used]
+    return [*handles, Patch(**FRAME, label="gap")]
 
 
 def columns(lane: Lane, width_ms: float, parts: Iterable[str]) -> tuple[Shares, dict[str, Shares]]:
     """Edges of the columns in ms, the last one the token's end; and by part its share of each column's time."""
     edges = np.append(np.arange(0, lane.token_ms, width_ms), lane.token_ms)
     starts, lengths, names = zip(*lane.spans, strict=True)
-    every, of_part = np.array([starts, lengths], float).T / 1e3, np.array(names)
-    shares = {}
+    spans, of_part, shares = np.array([starts, lengths], float).T / 1e3, np.array(names), {}
     for part in parts:
-        own = every[of_part == part]
-        moments = np.stack([own[:, 0], own.sum(axis=1)], axis=1).ravel()
-        done = np.cumsum(np.stack([np.zeros(len(own)), own[:, 1]], axis=1).ravel())
-        until = np.interp(edges, moments, done) if len(own) else np.zeros(len(edges))
-        shares[part] = np.diff(until) / np.diff(edges)
+        own = spans[of_part == part]
+        # how much of the part is done at the start and at the end of each launch, from zero
+        moments = np.append(0, own.cumsum(axis=1))
+        done = np.append(0, np.cumsum(own * [0, 1]))
+        shares[part] = np.diff(np.interp(edges, moments, done)) / np.diff(edges)
     return edges, shares
 
 
 def _lane(axis: Axes, place: int, lane: Lane, width_ms: float, parts: Json) -> None:
     """The frame of the token, in it the columns, and behind it the length and how much of it is gap."""
-    low = place + LANE / 2
-    frame: Any = {"facecolor": "white", "edgecolor": "#6e7781", "linewidth": 0.6, "zorder": 1}
-    axis.add_patch(Rectangle((0, place - LANE / 2), lane.token_ms, LANE, **frame))
+    axis.add_artist(Rectangle((0, place - LANE / 2), lane.token_ms, LANE, **FRAME, zorder=1))
     edges, shares = columns(lane, width_ms, parts)
     below = np.zeros(len(edges) - 1)
     for part, share in shares.items():
-        boxes = _boxes(edges, low - LANE * below, low - LANE * (below + share))
+        boxes = _boxes(edges, place + LANE * (0.5 - below), place + LANE * (0.5 - below - share))
+        below = below + share
         if len(boxes):
-            outline = Outline.make_compound_path_from_polys(boxes)
+            outline, label = Outline.make_compound_path_from_polys(boxes), f"{lane.arm} {part}"
             look: Any = {
                 "facecolor": parts[part]["colour"],
                 "linewidth": 0,
                 "antialiased": False,
                 "zorder": 2,
             }
-            axis.add_artist(PathPatch(outline, label=f"{lane.arm} {part}", **look))
-        below = below + share
+            axis.add_artist(PathPatch(outline, label=label, **look))
     text = f"{digits(lane.token_ms)} ms, {100 * lane.gap_ms / lane.token_ms:.0f} % gap"
     axis.annotate(text, (lane.token_ms, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
 
@@ -120,12 +113,10 @@ def _lane(axis: Axes, place: int, lane: Lane, width_ms: float, parts: Json) -> N
 def _boxes(edges: Shares, bottoms: Shares, tops: Shares) -> Shares:
     """A closed outline for every run of equal columns that are not empty."""
     heights = np.round(np.stack([bottoms, tops], axis=1), 3)
-    new = np.append(True, (heights[1:] != heights[:-1]).any(axis=1))
-    starts = np.flatnonzero(new)
+    starts = np.flatnonzero(np.append(True, (heights[1:] != heights[:-1]).any(axis=1)))
     ends = np.append(starts[1:], len(heights))
     full = heights[starts, 0] != heights[starts, 1]
     left, right = edges[starts[full]], edges[ends[full]]
     bottom, top = heights[starts[full]].T
-    xs = np.stack([left, right, right, left], axis=1)
-    ys = np.stack([bottom, bottom, top, top], axis=1)
+    xs, ys = np.stack([left, right, right, left], axis=1), np.stack([bottom, bottom, top, top], axis=1)
     return np.stack([xs, ys], axis=2)
