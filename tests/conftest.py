@@ -1,5 +1,6 @@
 """Shared by all tests: no network, one thread, composed configurations, and backbones small enough to forget."""
 
+import gc
 import os
 import pickle
 
@@ -10,11 +11,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 
 # Triton reads this when a kernel is defined; on a GPU the kernels are compiled instead
 if not torch.cuda.is_available():
@@ -23,6 +27,12 @@ if not torch.cuda.is_available():
 from adafuse import compose as schema
 from adafuse.config import Config
 
+# hundreds of thousands of objects of torch stay for good: no collection has to look at them again
+gc.collect()
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
+
+_READ = FileConfigSource.load_config
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 METHODS = ["lora", "mola", "moral", "pesc", "mixlora", "adafuse", "adafuse_layerwise"]
@@ -63,13 +73,20 @@ def compose(*overrides: str) -> Config:
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> bytes:
-    """A composition costs 0.1 s, a copy of it a hundredth of that."""
-    import hydra
-
+    """A composition costs half a second, a copy of it a thousandth of that."""
     schema.register()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with pytest.MonkeyPatch.context() as patch, hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        # a third of a composition is reading the same files again
+        patch.setattr(
+            FileConfigSource, "load_config", lambda source, name: deepcopy(_file(source.path, name))
+        )
         composed = hydra.compose("config", overrides=list(overrides))
     return pickle.dumps(schema.build(composed, list(overrides)))
+
+
+@cache
+def _file(folder: str, name: str) -> object:
+    return _READ(FileConfigSource("main", f"file://{folder}"), name)
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda overrides: ",".join(o.split("=", 1)[1] for o in overrides))

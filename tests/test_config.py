@@ -34,10 +34,10 @@ def conf(tmp_path: Path) -> Path:
     return Path(shutil.copytree(CONF, tmp_path / "conf"))
 
 
-def sweep_values(name: str) -> Iterator[tuple[str, ...]]:
-    """Jobs of an experiment's sweep with every swept value in at least one; of seeds and replicates the first and last.
+def jobs(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Jobs of an experiment with every profile and every swept value in at least one, not in every combination.
 
-    A value is composed once, beside the next one of every other key, not in every combination.
+    Of seeds and replicates the first and the last.
     """
     params = yaml.safe_load((CONF / f"experiment/{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
     columns = []
@@ -45,22 +45,17 @@ def sweep_values(name: str) -> Iterator[tuple[str, ...]]:
         sweep = OverridesParser.create().parse_override(f"{key}={values}").sweep_string_iterator()
         found = [f"{key}={value}" for value in sweep]
         columns.append(found if key not in ("seed", "replicate") else [found[0], found[-1]])
-    for row in range(max(map(len, columns))):
-        yield tuple(column[min(row, len(column) - 1)] for column in columns)
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes_in_every_profile(experiment: str, profile: str) -> None:
-    config = compose(f"experiment={experiment}", f"profile={profile}")
-    assert config.profile == profile
-    check_suite(config.suite, config.data)
+    for row in range(max(len(PROFILES), *map(len, columns))):
+        job = tuple(column[min(row, len(column) - 1)] for column in columns)
+        yield PROFILES[row % len(PROFILES)], job
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_swept_value_is_valid(experiment: str) -> None:
-    for job in sweep_values(experiment):
-        compose(f"experiment={experiment}", *job)
+def test_every_experiment_composes_in_every_profile_and_every_swept_value_is_valid(experiment: str) -> None:
+    for profile, job in jobs(experiment):
+        config = compose(f"experiment={experiment}", f"profile={profile}", *job)
+        assert config.profile == profile
+        check_suite(config.suite, config.data)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -112,9 +112,7 @@ def test_bytes_are_what_must_move(whole: records.Record) -> None:
     assert bytes_of["route", "all", 1] == 2 * 4 * 4 * 32
     shapes = {(li["kernel"], li["targets"]): li["shape"] for li in lines}
     assert shapes["switch", "qv"] == "2 x [q: 32 -> 32, v: 32 -> 16]"
-    assert (
-        shapes["gather", "all"] == "2 x [q,k,v: 32 -> 64, o: 32 -> 32, gate,up: 32 -> 96, down: 48 -> 32]"
-    )
+    assert shapes["gather", "all"] == "2 x [q,k,v: 32 -> 64, o: 32 -> 32, gate,up: 32 -> 96, down: 48 -> 32]"
     assert shapes["route", "all"] == "2 x [router: 32 -> 4]"
 
 

@@ -38,7 +38,7 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_arms_are_checked_then_timed(tiny_llama, tmp_path: Path) -> None:
-    record = measure(tiny_llama(), tmp_path, "arms=smoke")
+    record = measure(tiny_llama(num_hidden_layers=2), tmp_path, "arms=smoke")
     arms = ["base", "base_again", "adafuse_gather", "adafuse_switch"]
     assert record.status == "ok"
     assert {line["arm"] for line in record.of("check")} == set(arms)
@@ -55,7 +55,9 @@ def test_tokens_left_to_the_backbone_are_checked_timed_and_accounted_for(tiny_ll
     floors = []
     for share in (0.0, 0.5, 1.0):
         (tmp_path / str(share)).mkdir()
-        record = measure(tiny_llama(), tmp_path / str(share), *cell, f"latency.bypass_share={share}")
+        record = measure(
+            tiny_llama(num_hidden_layers=2), tmp_path / str(share), *cell, f"latency.bypass_share={share}"
+        )
         assert record.status == "ok" and all(line["passed"] for line in record.of("check"))
         assert len(record.of("block")) == 2 * 5
         assert {line["used_share"] for line in record.of("routing")} == {1 - share}
@@ -68,14 +70,14 @@ def test_tokens_left_to_the_backbone_are_checked_timed_and_accounted_for(tiny_ll
 def test_an_arm_that_fails_its_check_is_not_timed(tiny_llama, tmp_path: Path, monkeypatch) -> None:
     expand = naive.expand_all_
     monkeypatch.setattr(naive, "expand_all_", lambda y, u, *rest: expand(y, 1.5 * u, *rest))
-    record = measure(tiny_llama(), tmp_path, "arms=smoke")
+    record = measure(tiny_llama(num_hidden_layers=2), tmp_path, "arms=smoke")
     failed = {line["arm"] for line in record.of("check") if not line["passed"]}
     assert failed == {"adafuse_gather"}
     assert {line["arm"] for line in record.of("block")} == {"base", "base_again", "adafuse_switch"}
 
 
 def test_a_merging_arm_in_a_mixed_batch_is_recorded_as_refused(tiny_llama, tmp_path: Path) -> None:
-    record = measure(tiny_llama(), tmp_path, "arms=smoke", "batch=2")
+    record = measure(tiny_llama(num_hidden_layers=2), tmp_path, "arms=smoke", "batch=2")
     refused = [line for line in record.of("check") if not line["passed"]]
     assert [(line["arm"], line["check"]) for line in refused] == [("adafuse_switch", "runs")]
     assert "gates of this batch differ" in refused[0]["detail"]
@@ -149,7 +151,7 @@ def test_flags_of_the_rounds_are_written_and_their_blocks_kept(
     # on a busy machine the slow block may have lost the CPU too, which is said first
     monkeypatch.setattr(rounds, "preempted", lambda where, seen: None)
     overrides = ("arms=smoke", "arms.run=[base]", "latency.rounds=5")
-    record = measure(tiny_llama(), tmp_path, *overrides)
+    record = measure(tiny_llama(num_hidden_layers=2), tmp_path, *overrides)
     (flag,) = record.of("flag")
     # one sample before the run, two for each block
     assert (flag["arm"], flag["round"]) == ("base", 3) and "SM clock" in flag["reason"]

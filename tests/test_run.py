@@ -75,6 +75,7 @@ MISTAKES = [
     (["suite.tasks=[nonesuch]"], "unknown task 'nonesuch'"),
     (["data.families=[copy]", "suite.tasks=[sort]"], "has no data"),
     (["model.path=/nonesuch"], "is not a folder"),
+    (["model=llama2_7b"], "on random weights means nothing"),
     (["experiment=table2", "method=nonesuch"], "conf/method/nonesuch.yaml"),
 ]
 
