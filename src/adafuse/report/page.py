@@ -8,7 +8,7 @@ for either outcome; it is said of the first cell that has all its numbers, and l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -155,4 +155,11 @@ def _spared(cell: Cell, share: str, cost: str) -> Json:
         if own and isinstance(lost, Difference):
             costs[own.value] = lost
     kept = list(takewhile(lambda own: 100 * costs[own].low90 > -rules.MARGIN, sorted(costs)))
-    return {"share": kept[-1] if kept else 0.0, "cost": costs[kept[-1]] if kept else None} if costs else {}
+    if not costs:
+        return {}
+    # with the interval that decided, which is narrower than the one of 95 %
+    last = costs[kept[-1]] if kept else None
+    return {
+        "share": kept[-1] if kept else 0.0,
+        "cost": last and replace(last, low=last.low90, high=last.high90),
+    }
