@@ -72,10 +72,11 @@ def test_one_family_is_told_by_nothing(tmp_path: Path) -> None:
 
 def test_older_lines_without_families_are_over_all(tmp_path: Path) -> None:
     study.write_study(tmp_path, {"adafuse": 0.7}, seeds=1, loads={"copy": one_of(4)})
-    records = archive.load([tmp_path]).records
-    for line in (line for record in records for line in record.of("routing")):
+
+    def older(line):
         del line["family"], line["bypassed"]
-    found = numbers(frames(records))
+
+    found = numbers(frames(study.changed(archive.load([tmp_path]).records, "routing", older)))
     assert {name for _, name in found} == {"effective_experts", "collapsed", "entropy_nats", "routers"}
     assert found["adafuse", "effective_experts"]["value"] == pytest.approx(4)
 
@@ -118,8 +119,10 @@ def test_routers_of_one_block_may_agree_more(tmp_path: Path) -> None:
     (line,) = [line for record in records for line in record.of("agreement")]
     blocks = np.array(routing.blocks(line["routers"]))
     assert list(blocks[:3]) == ["0", "0", "1"] and routing.blocks(["token"]) == ["token"]
-    line["information"] = np.where(blocks[:, None] == blocks, 0.5, 0.1).tolist()
-    told = numbers(frames(records))
+    information = np.where(blocks[:, None] == blocks, 0.5, 0.1).tolist()
+    told = numbers(
+        frames(study.changed(records, "agreement", lambda line: line.update(information=information)))
+    )
     assert told["mola", "within_block"]["value"] == pytest.approx(0.5)
     # of the seven others one is of the same block
     assert told["mola", "between_layers"]["value"] == pytest.approx((0.5 + 6 * 0.1) / 7)
