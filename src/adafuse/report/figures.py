@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, reduce
 from io import StringIO
@@ -44,7 +44,6 @@ ROW = ["experiment", "cell", "row"]
 INK, FAINT = "#1f2328", "#6e7781"
 MARKS = ("o", "s", "D", "^", "v", "P", "X")
 DASHED: Any = {"linewidth": 1.0, "linestyle": (0, (4, 3))}
-Artists = Iterable[Artist] | None
 NOTE: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8}
 # of kinds that draw lines of records: which, and whose; what a figure is of, where it is not of a cell
 LINES = {"loss": "loss", "load": "routing", "agreement": "agreement", "timeline": "trace"}
@@ -88,12 +87,12 @@ class Planned:
     """A figure before it is drawn. `shown`: numbers, or records by whose lines it is drawn, with their settings."""
 
     spec: Json
+    shown: pd.DataFrame
+    source: Source
     file: str
     title: str
     caption: str
-    experiment: str
-    shown: pd.DataFrame
-    source: Source
+    experiment: str = ""
 
 
 def draw(report: Report, folder: Path) -> list[Planned]:
@@ -103,7 +102,7 @@ def draw(report: Report, folder: Path) -> list[Planned]:
     planned = plan(source)
     with mpl.rc_context(look()["style"]):
         for own in planned:
-            (folder / own.file).write_text(svg(DRAW[own.spec["kind"]](own), own.title))
+            (folder / own.file).write_text(svg(DRAW[own.spec["kind"]](own), own.title, own.file))
         head = headline(source)
         if head:
             head.savefig(folder / HEADLINE, dpi=200, metadata={"Software": None})
@@ -128,10 +127,12 @@ def look() -> Json:
     return found | {"figures": [found["defaults"] | spec for spec in found["figures"]]}
 
 
-def svg(figure: Figure, title: str) -> str:
+def svg(figure: Figure, title: str, file: str) -> str:
     """The figure as it stands in a file or in a page, without an XML header or a date."""
     text, about = StringIO(), dict.fromkeys(["Date", "Creator", "Format", "Type"])
-    figure.savefig(text, format="svg", metadata=about | {"Title": title})
+    # parts are named by a hash of their shape: salted, or two figures in one page would share names
+    with mpl.rc_context({"svg.hashsalt": file}):
+        figure.savefig(text, format="svg", metadata=about | {"Title": title})
     drawn = PLACES.sub(lambda found: DECIMALS.sub(r"\1", found[0]), NAMES.sub("", text.getvalue()))
     # as wide as DejaVu Sans where that is not installed
     return drawn[drawn.index("<svg") :].replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
@@ -151,7 +152,7 @@ def _of_spec(source: Source, spec: Json) -> list[Planned]:
     for group, said in zip(groups, every, strict=True):
         near = [other for other in every if other["folder"] == said["folder"]]
         differs = [name for name in said if any(other.get(name) != said[name] for other in near)]
-        found.append(Planned(spec, *_words(spec, group, said, differs), group, source))
+        found.append(Planned(spec, group, source, *_words(spec, group, said, differs)))
     return found
 
 
@@ -169,7 +170,7 @@ def _said(source: Source, group: pd.DataFrame) -> dict[str, str]:
     return found
 
 
-def _words(spec: Json, group: pd.DataFrame, said: Mapping[str, str], differs: list[str]) -> list[str]:
+def _words(spec: Json, group: pd.DataFrame, said: Mapping[str, str], differs: list[str]) -> tuple[str, ...]:
     """File, title, caption and experiments of a figure; what `differs` from its neighbours stands in the first two."""
     words = [said["folder"], *(f"{LETTERS.get(name, '')}{group[name].iloc[0]}" for name in differs)]
     file = "_".join([spec["name"], *(re.sub(r"[^\w.]", "", word) for word in words)])
@@ -178,7 +179,7 @@ def _words(spec: Json, group: pd.DataFrame, said: Mapping[str, str], differs: li
     rest = [text for name, text in said.items() if name not in ("folder", "model", "machine", *differs)]
     experiment = ", ".join(name for name in group["experiment"].unique() if name)
     rest += [f"experiment={experiment}"] if experiment else []
-    return [f"{file}.svg", title, " · ".join(rest), experiment]
+    return f"{file}.svg", title, " · ".join(rest), experiment
 
 
 def _numbers(source: Source, spec: Json) -> pd.DataFrame:
@@ -247,7 +248,12 @@ def blank(down: int = 1, across: int = 1) -> tuple[Figure, list[Axes]]:
 
 
 def lay_out(
-    figure: Figure, own: Planned, left: float, height: float, handles: Artists = None, **room: float
+    figure: Figure,
+    own: Planned,
+    left: float,
+    height: float,
+    handles: Sequence[Artist] | None = None,
+    **room: float,
 ) -> Figure:
     """Title, caption and legend above the panels, which have `height` together; all in inches and from numbers of
     characters. Text that is measured takes most of the time of drawing, and makes bytes depend on the machine's fonts.
@@ -273,9 +279,9 @@ def lay_out(
     figure.subplots_adjust(left / WIDTH, below / inches, 1 - right / WIDTH, heights[-1], apart, 0.2)
     # else every label of a tick is measured to find the place of an axis' own
     for axis in figure.axes:
-        size = axis.get_position().size * [WIDTH, inches]
-        axis.xaxis.set_label_coords(0.5, (0.2 - below) / size[1])
-        axis.yaxis.set_label_coords((0.28 - left) / size[0], axis.yaxis.label.get_position()[1])
+        box = axis.get_position()
+        axis.xaxis.set_label_coords(0.5, (0.2 - below) / box.height / inches)
+        axis.yaxis.set_label_coords((0.28 - left) / box.width / WIDTH, axis.yaxis.label.get_position()[1])
     return figure
 
 
@@ -369,7 +375,7 @@ def headline(source: Source) -> Figure | None:
         axis.set_yticks(range(len(found)), labels if axis is axes[0] else [""] * len(labels))
     said = _said(source, pd.concat(panels).dropna(subset="records"))
     caption = " · ".join([*spec["about"], *(text for name, text in said.items() if name != "folder")])
-    own = Planned(spec, HEADLINE, spec["title"], caption, "", panels[0], source)
+    own = Planned(spec, panels[0], source, HEADLINE, spec["title"], caption)
     return lay_out(figure, own, 1.75, 2.4, [], apart=0.11)
 
 
@@ -405,10 +411,12 @@ def _points(own: Planned) -> pd.DataFrame:
     """
     spec, found = own.spec, _drawn(own.spec, own.shown)
     at = list(zip(*(_setting(found, name) for name in spec["over"]), strict=True))
-    found = found.assign(at=at, line=_line_names(spec, found))
+    found = found.assign(at=pd.Series(at, found.index), line=_line_names(spec, found))
     found[["value", "low", "high"]] *= 1 if spec["quantities"][0] == "ratio" else 100
-    values = sorted(set(at), key=lambda at: [_order(list(spec["words"]), value) for value in at])
-    found["tick"] = found["at"].map(values.index)
+    # words as figures.yaml has them, numbers by size, other names by letter
+    order = {value: number for number, value in enumerate(spec["words"])}
+    key = {own: [(isinstance(one, str), one) for one in (order.get(one, one) for one in own)] for own in at}
+    found["tick"] = found["at"].map(sorted(key, key=lambda own: key[own]).index)
     if spec["place"]:
         shares = own.shown[own.shown["quantity"] == spec["quantities"][1]].set_index(ROW)["value"]
         return found.assign(place=100 * found.join(shares.rename("share"), on=ROW)["share"])
@@ -432,10 +440,9 @@ def _name_places(axis: Axes, spec: Json, found: pd.DataFrame) -> None:
     if spec["place"]:
         axis.set_xlim(left=0)
         below: Any = NOTE | {"ha": "center", "va": "top", "fontsize": 7.5}
-        for at, place, low in zip(
-            found["at"], found["place"], found["low"].fillna(found["value"]), strict=True
-        ):
-            axis.annotate(f"{at[0]:g}", (place, low), (0, -3), **below)
+        bottoms = found["low"].fillna(found["value"])
+        for at, place, bottom in zip(found["at"], found["place"], bottoms, strict=True):
+            axis.annotate(f"{at[0]:g}", (place, bottom), (0, -3), **below)
         return
     named = found.drop_duplicates("tick").sort_values("tick")
     words = [[spec["words"].get(setting, setting) for setting in at] for at in named["at"]]
@@ -444,18 +451,14 @@ def _name_places(axis: Axes, spec: Json, found: pd.DataFrame) -> None:
     axis.set_xlim(-0.5, len(named) - 0.5)
 
 
-def _line_names(spec: Json, found: pd.DataFrame) -> pd.Series:
+def _line_names(spec: Json, found: pd.DataFrame) -> list[str]:
     """The label of an arm; of a method its name, with the settings by which a figure splits it."""
     if spec["quantities"][0] == "ratio":
-        return found["label"]
-    names = found["method"].map(lambda method: _method(method)[1])
-    for name, words in spec["split"].items():
-        names += (
-            _setting(found, name)
-            .map({value: f", {word}" for value, word in words.items()})
-            .fillna("")
-            .astype(str)
-        )
+        return list(found["label"])
+    names = [_method(method)[1] for method in found["method"]]
+    for setting, words in spec["split"].items():
+        parts = zip(names, _setting(found, setting), strict=True)
+        names = [f"{name}, {words[value]}" if value in words else name for name, value in parts]
     return names
 
 
@@ -466,18 +469,11 @@ def _looks(spec: Json, found: pd.DataFrame) -> dict[str, Json]:
     rows = found.drop_duplicates("line")[["line", "method", "strategy"]]
     for mark, (line, method, strategy) in zip(cycle(MARKS), rows.itertuples(index=False)):
         first = look()["strategies"].get(strategy) if method == ADAFUSE else None
-        wanted = [*filter(None, [first]), _method(method)[0], *look()["spare"]]
-        colour = next(one for one in wanted if one not in taken)
+        wanted = [first, _method(method)[0], *look()["spare"]]
+        colour = next(one for one in wanted if one and one not in taken)
         taken.add(colour)
         looks[line] = {"color": colour, "marker": mark, "linestyle": "-" if spec["joined"] else "none"}
     return looks
-
-
-def _order(words: list[Any], value: Any) -> tuple[float, str]:
-    """Words as figures.yaml has them, numbers by size, other names by letter."""
-    if value in words:
-        return words.index(value), ""
-    return (value, "") if isinstance(value, int | float) else (math.inf, str(value))
 
 
 def _levels(axis: Axes, own: Planned) -> None:
@@ -508,7 +504,7 @@ def drift(own: Planned) -> Figure:
     found["value"] = found["value"].where(found["value"] > 0)
     strategies, looks = look()["strategies"], {}
     for row in keys.itertuples():
-        looks[row.line] = {"color": strategies.get(row.strategy, FAINT), **look()["dtypes"][row.dtype]}
+        looks[str(row.line)] = {"color": strategies.get(row.strategy, FAINT), **look()["dtypes"][row.dtype]}
     figure, axes = blank(across=2)
     for axis, (quantity, label) in zip(axes, own.spec["words"].items(), strict=True):
         curves(axis, found[found["quantity"] == quantity], looks)
@@ -575,14 +571,9 @@ def agreement(own: Planned) -> Figure:
 
 
 def _mesh(axis: Axes, values: pd.DataFrame, words: str) -> None:
-    """Squares in shades of blue, row 0 on top, and beside them what the shades mean."""
-    # more shades would be a picture, whose bytes depend on libraries
-    shades = {
-        "cmap": mpl.colormaps["Blues"].resampled(24),
-        "vmin": 0,
-        "vmax": max(0.1, values.max(axis=None)),
-    }
-    mesh = axis.pcolormesh(values.to_numpy(float), **shades)
+    """Squares, row 0 on top. More shades would make their scale a picture, whose bytes depend on libraries."""
+    blues, squares = mpl.colormaps["Blues"].resampled(24), values.to_numpy(float)
+    mesh = axis.pcolormesh(squares, cmap=blues, vmin=0, vmax=max(0.1, np.nanmax(squares)))
     axis.set_xticks(np.arange(values.shape[1]) + 0.5, values.columns)
     axis.set_yticks(np.arange(values.shape[0]) + 0.5, values.index)
     axis.set(facecolor="#d8dee4", ylim=(values.shape[0], 0))
