@@ -444,7 +444,7 @@ def test_a_number_in_a_text_keeps_its_digits(paper, tmp_path):
     (own,) = figures.draw(paper, tmp_path)
     ratio = paper.measurements.query("quantity == 'ratio' and row == 'adafuse_switch'")["value"].iloc[0]
     assert f">{ratio:.2f}<" in (tmp_path / own.file).read_text()
-    assert figures.svg(drawn(paper, "latency_paper"), "0.12345").count("0.12345") == 2
+    assert figures.svg(drawn(paper, "latency_paper"), "0.12345", "a.svg").count("0.12345") == 2
 
 
 def test_nothing_is_cut_off_and_no_legend_covers_a_panel(everything):

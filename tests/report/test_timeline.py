@@ -145,7 +145,7 @@ def test_colours_are_named_and_so_is_white(own):
 
 def test_nothing_overlaps_and_bytes_are_stable(own):
     with mpl.rc_context(figures.look()["style"]):
-        first, second = (figures.svg(figures.launches(own), own.title) for _ in range(2))
+        first, second = (figures.svg(figures.launches(own), own.title, own.file) for _ in range(2))
         assert first == second and "<image" not in first
         figure = figures.launches(own)
         figure.draw_without_rendering()
