@@ -60,7 +60,7 @@ compare: $(STAMP) ## Put your own run beside the published one: what is the same
 
 test: $(STAMP) ## Run all tests that need no GPU, and the notebooks (8 minutes)
 	@echo "test: about 8 minutes"
-	@$(IN)/python -m pytest -n 2 --dist loadfile --nbmake tests notebooks
+	@$(IN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbmake tests notebooks
 
 lint: $(STAMP) ## Check style, types and who imports whom (1 minute the first time)
 	@$(IN)/ruff check .

@@ -36,6 +36,11 @@ _READ = FileConfigSource.load_config
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 METHODS = ["lora", "mola", "moral", "pesc", "mixlora", "adafuse", "adafuse_layerwise"]
+SLOW = [
+    *("test_stages", "test_kernel_task", "test_config", "test_strategies", "test_run", "test_fused"),
+    *("test_launcher", "test_kernels_without_gates", "test_gate_table", "test_gather", "test_latency"),
+    *("test_cell", "test_trace", "test_trainer", "test_graph"),
+]
 VARIANTS = [
     *([f"method={name}"] for name in METHODS),
     ["method=mola", "method.experts_by_quarter=[2,2,3,4]"],
@@ -51,7 +56,9 @@ GEOMETRY = ["experts.rank=4", "experts.count=4", "experts.top_k=2", "experts.alp
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a GPU say so where there is none."""
+    """Tests that need a GPU say so where there is none; slow files start first, so that no worker ends with one."""
+    slow = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: slow.get(item.path.stem, len(slow)))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -102,7 +102,7 @@ def test_fused_reads_and_adds_nothing_for_a_slot_without_a_gate(device, dtype):
 @pytest.mark.parametrize(("device", "dtype"), MACHINES)
 def test_fused_of_a_token_without_gates_is_the_backbones(device, dtype):
     """Bit for bit what factors of zero give; programs that wait are let through all the same."""
-    args = problem(device, dtype, *FUSED_CASES[1].values)
+    args = problem(device, dtype, *FUSED_CASES[2].values)
     args["weight_TK"].zero_()
     zeros = {factor: torch.zeros_like(args[factor]) for factor in ("lora_A_ECI", "lora_B_EOR")}
     want = fused.fused(**args | zeros, flags=flags_of(args["x_TI"]), turn=0)
