@@ -1,4 +1,4 @@
-"""The rules of judgement, fixed before looking: when a printed number counts as replicated.
+"""The rules of judgement, written down: when a printed number counts as replicated.
 
 In: the paper's number and ours with its interval. Out: a `Verdict`. In prose, and why they are so:
 templates/rules.md.j2. Next: claims.py.
