@@ -127,7 +127,14 @@ def test_children_end_with_their_parent(sent: int, status: int, tmp_path: Path) 
     (tmp_path / "parent.py").write_text(PARENT)
     (tmp_path / "child.py").write_text("import os, time; os.write(1, b'%d\\n' % os.getpid()); time.sleep(60)")
     command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "child.py")]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    parent = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # tests that a shell started with & ignore interrupts, and what they start would too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     children = [int(parent.stdout.readline()) for _ in range(2)]
     parent.send_signal(sent)
     assert parent.wait(20) == status
