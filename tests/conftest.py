@@ -26,6 +26,7 @@ if not torch.cuda.is_available():
 
 from adafuse import compose as schema
 from adafuse.config import Config
+from synthetic_report import Made, maker
 
 # hundreds of thousands of objects of torch stay for good: no collection has to look at them again
 gc.collect()
@@ -129,3 +130,9 @@ def tiny_llama() -> Callable[..., object]:
         return model.eval().requires_grad_(False)
 
     return make
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    """A factory of records that are known: synthetic_report.py."""
+    return maker(tmp_path)

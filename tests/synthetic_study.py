@@ -7,14 +7,12 @@ import copy
 import json
 import shlex
 import zlib
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adafuse.records import Record, open_record
+from adafuse.records import open_record
 from synthetic import FAMILIES, config, run_fields
 from synthetic_arms import ROUTING
 
@@ -174,15 +172,3 @@ def _header(
     command = " ".join(["run.py", f"seed={seed}", f"method={method}", *map(shlex.quote, words)])
     about = {"experiment": experiment, "command": command, "seed": seed, "machine": machine}
     return folder / task / f"{name}.jsonl", run_fields(task, name, plain, **about)
-
-
-def changed(records: list[Record], kind: str, change: Callable[[dict[str, Any]], None]) -> list[Record]:
-    """The same records, each line of one kind changed in place by `change`."""
-    found = []
-    for record in records:
-        lines = record.lines
-        for line in lines:
-            if line["kind"] == kind:
-                change(line)
-        found.append(replace(record, data=b"".join(json.dumps(line).encode() + b"\n" for line in lines)))
-    return found

@@ -9,19 +9,20 @@ import pandas as pd
 import pytest
 
 import synthetic_study as study
-from adafuse import archive
+from adafuse.archive import load
 from adafuse.records import open_record
 from adafuse.report import accuracy
 from adafuse.report.frames import frames
 from adafuse.report.measurements import Measured, values_frame
 from adafuse.report.membership import of_headers
+from synthetic_report import edited
 
 METHODS = {"base": 0.35, "lora": 0.70, "adafuse": 0.71}
-CELL = "h200 tiny fp32 qv r8 x8 top2 mixture level1 published"
+CELL = "h200 tiny fp32 qv r8 mixture"
 
 
 def measured(folder: Path, rows: pd.DataFrame | None = None) -> Measured:
-    return accuracy.measure(frames(archive.load([folder]).records, rows))
+    return accuracy.measure(frames(load([folder]).records, rows))
 
 
 def by_place(found: Measured) -> pd.DataFrame:
@@ -52,7 +53,7 @@ def test_a_row_is_a_method_and_a_cell_says_its_budget(tmp_path: Path) -> None:
     study.write_study(tmp_path, METHODS, seeds=2)
     study.write_study(tmp_path, METHODS, seeds=2, changes={"budget": "equal"})
     found = measured(tmp_path)
-    assert [cell.cell for cell in found.cells] == [CELL.replace("published", "equal"), CELL]
+    assert [cell.cell for cell in found.cells] == [f"{CELL} equal", CELL]
     assert [cell.title.split(" · ")[-1] for cell in found.cells] == ["equal parameters", "published sizes"]
     assert rows_of(found) == 2 * ["base", "lora", "adafuse"]
 
@@ -60,12 +61,12 @@ def test_a_row_is_a_method_and_a_cell_says_its_budget(tmp_path: Path) -> None:
 def test_records_older_than_a_setting_are_pooled_with_its_default(tmp_path: Path) -> None:
     for seed in (0, 1):
         study.write_evaluation(tmp_path, "lora", seed=seed)
-    older, newer = archive.load([tmp_path]).records
+    older, newer = load([tmp_path]).records
     for name in ("budget", "evaluate_dtype", "evaluate_strategy"):
         del older.run["config"][name]
     del older.run["config"]["data"]["level"]
-    (found,) = accuracy.studies(frames([older, newer]))
-    assert [(row.name, list(row.seeds)) for row in found.rows] == [("lora", [0, 1])]
+    found = accuracy.studies(frames([older, newer]))
+    assert list(zip(found["row"], found["seed"], strict=True)) == [("lora", 0), ("lora", 1)]
 
 
 def test_a_sweep_is_one_cell_and_its_rows_say_where_they_stand(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_a_sweep_is_one_cell_and_its_rows_say_where_they_stand(tmp_path: Path) -
         changes = {"experts.rank": rank}
         study.write_study(tmp_path, {"adafuse": 0.6}, seeds=2, changes=changes, experiment="rank")
     found = measured(tmp_path)
-    assert [cell.cell for cell in found.cells] == [CELL.replace("r8 ", "")]
+    assert [cell.cell for cell in found.cells] == [CELL.replace("r8", "r*")]
     assert rows_of(found, "rank") == ["adafuse (rank=4)", "adafuse (rank=8)", "adafuse (rank=16)"]
 
 
@@ -102,7 +103,7 @@ def test_a_task_over_own_files_is_named_after_their_folder(tmp_path: Path) -> No
 
 def test_a_header_without_a_method_stops_nothing(tmp_path: Path) -> None:
     study.write_study(tmp_path, METHODS, seeds=2)
-    records = archive.load([tmp_path]).records
+    records = load([tmp_path]).records
     for name in ("method", "train", "data"):
         del records[0].run["config"][name]
     assert "lora" in [row.row for row in accuracy.measure(frames(records)).rows]
@@ -136,13 +137,13 @@ def test_a_pilot_seed_counts_only_where_settings_were_chosen(tmp_path: Path) -> 
     for experiment in ("table2", "difficulty"):
         for seed in (0, 100):
             study.write_evaluation(tmp_path, "lora", seed=seed, experiment=experiment)
-    rows = [row for one in accuracy.studies(frames(archive.load([tmp_path]).records)) for row in one.rows]
-    assert {row.experiment: list(row.seeds) for row in rows} == {"table2": [0], "difficulty": [0, 100]}
+    seeds = accuracy.studies(frames(load([tmp_path]).records)).groupby("experiment")["seed"].agg(list)
+    assert seeds.to_dict() == {"table2": [0], "difficulty": [0, 100]}
 
 
 def test_a_record_may_serve_several_experiments(tmp_path: Path) -> None:
     study.write_study(tmp_path, {"adafuse": 0.7}, seeds=2)
-    rows = of_headers(archive.load([tmp_path]).records)
+    rows = of_headers(load([tmp_path]).records)
     shared = rows.assign(experiment="rank", overrides=rows["overrides"] + " experts.rank=8")
     found = numbers(tmp_path, pd.concat([rows, shared]))
     assert shown(found, "adafuse", "accuracy.average", "rank")["value"] == pytest.approx(0.7)
@@ -178,7 +179,7 @@ def test_rows_say_how_many_parameters_were_trained(tmp_path: Path) -> None:
 def test_a_row_without_a_number_says_why(tmp_path: Path) -> None:
     path = study.write_evaluation(tmp_path, "lora")
     study.write_evaluation(tmp_path, "mola").rename(tmp_path / "evaluate" / "mola-s0-0000000a.jsonl.partial")
-    header = archive.load([path]).records[0].run
+    header = load([path]).records[0].run
     failed = path.with_name("pesc-s0-0000000b.jsonl")
     header["config"]["method"]["name"] = "pesc"
     with pytest.raises(RuntimeError), open_record(failed, {k: v for k, v in header.items() if k != "kind"}):
@@ -221,14 +222,18 @@ def test_every_method_is_held_against_lora_and_adafuse_against_all(tmp_path: Pat
 @pytest.mark.parametrize("what", ["hash", "count"])
 def test_other_items_are_not_paired(tmp_path: Path, what: str) -> None:
     study.write_study(tmp_path, METHODS, seeds=2)
-    records = archive.load([tmp_path]).records
-    lora = [record for record in records if record.run["config"]["method"]["name"] == "lora"]
-    others = [record for record in records if record not in lora]
-    if what == "hash":
-        lora = study.changed(lora, "metric", lambda line: line.update(task_hash="other"))
-    else:
-        lora = study.changed(lora, "items", lambda line: line.update(correct=line["correct"][1:]))
-    found = by_place(accuracy.measure(frames([*others, *lora])))
+    records = load([tmp_path]).records
+
+    def change(line: dict[str, Any]) -> None:
+        if line["kind"] == "metric" and what == "hash":
+            line["task_hash"] = "other"
+        if line["kind"] == "items" and what == "count":
+            line["correct"] = line["correct"][1:]
+
+    for record in records:
+        if record.run["config"]["method"]["name"] == "lora":
+            edited(record, change)
+    found = by_place(accuracy.measure(frames(records)))
     assert not has(found, "adafuse", "minus.lora") and has(found, "adafuse", "accuracy.average")
 
 
@@ -239,7 +244,6 @@ def test_methods_on_different_backbones_are_not_paired(tmp_path: Path) -> None:
         study.write_evaluation(tmp_path, "adafuse", 0.7, seed, backbone="bb" if seed == 2 else "aa")
     found = numbers(tmp_path)
     assert shown(found, "adafuse", "minus.lora")["n"] == 2
-    assert shown(found, "study", "backbones")["value"] == 2
 
 
 def test_the_same_weights_under_another_name_are_told(tmp_path: Path) -> None:
@@ -342,7 +346,7 @@ def test_held_out_losses_are_paired_by_seed_over_the_same_domains(tmp_path: Path
 def test_a_fit_of_other_settings_under_the_same_job_stands_behind_nothing(tmp_path: Path) -> None:
     study.write_study(tmp_path, {"lora": 0.7}, seeds=1, loss=0.5)
     study.write_fit(tmp_path, "lora", changes={"method.learning_rate_factor": 3.0}, loss=0.9)
-    rows = of_headers(archive.load([tmp_path]).records).assign(overrides="method=lora seed=0")
+    rows = of_headers(load([tmp_path]).records).assign(overrides="method=lora seed=0")
     assert shown(numbers(tmp_path, rows), "lora", "validation_loss")["value"] == pytest.approx(0.5)
 
 

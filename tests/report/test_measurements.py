@@ -1,5 +1,6 @@
 """The frame of measurements: the same bytes for the same records, and the same numbers as ever."""
 
+import math
 import random
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pandas as pd
 import pytest
 
 from adafuse import report
-from adafuse.report import apart
+from adafuse.report import latency
 from adafuse.report.frames import frames
 from adafuse.report.measurements import COLUMNS, Measurement, load_measurements, values_frame, write
+from adafuse.report.naming import KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = ["experiment", "cell", "row", "quantity"]
@@ -31,6 +33,31 @@ def test_a_written_frame_is_read_back_with_six_digits(tmp_path):
     assert found.iloc[1]["reason"] == "check failed: logits 0.5, bound 0.1" and pd.isna(found.iloc[1]["n"])
 
 
+def test_a_check_is_one_line_of_the_file_and_three_of_the_frame(tmp_path):
+    checks = [("check.logits", 0.1, "detail"), ("bound.logits", 0.2, ""), ("passed.logits", 1.0, "")]
+    checks += [("check.whole", math.nan, ""), ("bound.whole", 0.2, ""), ("passed.whole", 0.0, "")]
+    values = [Measurement("a", "b", "arm", name, value, reason=why) for name, value, why in checks]
+    values += [Measurement("a", "b", "arm", "check", 0.1, reason="logits"), *VALUES]
+    write(values_frame(values), tmp_path / "measurements.csv")
+    lines = (tmp_path / "measurements.csv").read_text().splitlines()
+    assert "a,b,arm,check.logits,0.1,,0.2,,detail," in lines and len(lines) == 1 + 3 + len(VALUES)
+    pd.testing.assert_frame_equal(
+        load_measurements(tmp_path / "measurements.csv").query("experiment == 'a' and cell == 'b'"),
+        values_frame(values).query("experiment == 'a' and cell == 'b'"),
+        check_dtype=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("hashes", "written"),
+    [("a1b2c3d4e5f6 a1b2c3ffffff", "a1b2c3d a1b2c3f"), ("00000000a000 00000000b000", "00000000a 00000000b")],
+)
+def test_records_are_written_by_the_digits_that_tell_them_apart(tmp_path, hashes, written):
+    number = Measurement("a", "b", "arm", "ratio", 1.0, records=tuple(hashes.split()))
+    write(values_frame([number]), tmp_path / "measurements.csv")
+    assert load_measurements(tmp_path / "measurements.csv")["records"].tolist() == [written]
+
+
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", ",".join(COLUMNS) + "\na,b,c,d,much,,,,,\n"])
 def test_a_file_that_is_none_is_refused_in_one_line(tmp_path, text):
     path = tmp_path / "measurements.csv"
@@ -49,10 +76,18 @@ def test_the_order_of_the_records_does_not_matter(made, tmp_path):
     ]
     texts = set()
     for number in range(3):
-        write(values_frame(apart.measure(frames(records)).values), tmp_path / f"{number}.csv")
+        write(values_frame(latency.measure(frames(records)).values), tmp_path / f"{number}.csv")
         texts.add((tmp_path / f"{number}.csv").read_text())
         random.Random(number).shuffle(records)
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize("status", ["ok", "error", "unfinished"])
+@pytest.mark.parametrize("task", KEYS)
+def test_a_record_without_what_it_was_run_for_stops_nothing(made, task, status):
+    error = {"kind": "error", "where": "arm base", "message": "no room", "traceback": ""}
+    found = report.build([made("a" * 12, task, [error] * (status == "error"), status)]).measurements
+    assert not found.duplicated(KEY).any() and (len(found) > 0 or status == "unfinished")
 
 
 def test_every_number_has_a_name_of_its_own(made):

@@ -3,7 +3,7 @@
 import pytest
 
 from adafuse.report.frames import frames
-from adafuse.report.naming import arms_of, caption, cell_key, heading, rank, title
+from adafuse.report.naming import arms_of, caption, cell_key, rank, title
 
 EXPERTS = " · 8 experts of rank 16, top-2, on q, k, v, o, gate, up, down"
 
@@ -13,14 +13,14 @@ def run_of(record):
 
 
 def test_the_key_of_a_cell_tells_what_replicates_share(made):
-    assert cell_key(run_of(made("a"))) == "h200 tiny bf16 all r16 x8 top2 b1 c64 paper"
+    assert cell_key(run_of(made("a"))) == "h200 tiny bf16 all r16 b1 c64 paper"
     odd = run_of(
         made("a", latency={"gates": "zipf", "bypass_share": 0.25, "queries": True, "block_tokens": 200})
     )
     assert cell_key(odd).endswith("paper gates=zipf bypass=0.25 queries=200")
     few = {"targets": ["q_proj", "v_proj"], "rank": 8, "count": 4, "top_k": 1}
-    assert cell_key(run_of(made("a", experts=few)), without=["rank"]).startswith(
-        "h200 tiny bf16 qv x4 top1 b1"
+    assert cell_key(run_of(made("a", experts=few)), swept=["rank"]).startswith(
+        "h200 tiny bf16 qv r* x4 top1 b1"
     )
 
 
@@ -47,11 +47,11 @@ def test_an_unusual_workload_is_in_the_title(made):
 
 def test_the_heading_of_a_study_names_its_data_and_budget(made):
     data = {"name": "domain", "level": 3, "path": None}
-    assert heading(run_of(made("a", "evaluate", data=data, budget="equal"))).endswith(
+    assert title(run_of(made("a", "evaluate", data=data, budget="equal"))).endswith(
         " · data domain, level 3 · equal parameters"
     )
     own = run_of(made("a", "evaluate", data={"name": "local", "path": "/home/me/riddles"}))
-    assert heading(own).endswith(" · data riddles · published sizes")
+    assert title(own).endswith(" · data riddles · published sizes")
 
 
 def test_a_caption_says_where_numbers_come_from_and_what_was_left_out(made):

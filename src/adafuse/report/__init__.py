@@ -19,7 +19,7 @@ import yaml
 
 from adafuse import archive
 from adafuse.records import Record
-from adafuse.report import accuracy, apart, membership, routing
+from adafuse.report import accuracy, latency, membership, routing
 from adafuse.report.frames import Frames
 from adafuse.report.frames import frames as tidy
 from adafuse.report.measurements import CELLS, ROWS, Measured, load_measurements, values_frame
@@ -47,11 +47,9 @@ class Report:
 
 def read(folder: Path) -> Report:
     """The report on all records below a folder. Raises ValueError with one line if there are none."""
-    records = archive.load([folder]).records
-    found = [
-        place for place in (folder / "membership.csv", folder.parent / "membership.csv") if place.exists()
-    ]
-    return build(records, membership.read(found[0]) if found else None)
+    places = [place / "membership.csv" for place in (folder, folder.parent)]
+    rows = next((membership.read(place) for place in places if place.exists()), None)
+    return build(archive.load([folder]).records, rows)
 
 
 def build(records: Iterable[Record], rows: pd.DataFrame | None = None) -> Report:
@@ -59,15 +57,12 @@ def build(records: Iterable[Record], rows: pd.DataFrame | None = None) -> Report
 
     Raises ValueError with one line if no record can be used.
     """
-    found = tidy(records, rows)
-    measured = Measured()
-    for part in (apart, accuracy, routing):
-        measured += part.measure(found)
-    return Report(
-        frames=found,
-        measured=measured,
-        measurements=values_frame(measured.values),
-        cells=pd.DataFrame(measured.cells, columns=CELLS),
-        rows=pd.DataFrame(measured.rows, columns=ROWS),
-        paper=yaml.safe_load(PAPER.read_text()),
-    )
+    found, measured = tidy(records, rows), Measured()
+    for part in (latency, accuracy, routing):
+        own = part.measure(found)
+        measured = Measured(
+            measured.values + own.values, measured.cells + own.cells, measured.rows + own.rows
+        )
+    frame = values_frame(measured.values)
+    cells, names = pd.DataFrame(measured.cells, columns=CELLS), pd.DataFrame(measured.rows, columns=ROWS)
+    return Report(found, measured, frame, cells, names, yaml.safe_load(PAPER.read_text()))

@@ -1,205 +1,98 @@
 """Accuracy: what each method reaches, and how far it lies from another one on the same items.
 
 In: evaluations, and the training behind them. Out: `Measured`; and `studies`, by which routing.py finds the same rows.
-Next: routing.py.
-
 A study is one experiment on one cell. Its rows are methods, or `method (setting=value, ...)` for what the experiment
 sweeps beside methods and seeds, as the overrides of its jobs name it; where adapters are evaluated through strategies
-a row is a strategy and a dtype. Quantities of a row:
+a row is a strategy and a dtype. Next: routing.py. Quantities of a row, differences as fractions:
 
-    accuracy.TASK, error.TASK       mean over seeds with its 95 % interval, and standard error (over items for one
-                                    seed); .average is over tasks. The reason is the metric, or says why there is none
-    minus.OTHER, minus.OTHER.TASK   paired difference to the row of another method, as a fraction
-    rest.OTHER.TASK, later.OTHER    the same over all tasks but one; over the seeds beyond the first MIN_SEEDS
-    minus.default.SETTING           to the value of a sweep that most records share
-    minus.dense, minus.dense.TASK   to the unmerged adapter; differing, items: how many items have another result
-    minus90.X, p.X, spread.X, items_error.X   of the difference minus.X, or X for rest and later: 90 % interval, test of
-                                    equivalence, deviation between seeds, error that the items alone leave in a seed
-    validation_loss, loss_minus.OTHER   nats a token on held-out items; validation_loss.RATE, best_rate and used_rate
-                                    (in the study of the same cell) where learning rates were chosen
-    trainable                       parameters; of the row `study` backbones (their checksums) and same_weights (as
-                                    the backbone of another name)
+    accuracy.TASK, error.TASK   mean over seeds, and standard error (over items for one seed); .average is over tasks
+    minus.OTHER                 paired difference to another method (.TASK: on one task), to `default.SETTING` (the
+                                value of a sweep that most records share) or to `dense`, the unmerged adapter, beside
+                                how many of the `items` are `differing`
+    rest.OTHER.TASK             the same over all tasks but one; later.OTHER: over seeds beyond the first MIN_SEEDS
+    minus90.X, p.X, spread.X    of minus.X (or X): 90 % interval, test of equivalence, deviation between seeds
+    loss_minus.OTHER            of the held-out validation_loss in nats a token, which is also told by learning rate
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
 
-from adafuse.report.frames import BEFORE, Frames, Json, method_settings
-from adafuse.report.measurements import CellName, Measured, Measurement, RowName
+from adafuse.report.frames import BEFORE, Frames, Json, method_settings, setting
+from adafuse.report.latency import UNFINISHED, behind, measured
+from adafuse.report.measurements import KEY, Measured
 from adafuse.report.membership import coordinates
-from adafuse.report.naming import ADAFUSE, BASE, KEYS, LORA, OPPONENTS, TWIN, caption, cell_key, heading, rank
+from adafuse.report.naming import ADAFUSE, BASE, KEYS, LORA, TWIN, cell_key, rank
 from adafuse.report.rules import MARGIN, MIN_SEEDS
-from adafuse.stats import Difference, equivalence, mean_interval, paired_difference
+from adafuse.stats import equivalence, mean_interval, paired_difference
 
 # from here on seeds chose settings: no study counts them but those that chose
 PILOT_SEED = 100
 PILOTS = ("difficulty", "scarce_data", "learning_rate")
-OTHERS = (*OPPONENTS, "moral", "pesc", "mixlora")
+OTHERS = (TWIN, LORA, "mola", "moral", "pesc", "mixlora")
 # the two by which the paper's one gate stands or falls: these differences are also told task by task
 ENDS = (TWIN, LORA)
-DENSE = "dense"
 # what makes one domain of a study of several, which together are one row
 DOMAIN = ("data.families", "data.path", "suite.tasks")
 JOB = ["experiment", "profile", "overrides"]
-HOW = {"strategy": "evaluate_strategy", "evaluate_dtype": "evaluate_dtype", "restored": "evaluate_restore"}
-
-
-@dataclass(frozen=True)
-class Score:
-    """One task of one evaluation; `correct` holds a value an item, or nothing if they were not kept."""
-
-    metric: str
-    value: float
-    stderr: float
-    n: int
-    task_hash: str | None
-    correct: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One record, scores by task; `fits` are the training runs behind it, with their held-out loss or nan."""
-
-    record: str
-    config: Json
-    scores: dict[str, Score]
-    fits: dict[str, float]
-    backbone: str | None
-    trainable: float
-    why_none: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method at one point of a sweep, with its evaluations by seed, one a domain."""
-
-    experiment: str
-    cell: str
-    name: str
-    method: str
-    at: Json
-    seeds: dict[int, tuple[Evaluation, ...]]
-
-    @property
-    def every(self) -> list[Evaluation]:
-        """All evaluations."""
-        return [one for seed in self.seeds.values() for one in seed]
-
-    @property
-    def fits(self) -> dict[str, float]:
-        """All training runs."""
-        return {fit: loss for one in self.every for fit, loss in one.fits.items()}
-
-    def scores(self, seed: int) -> dict[str, Score]:
-        """The scores of one seed, over its domains."""
-        return {task: score for one in reversed(self.seeds[seed]) for task, score in one.scores.items()}
-
-    def number(self, quantity: str, value: float = math.nan, *rest: Any, **more: Any) -> Measurement:
-        """One number of this row; without other records that of all its evaluations."""
-        more.setdefault("records", tuple(one.record for one in self.every))
-        return Measurement(self.experiment, self.cell, self.name, quantity, value, *rest, **more)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A setting that varies in an experiment: its dotted path, its name in rows, and whether most jobs name it, so that
-    the experiment sweeps it; what only some jobs name is their own.
-    """
-
-    path: str
-    name: str
-    swept: bool
-
-    @property
-    def column(self) -> str:
-        """Of `Frames.runs`, where there is one."""
-        return "data" if self.path == "data.path" else self.path.rpartition(".")[2]
-
-
-@dataclass(frozen=True)
-class Study:
-    """One experiment on one cell, rows in the order of tables; `default` is the value of each setting that it sweeps
-    which most evaluations of this machine and backbone share.
-    """
-
-    default: Json
-    rows: list[Row]
-
-    @property
-    def every(self) -> list[Evaluation]:
-        """All evaluations, those at the default first: by the first of them the study is called."""
-        return [one for row in sorted(self.rows, key=lambda row: row.at != self.default) for one in row.every]
-
-    def find(self, method: str, at: Json) -> Row | None:
-        """The row of a method at a point."""
-        return next((row for row in self.rows if row.method == method and row.at == at), None)
-
-
-# by cell and method the row of a study without a sweep; of the unmerged adapter by method and dtype
-Plain = dict[tuple[str, str], Row]
+HOW = ["strategy", "evaluate_dtype", "restored"]
+PLACE, ROW = KEY[:2], KEY[:3]
+OTHER = [f"{name}_other" for name in ROW]
+PAIR, FLAGS = [*ROW, "name", *OTHER], ["is_alone", "is_method"]
 
 
 def measure(found: Frames) -> Measured:
     """Every study of accuracy, and the learning rates."""
-    every = studies(found)
-    plain = _plain(every)
-    measured = _learning_rates(found, plain)
-    for study in every:
-        tasks = list(dict.fromkeys(task for one in study.every for task in one.scores))
-        records = [one.record for one in study.every]
-        measured.cells.append(
-            _cell_name(study.rows[0].experiment, study.rows[0].cell, found.runs.loc[records])
-        )
-        measured.values += _backbones(study, every)
-        for row in study.rows:
-            measured.values += [
-                *_scores(row, tasks),
-                *_training(row),
-                *_differences(study, row, plain, tasks),
-            ]
-            what = (
-                row.method,
-                str(setting(row.every[0].config, "method.routing")),
-                row.at.get("strategy", ""),
-            )
-            measured.rows.append(RowName(row.experiment, row.cell, row.name, row.name, *what))
-    return measured
+    own = studies(found)
+    scores, (rates, tried) = _scores(found, own), _learning_rates(found, own)
+    parts = [rates]
+    if len(own):
+        parts += [_accuracies(own, scores), _training(own), _differences(own, scores), _same_weights(own)]
+    named = pd.concat([tried, own], ignore_index=True)
+    routing = named["config"].map(partial(setting, path="method.routing"))
+    named = named.assign(label=named["row"], routing=routing, strategy=named["through"])
+    # a study is called after its first evaluation at the usual point
+    cells = named.sort_values("is_usual", ascending=False, kind="stable").groupby(PLACE, sort=False)
+    values, rows = pd.concat(parts, ignore_index=True), named.drop_duplicates(ROW)
+    return measured(values, behind(named, ROW), rows, cells)
 
 
 # -- which evaluations belong together
 
 
 @lru_cache(maxsize=1)
-def studies(found: Frames) -> list[Study]:
-    """Every experiment whose members are evaluations, cell by cell."""
-    known = _evaluations(found)
-    members = _counted(found.members[found.members["task"] == "evaluate"])
-    own = found.runs[(found.runs["task"] == "evaluate") & (found.runs["method"] != BASE)]
-    near = dict(list(own[_is_as_trained(own)].groupby(["machine", "model"])["config"]))
-    whole = []
-    for _, group in members.groupby(["experiment", "folder"]):
-        axes = _axes(group)
-        swept = {axis.column for axis in axes if axis.swept}
-        key = ["machine", "model", *(name for name in KEYS["evaluate"] if name not in swept)]
-        told = [axis for axis in axes if axis.swept or axis.column not in KEYS["evaluate"]]
-        if any(setting(config, "data.name") == "domain" for config in group["config"]):
-            told = [axis for axis in told if axis.path not in DOMAIN]
+def studies(found: Frames) -> pd.DataFrame:
+    """Every evaluation in its row of each experiment, in the order of tables, with what `_evaluations` says of it.
+
+    `point` is where the row stands in a sweep, `usual` by axis the point at the value that most evaluations of this
+    machine and backbone share, `through` the strategy, where a study compares these.
+    """
+    every = _counted(found.members[found.members["task"] == "evaluate"])
+    every = every.join(_evaluations(found), on="record")
+    near = found.runs[(found.runs["task"] == "evaluate") & (found.runs["method"] != BASE)]
+    near, studied = near[_is_as_trained(near)], [_in_rows(every.iloc[:0].assign(cell="", at=None), {})]
+    for _, group in every.groupby(["experiment", "folder"]):
+        names, swept, hidden = _axes(group)
+        points = []
+        for config, job in zip(group["config"], group["overrides"], strict=True):
+            own = {*swept, *coordinates(job)}
+            points.append({name: setting(config, path) for path, name in names.items() if path in own})
+        group = group.assign(at=pd.Series(points, group.index))
+        key = ["machine", "model", *(name for name in KEYS["evaluate"] if name not in hidden)]
         for (machine, model, *_), cell in group.groupby(key, dropna=False):
-            rows = _rows(cell, cell_key(cell.iloc[0], swept), told, known)
-            common: Iterable[Json] = near.get((machine, model), [])
-            whole.append(Study({axis.name: _most(common, axis, rows) for axis in told if axis.swept}, rows))
-    return whole
+            configs, usual = near.loc[(near["machine"] == machine) & (near["model"] == model), "config"], {}
+            for path in filter(names.get, swept):
+                everywhere = configs.map(partial(setting, path=path))
+                usual[names[path]] = _most(everywhere, [at[names[path]] for at in cell["at"]])
+            studied.append(_in_rows(cell.assign(cell=cell_key(cell.iloc[0], hidden)), usual))
+    return pd.concat(studied, ignore_index=True)
 
 
 def _counted(members: pd.DataFrame) -> pd.DataFrame:
@@ -207,77 +100,69 @@ def _counted(members: pd.DataFrame) -> pd.DataFrame:
     return members[(members["seed"] < PILOT_SEED) | members["experiment"].isin(PILOTS)]
 
 
-def _axes(group: pd.DataFrame) -> list[Axis]:
-    """The settings that vary within one method, as the overrides of jobs name them."""
+def _is_as_trained(runs: pd.DataFrame) -> pd.Series:
+    """True for the unmerged adapter in the precision of its training."""
+    return (runs[HOW] == [BEFORE[name] for name in HOW]).all(axis=1)
+
+
+def _axes(group: pd.DataFrame) -> tuple[dict[str, str], list[str], set[str]]:
+    """The settings that rows name, by dotted path, with their names there; those that most jobs name, so that the
+    experiment sweeps them; and their columns, which have no part in a cell. What only some jobs name is their own.
+    """
     jobs = [coordinates(overrides) for overrides in group["overrides"].unique()]
     varied = []
     for path in sorted({path for job in jobs for path in job} - {"method", "task"}):
         values = group["config"].map(partial(setting, path=path))
         # a whole group of settings, a backbone say, is in the cell's own name
-        whole = values.map(lambda value: isinstance(value, dict)).any()
+        whole = any(isinstance(value, dict) for value in values)
         if not whole and (values.map(str).groupby(group["method"]).nunique() > 1).any():
             varied.append(path)
-    words = [path.rpartition(".")[2] for path in varied]
-    return [
-        Axis(path, word if words.count(word) == 1 else path, 2 * sum(path in job for job in jobs) > len(jobs))
-        for path, word in zip(varied, words, strict=True)
-    ]
+    swept = [path for path in varied if 2 * sum(path in job for job in jobs) > len(jobs)]
+    last = {path: path.rpartition(".")[2] for path in varied}
+    columns = {path: "data" if path == "data.path" else last[path] for path in varied}
+    named = [path for path in varied if path in swept or columns[path] not in KEYS["evaluate"]]
+    if any(setting(config, "data.name") == "domain" for config in group["config"]):
+        named = [path for path in named if path not in DOMAIN]
+    once = [path for path in named if list(last.values()).count(last[path]) == 1]
+    return (
+        {path: last[path] if path in once else path for path in named},
+        swept,
+        {columns[path] for path in swept},
+    )
 
 
-def _rows(members: pd.DataFrame, cell: str, axes: list[Axis], known: dict[str, Evaluation]) -> list[Row]:
-    """The rows of one cell, by point and then by method."""
-    rows: dict[str, Row] = {}
-    through = not _is_as_trained(members).all()
-    columns = ["experiment", "method", "seed", "record", "overrides", *HOW]
-    for run in members.sort_values("name")[columns].to_dict("records"):
-        own, job = known[run["record"]], coordinates(run["overrides"])
-        at = {axis.name: setting(own.config, axis.path) for axis in axes if axis.swept or axis.path in job}
-        name = f"{run['method']} ({', '.join(f'{key}={value}' for key, value in at.items())})"
-        if through:
-            at = {name: run[name] for name in HOW}
-            name = (
-                f"{run['strategy']} {run['evaluate_dtype']} ({'' if run['restored'] else 'restored=False'})"
-            )
-        name = name.removesuffix(" ()")
-        row = rows.setdefault(name, Row(run["experiment"], cell, name, str(run["method"]), at, {}))
-        row.seeds[run["seed"]] = (*row.seeds.get(run["seed"], ()), own)
-    return sorted(rows.values(), key=lambda row: ([*map(_order, row.at.values())], rank(row.name)))
+def _most(found: pd.Series, values: list[Any]) -> Any:
+    """The one of `values` that most have; of several the first."""
+    count = Counter(map(str, found))
+    return max(sorted(values, key=_order), key=lambda value: count[str(value)])
 
 
-def _most(configs: Iterable[Json], axis: Axis, rows: list[Row]) -> Any:
-    """The value of an axis that most of `configs` have; the first of several."""
-    count = Counter(str(setting(config, axis.path)) for config in configs)
-    values = sorted((row.at[axis.name] for row in rows if axis.name in row.at), key=_order)
-    return max(values, key=lambda value: count[str(value)], default=None)
+def _in_rows(cell: pd.DataFrame, usual: Json) -> pd.DataFrame:
+    """The evaluations of one cell in their rows, by point, method, seed and name."""
+    cell = cell.sort_values("name")
+    cell["point"] = cell["at"].map(_point)
+    named = zip(cell["method"], cell["point"], strict=True)
+    cell["row"] = [f"{method} ({point})".removesuffix(" ()") for method, point in named]
+    others = [{axis: _point(at | {axis: value}) for axis, value in usual.items()} for at in cell["at"]]
+    cell["usual"] = pd.Series(others, cell.index)
+    cell["is_usual"], cell["through"] = cell["at"].map(usual.__eq__), ""
+    if not _is_as_trained(cell).all():
+        cell["through"], cell["at"] = cell["strategy"], pd.Series(cell[HOW].to_dict("records"), cell.index)
+        ends = cell["restored"].map({True: "", False: " (restored=False)"})
+        cell["row"] = cell["strategy"] + " " + cell["evaluate_dtype"] + ends
+    seen = cell.groupby(["row", "seed"], sort=False).ngroup()
+    places = zip(cell["at"], cell["row"], seen, strict=True)
+    keys = [([*map(_order, at.values())], rank(row), place) for at, row, place in places]
+    return cell.iloc[sorted(range(len(cell)), key=keys.__getitem__)]
 
 
-def _is_as_trained(runs: pd.DataFrame) -> pd.Series:
-    """True for the unmerged adapter in the precision of its training."""
-    return (runs[list(HOW)] == [BEFORE[name] for name in HOW.values()]).all(axis=1)
-
-
-def setting(config: Json, path: str) -> Any:
-    """One setting of a configuration by its dotted name; None if it has none."""
-    value: Any = config
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+def _point(at: Json) -> str:
+    return ", ".join(f"{name}={value}" for name, value in at.items())
 
 
 def _order(value: Any) -> tuple[int, float, str]:
     """Numbers by size, words after them."""
     return (0, float(value), "") if isinstance(value, (int, float)) else (1, 0.0, str(value))
-
-
-def _plain(every: Iterable[Study]) -> Plain:
-    """The rows that those of a sweep are held against; of several that with most seeds."""
-    found: Plain = {}
-    for row in (row for study in every for row in study.rows):
-        dense = row.at.get("strategy") == DENSE
-        key = (row.cell, f"{row.method} {row.at['evaluate_dtype']}" if dense else row.method)
-        if (dense or not row.at) and (key not in found or len(found[key].seeds) < len(row.seeds)):
-            found[key] = row
-    return found
 
 
 # -- what single records say
@@ -286,299 +171,264 @@ def _plain(every: Iterable[Study]) -> Plain:
 def of_task(found: Frames, kind: str, task: str) -> pd.DataFrame:
     """The lines of one kind in the records of one task."""
     lines = found.lines(kind)
-    return lines[lines["record"].map(found.runs["task"]) == task]
+    return lines[lines["record"].isin(found.runs.index[found.runs["task"] == task])]
 
 
-def _evaluations(found: Frames) -> dict[str, Evaluation]:
-    """Every evaluation by its hash; the training behind it is that of the same job."""
-    members = found.members[[*JOB, "task", "record"]]
-    jobs = members[members["task"] == "evaluate"].merge(members[members["task"] == "train"], on=JOB)
-    scores, losses = _scores_by_record(found), _losses(found)
-    fits: dict[str, dict[str, float]] = {}
-    for record, fit in zip(jobs["record_x"], jobs["record_y"], strict=True):
-        # a job whose settings have changed since then has the fits of both
-        one, two = (
-            method_settings(found.records[name].run["config"].get("method") or {}) for name in (record, fit)
-        )
-        if one == two:
-            fits.setdefault(record, {})[fit] = losses.get(fit, math.nan)
-    known = {}
-    for record, run in found.records.items():
-        if run.run["task"] != "evaluate":
-            continue
-        first = {line["kind"]: line for line in reversed(run.lines) if run.status != "unfinished"}
-        why = f"error: {first['error']['message']}" if "error" in first else "not in the record"
-        known[record] = Evaluation(
-            record,
-            run.run["config"],
-            scores.get(record, {}),
-            fits.get(record, {}),
-            first.get("backbone", {}).get("sha256"),
-            first.get("parameters", {}).get("trainable", math.nan),
-            why if first else "unfinished record: run the same command again",
-        )
-    return known
-
-
-def _losses(found: Frames) -> dict[str, float]:
+def _losses(found: Frames) -> pd.Series:
     """The held-out loss of each training run, in nats a token."""
-    lines = of_task(found, "metric", "train").query("metric == 'loss'")
-    return {str(record): loss for record, loss in lines.groupby("record")["value"].mean().items()}
+    lines = of_task(found, "metric", "train")
+    return lines[lines["metric"] == "loss"].astype({"value": float}).groupby("record")["value"].mean()
 
 
-def _scores_by_record(found: Frames) -> dict[str, dict[str, Score]]:
-    """By evaluation and task the first metric, the suite's own choice; a task over the user's own files is named after
-    their folder.
+def _evaluations(found: Frames) -> pd.DataFrame:
+    """Of each evaluation the training behind it, which is that of the same job, and what else its lines say."""
+    jobs = found.members[[*JOB, "task", "record", "config"]]
+    jobs = jobs[jobs["task"] == "evaluate"].merge(
+        jobs[jobs["task"] == "train"], on=JOB, suffixes=("", "_fit")
+    )
+    # a job whose settings have changed since then has the fits of both
+    pairs = zip(jobs["config"], jobs["config_fit"], strict=True)
+    same = [method_settings(one.get("method")) == method_settings(two.get("method")) for one, two in pairs]
+    jobs = jobs[np.array(same, bool)].drop_duplicates(["record", "record_fit"])
+    jobs["loss"] = jobs["record_fit"].map(_losses(found))
+    said = found.runs.loc[found.runs["task"] == "evaluate", ["status"]]
+    said = said.join(jobs.groupby("record").agg(fits=("record_fit", tuple), losses=("loss", tuple)))
+    for kind, name in {"backbone": "sha256", "parameters": "trainable", "error": "message"}.items():
+        said = said.join(found.lines(kind).drop_duplicates("record").set_index("record")[name].rename(kind))
+    why = ("error: " + said["error"].astype(object)).fillna("not in the record")
+    return said.assign(why=why.mask(said.pop("status") == "unfinished", UNFINISHED)).drop(columns="error")
+
+
+def _scores(found: Frames, own: pd.DataFrame) -> pd.DataFrame:
+    """By row, seed and task the first metric, the suite's own choice, and the result of each item, if they were kept,
+    as `correct`; a task over the user's own files is named after their folder.
     """
     key = ["record", "suite_task", "metric"]
     lines = of_task(found, "metric", "evaluate").drop_duplicates(["record", "suite_task"])
     lines = lines.merge(found.lines("items")[[*key, "correct"]], on=key, how="left")
-    scores: dict[str, dict[str, Score]] = {}
-    for line in lines.to_dict("records"):
-        folder = setting(found.records[line["record"]].run["config"], "data.path")
-        task = Path(folder).name if folder and line["suite_task"].startswith("local") else line["suite_task"]
-        correct = np.asarray(line["correct"] if isinstance(line["correct"], list) else [], float)
-        value, stderr = (
-            math.nan if line[name] is None else float(line[name]) for name in ("value", "stderr")
-        )
-        score = Score(line["metric"], value, stderr, line["n"], line.get("task_hash"), correct)
-        scores.setdefault(line["record"], {})[task] = score
-    return scores
+    kept = [np.array(items if isinstance(items, list) else [], float) for items in lines["correct"]]
+    lines["correct"] = pd.Series(kept, lines.index)
+    lines["task_hash"] = lines.get("task_hash", pd.Series("", lines.index)).fillna("")
+    own = own.assign(nth=own.groupby(ROW)["seed"].rank("dense"))
+    lines = own[[*ROW, "seed", "nth", "record", "config", "backbone"]].merge(lines, on="record")
+    folders = [setting(config, "data.path") for config in lines.pop("config")]
+    named = zip(lines["suite_task"], folders, strict=True)
+    tasks = [Path(folder or task).name if task.startswith("local") else task for task, folder in named]
+    lines["task"] = pd.Series(tasks, lines.index, dtype=object)
+    lines = lines.drop_duplicates([*ROW, "seed", "task"]).astype({"value": float, "stderr": float})
+    lines["tasks"] = lines.groupby(PLACE)["task"].transform("nunique")
+    # tasks in one order in all rows of a study
+    return lines.iloc[lines.groupby([*PLACE, "task"], sort=False).ngroup().argsort(kind="stable")]
 
 
 # -- the numbers of one row
 
 
-def _scores(row: Row, tasks: list[str]) -> Iterator[Measurement]:
-    by_seed = [own for seed in row.seeds if (own := row.scores(seed))]
-    for task in tasks:
-        known = [own[task] for own in by_seed if task in own]
-        how = f"{known[0].metric}, {known[0].n} items" if known else ""
-        yield from _mean(row, task, [own.value for own in known], [own.stderr for own in known], how)
-    whole = [[own[task] for task in tasks] for own in by_seed if tasks and own.keys() >= set(tasks)]
-    means = [float(np.mean([score.value for score in own])) for own in whole]
-    errors = [float(np.linalg.norm([score.stderr for score in own])) / len(tasks) for own in whole]
-    yield from _mean(row, "average", means, errors)
-    if not whole:
-        yield row.number("accuracy.average", reason=row.every[0].why_none)
+def _accuracies(own: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Means and intervals over seeds, and standard errors: over items for one seed, over seeds for more."""
+    without = own.drop_duplicates(ROW).rename(columns={"why": "reason"}).assign(quantity="accuracy.average")
+    without = without[[*KEY, "reason"]].set_index(ROW)
+    if scores.empty:
+        return without.reset_index()
+    size = scores.groupby([*ROW, "seed"])["task"].transform("size")
+    whole = scores[size == scores["tasks"]].groupby([*ROW, "seed"], sort=False)
+    error = whole["stderr"].agg(lambda own: float(np.linalg.norm(own) / len(own)))
+    average = whole[["value"]].mean().assign(stderr=error, task="average", reason="").reset_index()
+    how = scores["metric"] + ", " + scores["n"].astype(str) + " items"
+    by = pd.concat([scores.assign(reason=how), average]).groupby([*ROW, "task"], sort=False)
+    found = by.agg(
+        values=("value", list), error=("stderr", "first"), reason=("reason", "first")
+    ).reset_index()
+    found = _over_seeds(found[[not math.isnan(sum(values)) for values in found["values"]]])
+    error = (found["values"].map(np.std) / (found["n"] - 1) ** 0.5).where(found["n"] > 1, found["error"])
+    errors = found[[*ROW, "n"]].assign(quantity="error." + found["task"], value=error)
+    without = without.drop(pd.MultiIndex.from_frame(average[ROW]).unique()).reset_index()
+    return pd.concat([found.assign(quantity="accuracy." + found["task"]), errors, without])
 
 
-def _mean(
-    row: Row, task: str, values: list[float], errors: list[float], how: str = ""
-) -> Iterator[Measurement]:
-    """Mean and interval over seeds, and standard error: over items for one seed, over seeds for more."""
-    if values and not math.isnan(sum(values)):
-        count = len(values)
-        error = float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else errors[0]
-        yield row.number(f"accuracy.{task}", *_interval(values), count, how)
-        yield row.number(f"error.{task}", error, n=count)
+def _over_seeds(found: pd.DataFrame) -> pd.DataFrame:
+    """The mean of `values` with its interval, and how many they are."""
+    ends = [mean_interval(own) if len(own) > 1 else (own[0], math.nan, math.nan) for own in found["values"]]
+    columns = ["value", "low", "high"]
+    return found.join(pd.DataFrame(ends, found.index, columns)).assign(n=found["values"].map(len))
 
 
-def _interval(values: list[float]) -> tuple[float, float, float]:
-    return mean_interval(values) if len(values) > 1 else (values[0], math.nan, math.nan)
-
-
-def _training(row: Row) -> Iterator[Measurement]:
+def _training(own: pd.DataFrame) -> pd.DataFrame:
     """What training left beside accuracy."""
-    sizes = [one.trainable for one in row.every if not math.isnan(one.trainable)]
-    if sizes:
-        yield row.number("trainable", sizes[0])
-    losses = {fit: loss for fit, loss in row.fits.items() if not math.isnan(loss)}
-    if losses:
-        yield row.number(
-            "validation_loss", float(np.mean([*losses.values()])), n=len(losses), records=tuple(losses)
-        )
+    sizes = own.dropna(subset="parameters").drop_duplicates(ROW).rename(columns={"parameters": "value"})
+    fits = own[[*ROW, "fits", "losses"]].explode(["fits", "losses"]).dropna().drop_duplicates([*ROW, "fits"])
+    by = fits.astype({"losses": float}).groupby(ROW, sort=False)
+    losses = by.agg(value=("losses", "mean"), n=("losses", "size"), records=("fits", tuple)).reset_index()
+    sizes = sizes[[*ROW, "value"]].assign(quantity="trainable")
+    return pd.concat([sizes, losses.assign(quantity="validation_loss")])
 
 
 # -- how far one row lies from another
 
 
-def _differences(study: Study, row: Row, plain: Plain, tasks: list[str]) -> Iterator[Measurement]:
-    """Everything that a row is held against: other methods, the defaults of a sweep, the unmerged adapter."""
-    if "strategy" in row.at:
-        dense = plain.get((row.cell, f"{row.method} {row.at['evaluate_dtype']}"))
-        if dense and dense.at != row.at:
-            yield from _to_dense(row, dense, tasks)
-        return
-    for name in OTHERS if row.method == ADAFUSE else (LORA,) if row.method != LORA else ():
-        other = opponent(study, row, name, plain)
-        if other:
-            yield from _to_other(row, other, tasks)
-        elif row.method == ADAFUSE and not row.at:
-            yield row.number(f"minus.{name}", reason=f"not run for {name}")
-    home = plain.get((row.cell, row.method))
-    if row.at and home and not {id(one) for one in home.every} & {id(one) for one in study.every}:
-        yield from _difference(f"minus.{row.method}", row, home, tasks)
-    for axis, value in study.default.items():
-        point = study.find(row.method, row.at | {axis: value})
-        if point and point != row:
-            yield from _difference(f"minus.default.{axis}", row, point, tasks, tested=False)
-
-
-def opponent(study: Study, row: Row, other: str, plain: Plain) -> Row | None:
-    """The row of another method at the same point; where the experiment has none, that method's own row on the same
-    cell in an experiment without a sweep (for gate_input in same_tokens).
+def _plain(own: pd.DataFrame) -> dict[tuple[str, ...], Any]:
+    """By cell and method the row of a study without a sweep, of several that with most seeds; of the unmerged adapter
+    also by dtype.
     """
-    return study.find(other, row.at) or plain.get((row.cell, other))
+    rows = own.assign(seeds=own.groupby(ROW)["seed"].transform("nunique")).drop_duplicates(ROW)
+    rows = rows.sort_values("seeds", ascending=False, kind="stable")
+    found: dict[tuple[str, ...], Any] = {}
+    for one in list[Any](rows.itertuples()):
+        if one.through == "dense" or not (one.through or one.point):
+            found.setdefault((one.cell, one.method, one.through and one.evaluate_dtype), one)
+    return found
 
 
-def paired(left: Row, right: Row, tasks: list[str]) -> tuple[Difference, tuple[str, ...]] | None:
-    """Accuracy of `left` minus that of `right`, and the records behind it; a seed counts if both have the same items of
-    all `tasks` and stand on one backbone, as far as they name it. None without any.
+def _pairs(own: pd.DataFrame) -> pd.DataFrame:
+    """What each row is held against, and under which name. Another method stands at the same point; where the
+    experiment has none there, it is that method's own row on the same cell in one without a sweep (for gate_input in
+    same_tokens). Of the numbers of a method without a sweep (`is_alone`) some are told task by task.
     """
-    sides: tuple[list[list[ArrayLike]], list[list[ArrayLike]]] = ([], [])
-    records: list[str] = []
-    for seed in _seeds_on_one_backbone(left, right) if tasks else []:
-        both = [row.scores(seed) for row in (left, right)]
-        if all(_same_items(*(own.get(task) for own in both)) for task in tasks):
-            for side, own in zip(sides, both, strict=True):
-                side.append([own[task].correct for task in tasks])
-            records += [one.record for row in (left, right) for one in row.seeds[seed]]
-    return (paired_difference(*sides), tuple(records)) if records else None
+    rows, plain = list[Any](own.drop_duplicates(ROW).itertuples()), _plain(own)
+    at = {(one.experiment, one.cell, one.method, one.point): one for one in rows if not one.through}
+    inside, lines = own.groupby(PLACE)["record"].agg(set), []
+    for one in rows:
+        home, beside = plain.get((one.cell, one.method, one.through and one.evaluate_dtype)), dict[str, Any]()
+        if one.through:
+            beside["dense"] = home
+        elif one.method != LORA:
+            for name in OTHERS if one.method == ADAFUSE else [LORA]:
+                other = at.get((one.experiment, one.cell, name, one.point))
+                beside[name] = other or plain.get((one.cell, name, ""))
+        if one.point and not one.through:
+            if home and home.record not in inside[one.experiment, one.cell]:
+                beside[one.method] = home
+            for axis, point in one.usual.items():
+                beside[f"default.{axis}"] = at.get((one.experiment, one.cell, one.method, point))
+        is_alone = one.method == ADAFUSE and not (one.point or one.through)
+        for name, other in beside.items():
+            key = (other.experiment, other.cell, other.row) if other else (None, None, None)
+            if key != (one.experiment, one.cell, one.row):
+                is_method = name in OTHERS and name != one.method
+                lines.append((one.experiment, one.cell, one.row, name, *key, is_alone, is_method))
+    return pd.DataFrame(lines, columns=[*PAIR, *FLAGS]).astype(dict.fromkeys(FLAGS, bool))
 
 
-def _seeds_on_one_backbone(left: Row, right: Row) -> list[int]:
-    """The seeds that both have, where their records name no two backbones."""
-    seeds = sorted(left.seeds.keys() & right.seeds.keys())
-    return [seed for seed in seeds if len(_under([*left.seeds[seed], *right.seeds[seed]])) < 2]
-
-
-def _under(every: Iterable[Evaluation]) -> set[str]:
-    return {one.backbone for one in every if one.backbone}
-
-
-def _same_items(one: Score | None, two: Score | None) -> bool:
-    """True if both kept the results of the same items: as many, under the same hash where they have one."""
-    if one is None or two is None:
-        return False
-    return 0 < len(one.correct) == len(two.correct) and one.task_hash == two.task_hash
-
-
-def _to_other(row: Row, other: Row, tasks: list[str]) -> Iterator[Measurement]:
-    name = other.method
-    yield from _difference(f"minus.{name}", row, other, tasks)
+def _differences(own: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Everything that a row is held against: a seed counts if both have the same items of all tasks, on one backbone
+    as far as they name it.
+    """
+    pairs = _pairs(own)
+    lacking = pairs[pairs["row_other"].isna() & pairs["is_alone"] & pairs["is_method"]]
+    lacking = lacking.assign(quantity="minus." + lacking["name"], reason="not run for " + lacking["name"])
+    both = _beside(pairs, scores)
+    is_tested = ~both["name"].str.startswith("default.") & (both["name"] != "dense")
+    both = both.assign(quantity="minus." + both["name"], size=both["tasks"], is_tested=is_tested)
     # run because of what the first ones showed, but independent of them
-    one, two = (replace(own, seeds=dict(sorted(own.seeds.items())[MIN_SEEDS:])) for own in (row, other))
-    yield from _difference(f"later.{name}", one, two, tasks)
-    yield from _to_loss(row, other)
-    if row.method != ADAFUSE or row.at or name not in ENDS or len(tasks) < 2:
-        return
-    for task in tasks:
-        yield from _difference(f"minus.{name}.{task}", row, other, [task], tested=False)
-        yield from _difference(f"rest.{name}.{task}", row, other, [own for own in tasks if own != task])
+    later = both[both["is_method"] & (both[["nth", "nth_other"]] > MIN_SEEDS).all(axis=1)]
+    later = later.assign(quantity="later." + later["name"])
+    ends = both[both["is_alone"] & both["name"].isin(ENDS) & (both["tasks"] > 1)]
+    alone = pd.concat([ends, both[both["name"] == "dense"]])
+    alone = alone.assign(quantity=alone["quantity"] + "." + alone["task"], size=1, is_tested=False)
+    rest = ends[[*PLACE, "task"]].drop_duplicates().rename(columns={"task": "without"}).merge(ends, on=PLACE)
+    rest = rest[rest["task"] != rest["without"]]
+    rest["quantity"] = "rest." + rest["name"] + "." + rest["without"]
+    losses = _beside(pairs[pairs["is_method"]], _losses_as_scores(own))
+    losses = losses.assign(quantity="loss_minus." + losses["name"], size=losses["tasks"], is_tested=False)
+    every = pd.concat([both, later, alone, rest.assign(size=rest["tasks"] - 1), losses])
+    whole = every[every.groupby([*KEY, "seed"])["task"].transform("size") == every["size"]]
+    return pd.concat([lacking, _paired(own, whole)])
 
 
-def _to_dense(row: Row, dense: Row, tasks: list[str]) -> Iterator[Measurement]:
-    """The difference to the unmerged adapter, and how many of the common items have another result."""
-    for suffix, own in {"": tasks, **{f".{task}": [task] for task in tasks}}.items():
-        yield from _difference(f"minus.{DENSE}{suffix}", row, dense, own, tested=False)
-        other = [
-            one.correct != two.correct
-            for seed in _seeds_on_one_backbone(row, dense)
-            for one, two in [(row.scores(seed).get(task), dense.scores(seed).get(task)) for task in own]
-            if one and two and _same_items(one, two)
-        ]
-        if other:
-            yield row.number(f"differing{suffix}", sum(int(np.sum(one)) for one in other))
-            yield row.number(f"items{suffix}", sum(np.size(one) for one in other))
+def _beside(pairs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores of both rows of each pair on the same items, where they name no two backbones, by seed."""
+    same = ["seed", "task", "task_hash"]
+    keys = [*OTHER, *(f"{name}_other" for name in same)]
+    both = pairs.merge(scores, on=ROW)
+    both = both.merge(scores.add_suffix("_other"), left_on=[*OTHER, *same], right_on=keys)
+    one, two = both["backbone"], both["backbone_other"]
+    both = both[(one == two) | one.isna() | two.isna()]
+    items = zip(both["correct"], both["correct_other"], strict=True)
+    are_same = np.array([0 < len(own) == len(other) for own, other in items], bool)
+    return both[are_same].sort_values("seed", kind="stable")
 
 
-def _difference(
-    quantity: str, row: Row, other: Row, tasks: list[str], tested: bool = True
-) -> Iterator[Measurement]:
-    found = paired(row, other, tasks)
-    if found is None:
-        return
-    own, records = found
-    number, key = partial(row.number, n=own.n_seeds, records=records), quantity.removeprefix("minus.")
-    yield number(quantity, own.value, own.low, own.high, reason=own.method)
-    if tested:
-        yield number(f"items_error.{key}", own.items_error)
-    if tested and own.n_seeds > 1:
-        test = equivalence(own.by_seed, MARGIN / 100)
-        yield number(f"minus90.{key}", own.value, test.low, test.high)
-        yield number(f"p.{key}", test.p)
-        yield number(f"spread.{key}", own.spread)
+def _losses_as_scores(own: pd.DataFrame) -> pd.DataFrame:
+    """Held-out losses of what was learnt, a domain a task of one item; two rows must have learnt as many."""
+    task = [f"{setting(config, 'data.families')} {setting(config, 'data.path')}" for config in own["config"]]
+    size = own.groupby([*ROW, "seed"])["record"].transform("size")
+    loss = own["losses"].map(np.mean, na_action="ignore")
+    found = own.assign(task=task, task_hash=size, tasks=size, loss=loss).dropna(subset="loss")
+    found["correct"] = found["loss"].map(np.atleast_1d)
+    return found[[*ROW, "seed", "task", "task_hash", "tasks", "correct", "backbone"]]
 
 
-def _to_loss(row: Row, other: Row) -> Iterator[Measurement]:
-    """Held-out loss of `row` minus that of `other`, better downwards: a value a seed, the mean over its domains; a seed
-    counts if both learnt the same domains on one backbone and every loss is known.
-    """
-    values, records = [], []
-    for seed in _seeds_on_one_backbone(row, other):
-        one, two = ({_learnt(own): _loss(own) for own in side.seeds[seed]} for side in (row, other))
-        lost = float(np.mean([one[name] - two.get(name, math.nan) for name in one]))
-        if one.keys() == two.keys() and not math.isnan(lost):
-            values.append(lost)
-            records += [fit for side in (row, other) for own in side.seeds[seed] for fit in own.fits]
-    if values:
-        reason = f"t over {len(values)} seeds" if len(values) > 1 else "one seed: no interval"
-        number = partial(row.number, n=len(values), reason=reason, records=tuple(records))
-        yield number(f"loss_minus.{other.method}", *_interval(values))
-
-
-def _learnt(own: Evaluation) -> str:
-    return f"{setting(own.config, 'data.families')} {setting(own.config, 'data.path')}"
-
-
-def _loss(own: Evaluation) -> float:
-    return float(np.mean([*own.fits.values()])) if own.fits else math.nan
+def _paired(own: pd.DataFrame, whole: pd.DataFrame) -> pd.DataFrame:
+    """Each difference over its seeds, where it is tested what the test says, and how many items differ from dense."""
+    by_seed: dict[tuple[str, ...], dict[int, list[Any]]] = {}
+    whole = whole[[*KEY, "seed", *OTHER, "name", "is_tested", "correct", "correct_other"]].astype(object)
+    for one in list[Any](whole.itertuples(index=False)):
+        by_seed.setdefault(one[:4], {}).setdefault(one.seed, []).append(one)
+    lines, records = list[Json](), own.groupby([*ROW, "seed"])["record"].agg(tuple).to_dict()
+    fits = own.dropna(subset="fits").groupby([*ROW, "seed"])["fits"].agg("sum").to_dict()
+    for (*row, quantity), seeds in by_seed.items():
+        items = [[(one.correct, one.correct_other) for one in seed] for seed in seeds.values()]
+        found = paired_difference(*zip(*(zip(*seed, strict=True) for seed in items), strict=True))
+        first, name = next(iter(seeds.values()))[0], quantity.removeprefix("minus.")
+        sides = row, (first.experiment_other, first.cell_other, first.row_other)
+        is_loss = quantity.startswith("loss_minus.")
+        source, how = fits if is_loss else records, found.method
+        behind = tuple(one for seed in seeds for side in sides for one in source[*side, seed])
+        numbers: Json = {quantity: {"value": found.value, "low": found.low, "high": found.high}}
+        numbers[quantity]["reason"] = how.replace("items only", "no interval") if is_loss else how
+        if first.is_tested and found.n_seeds > 1:
+            test = equivalence(found.by_seed, MARGIN / 100)
+            numbers[f"minus90.{name}"] = {"value": found.value, "low": test.low, "high": test.high}
+            numbers |= {f"p.{name}": {"value": test.p}, f"spread.{name}": {"value": found.spread}}
+        if first.name == "dense":
+            pairs, name = [pair for seed in items for pair in seed], name.removeprefix("dense")
+            of_row = {"n": None, "records": None}
+            numbers[f"differing{name}"] = of_row | {"value": sum(np.sum(one != two) for one, two in pairs)}
+            numbers[f"items{name}"] = of_row | {"value": sum(len(one) for one, _ in pairs)}
+        at = {**dict(zip(ROW, row, strict=True)), "n": found.n_seeds, "records": behind}
+        lines += [at | {"quantity": quantity} | number for quantity, number in numbers.items()]
+    return pd.DataFrame(lines)
 
 
 # -- what is told once a study
 
 
-def _backbones(study: Study, every: Iterable[Study]) -> Iterator[Measurement]:
-    """On which backbones a study stands, and under which other name their weights were trained too."""
-    own = _under(study.every)
-    head = replace(study.rows[0], name="study")
-    if own:
-        yield head.number("backbones", len(own), reason=" ".join(sorted(own)))
-    names = {
-        str(setting(one.config, "model.name"))
-        for other in every
-        for one in other.every
-        if one.backbone in own
-    }
-    for name in sorted(names - {str(setting(one.config, "model.name")) for one in study.every}):
-        yield head.number("same_weights", reason=name)
+def _same_weights(own: pd.DataFrame) -> pd.DataFrame:
+    """Under which other name the weights of a study's backbone were trained too."""
+    names = own.assign(name=own["config"].map(partial(setting, path="model.name"))).dropna(subset="backbone")
+    shared, records, lines = names.groupby("backbone")["name"].agg(set), behind(own, ROW), []
+    for place, cell in names.groupby(PLACE, sort=False):
+        others = set[str]().union(*shared[cell["backbone"].unique()]) - set(cell["name"])
+        first = records[*place, cell["row"].iloc[0]]
+        lines += [(*place, "study", "same_weights", name, first) for name in sorted(others)]
+    return pd.DataFrame(lines, columns=[*KEY, "reason", "records"])
 
 
-def _cell_name(experiment: str, key: str, runs: pd.DataFrame) -> CellName:
-    run = runs.iloc[0]
-    return CellName(experiment, key, heading(run), caption(runs), run["machine"], run["machine"] == "CPU")
-
-
-def learning_rate(config: Json) -> float:
+def _rate(config: Json) -> float:
     """The rate at which a method was trained: the stage's, times the method's own factor."""
     rate, factor = setting(config, "train.learning_rate"), setting(config, "method.learning_rate_factor")
     # a product of decimals: 3e-3 times 0.1 is no round number
     return float(f"{(rate or 0.0) * (1.0 if factor is None else factor):.6g}")
 
 
-def _learning_rates(found: Frames, plain: Plain) -> Measured:
-    """Of experiments that only train: held-out loss by rate, the best rate, and that of the study on the same cell."""
-    measured = Measured()
+def _learning_rates(found: Frames, own: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Of experiments that only train: held-out loss by rate, the best rate, and that of the study on the same cell; and
+    the records, in their rows.
+    """
     members = _counted(found.members[found.members["task"] != "pretrain"])
-    alone = members.groupby("experiment")["task"].transform(lambda tasks: (tasks == "train").all())
-    columns = ["experiment", "folder", "model", *KEYS["train"]]
-    losses = pd.Series(_losses(found), dtype=float)
-    for _, cell in members[alone].drop_duplicates(["experiment", "record"]).groupby(columns, dropna=False):
-        experiment, key = str(cell["experiment"].iloc[0]), cell_key(cell.iloc[0])
-        measured.cells.append(_cell_name(experiment, key, cell))
-        for method in sorted(cell["method"].unique(), key=rank):
-            own = cell[cell["method"] == method]
-            make = partial(Measurement, experiment, key, method, records=tuple(own["record"]))
-            by_rate = own["record"].map(losses).groupby(own["config"].map(learning_rate)).mean().dropna()
-            measured.values += [make(f"validation_loss.{rate:g}", loss) for rate, loss in by_rate.items()]
-            if len(by_rate):
-                measured.values.append(make("best_rate", float(by_rate.index[by_rate.argmin()])))
-            used = plain.get((key, method))
-            if used:
-                records = tuple(one.record for one in used.every)
-                measured.values.append(
-                    make("used_rate", learning_rate(used.every[0].config), records=records)
-                )
-            measured.rows.append(RowName(experiment, key, method, method, method))
-    return measured
+    alone = ~members["experiment"].isin(members.loc[members["task"] != "train", "experiment"])
+    tried = members[alone].drop_duplicates(["experiment", "record"])
+    cells, order = [cell_key(run) for _, run in tried.iterrows()], tried["method"].map(rank)
+    tried = tried.assign(cell=cells, row=tried["method"], order=order).sort_values([*PLACE, "order"])
+    losses = tried["record"].map(_losses(found)).astype(float)
+    tried = tried.assign(rate=tried["config"].map(_rate), value=losses)
+    by_rate = tried.groupby([*ROW, "rate"])["value"].mean().dropna().reset_index()
+    best = by_rate.sort_values("value", kind="stable").drop_duplicates(ROW)
+    plain, records, used = _plain(own), behind(own, ROW), []
+    for experiment, cell, row in tried[ROW].drop_duplicates().itertuples(index=False):
+        if one := plain.get((cell, row, "")):
+            key = one.experiment, one.cell, one.row
+            used.append((experiment, cell, row, "used_rate", _rate(one.config), records[key]))
+    numbers = [by_rate.assign(quantity=by_rate["rate"].map("validation_loss.{:g}".format))]
+    numbers.append(best.assign(quantity="best_rate", value=best["rate"]))
+    return pd.concat([*numbers, pd.DataFrame(used, columns=[*KEY, "value", "records"])]), tried

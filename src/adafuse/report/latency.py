@@ -1,9 +1,9 @@
-"""What one decoded token costs: every arm's time beside the plain backbone's, its floor, its checks, its memory, and
-how finely it was timed.
+"""What is timed or counted: decoded tokens arm by arm, and apart from them single layers, kernels, drift, traces,
+memory, calibration, backbones, and each record's own time.
 
-In: a `Cell`, records that are replicates of each other. Out: `Measured`, a row for each arm and for each runtime. An
-arm is compared with the plain backbone in its own runtime, so that no adapter gets the credit for a CUDA graph; ratios
-are paired by round within a process, and processes are the units of an interval. Next: apart.py.
+In: `Frames`. Out: `Measured`, by experiment and cell (backbones and records under none). An arm is compared with the
+plain backbone in its own runtime, so that no adapter gets the credit for a CUDA graph; ratios are paired by round
+within a process, and processes are the units of an interval. Next: accuracy.py.
 """
 
 from __future__ import annotations
@@ -11,364 +11,437 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-from statistics import median
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from adafuse.report.frames import Frames, Json, method_settings
-from adafuse.report.measurements import Measured, Measurement, RowName
-from adafuse.report.naming import ADAFUSE, BASE, EAGER, TWIN, Arm, arms_of
-from adafuse.stats import Interval, is_resolved, paired_ratio, resolution
+from adafuse.report.frames import Frames, method_settings, setting
+from adafuse.report.measurements import ROWS, CellName, Measured, RowName, told
+from adafuse.report.membership import coordinates
+from adafuse.report.naming import ADAFUSE, BASE, GEOMETRY, KEYS, TWIN, Arm, arms_of, caption, cell_key, title
+from adafuse.stats import Interval, paired_ratio, resolution
 
-# by arm: ms per token in each round of one process, nan where no block counts
-Rounds = dict[str, NDArray[np.float64]]
-# lines of one kind, each with its record
-Lines = list[tuple[str, Json]]
-SIZES = ("weights_gib", "peak_gib", "peak_load_gib", "process_gib", "reserved_gib")
-COUNTS = ("params", "macs", "adapter_params", "bytes_per_token")
+PLACE = ["experiment", "cell", "task"]
+ARM = [*PLACE, "row"]
+NUMBER = [*ARM, "quantity", "value", "low", "high", "n", "rounds", "reason"]
+OF_ARMS = ["latency", "memory", "trace"]
+CALIBRATED = ["read_gbps", "copy_gbps", "rmw_gbps", "launch_us", "empty_node_us", "tiny_node_us"]
+CALIBRATED += ["graph_launch_us"]
+COUNTS = ["params", "macs", "adapter_params", "bytes_per_token", "floor_ms"]
+SIZES = ["weights_gib", "peak_gib", "peak_load_gib", "process_gib", "reserved_gib"]
+TRACED = ["untraced_ms", "launches", "host_launches", "graph_nodes", "gap_ms", "unlinked"]
+OF_KERNEL = ["ms", "naive_ms", "bytes", "floor_ms", "gbps", "share", "bound"]
+DRIFTED = ["weight_error", "delta_error", "logit_error", "agreement", "delta_share"]
 # what two workloads must agree in for memory that was measured of one to be the other's
-WORKLOAD = [
-    "folder",
-    "model",
-    "path",
-    "dtype",
-    "shape",
-    "targets",
-    "rank",
-    "count",
-    "top_k",
-    "batch",
-    "context",
-]
+WORKLOAD = ["folder", "model", "path", "shape", "dtype", *GEOMETRY, "batch", "context"]
+# by the last part of its name, an override that a cell's key tells already, or that only repeats a job
+TOLD = {"model", "experts", "run", "task", "method", "name"}.union(*KEYS.values())
+TOLD |= {"rounds", "settle_tokens", "check_tokens", "warmup", "runs", "replays", "save_every_steps"}
 UNFINISHED = "unfinished record: run the same command again"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Records of one task that are replicates of each other, in the order of their names."""
+class Cells:
+    """`records`: a line for each record in a cell, with its settings; cells in the order of tables (those of a GPU
+    first, then by title), records by name. `arms`: a line for each arm that a cell was to run, with what it is.
+    """
 
-    experiment: str
-    key: str
-    task: str
-    runs: pd.DataFrame
     frames: Frames
+    records: pd.DataFrame
+    arms: pd.DataFrame
 
-    @cached_property
-    def finished(self) -> tuple[str, ...]:
-        return tuple(self.runs.index[self.runs["status"] != "unfinished"])
-
-    @cached_property
-    def arms(self) -> dict[str, Arm]:
-        """What any of the records was to run."""
-        return {arm: own for _, run in self.runs.iterrows() for arm, own in arms_of(run).items()}
-
-    @cached_property
-    def plain(self) -> dict[tuple[str, str], str]:
-        """The arms of the bare backbone by runtime and part: base, again (A/A) and gemv, through the product that
-        strategy fused is built on.
-        """
-        found: dict[tuple[str, str], str] = {}
-        for arm, own in self.runs.iloc[0]["config"]["arms"].get("table", {}).items():
-            if own.get("method") == BASE:
-                runtime = own.get("runtime", EAGER)
-                part = "again" if (runtime, "base") in found else "base"
-                found.setdefault((runtime, "gemv" if own.get("strategy") == "fused" else part), arm)
-        return found
-
-    @cached_property
-    def rounds(self) -> dict[str, Rounds]:
-        """By record: the blocks that count, neither excluded at once nor flagged at the end."""
-        times: dict[str, dict[str, dict[int, float]]] = {}
-        flagged = {(record, line["arm"], line["round"]) for record, line in self.of("flag")}
-        for record, line in self.of("block"):
-            if line["excluded"] is None and (record, line["arm"], line["round"]) not in flagged:
-                ms = line["block_ms"] / line["tokens"]
-                times.setdefault(record, {}).setdefault(line["arm"], {})[line["round"]] = ms
-        return {record: _by_round(own) for record, own in times.items()}
-
-    @cached_property
-    def memory(self) -> list[pd.Series]:
-        """The memory records of this workload, whatever arm they are of."""
-        every = self.frames.runs[self.frames.runs["task"] == "memory"]
-        first = self.runs.iloc[0]
-        return [run for _, run in every.iterrows() if all(run[name] == first[name] for name in WORKLOAD)]
-
-    def of(self, kind: str, arm: str | None = None) -> Lines:
-        """Lines of a kind in the finished records, of one arm or of all, each with its record."""
-        lines = [(record, line) for record in self.finished for line in self.frames.of(kind, record)]
-        return lines if arm is None else [(record, line) for record, line in lines if line["arm"] == arm]
-
-    def value(
-        self, row: str, quantity: str, value: float | None, reason: str = "", records: Iterable[str] = ()
-    ) -> Measurement:
-        """A number without an interval, nan for None; without `records` all of the cell stand behind it."""
-        number = math.nan if value is None else float(value)
-        own = tuple(dict.fromkeys(records)) or self.finished
-        return Measurement(self.experiment, self.key, row, quantity, number, reason=reason, records=own)
-
-    def values(
-        self, row: str, numbers: Mapping[str, float | None], records: Iterable[str] = ()
-    ) -> list[Measurement]:
-        """Numbers without intervals, by quantity."""
-        return [self.value(row, quantity, value, records=records) for quantity, value in numbers.items()]
-
-    def interval(self, row: str, quantity: str, found: Interval, records: Iterable[str] = ()) -> Measurement:
-        """A ratio with its interval."""
-        bare = self.value(row, quantity, found.ratio, found.method, records)
-        return replace(bare, low=found.low, high=found.high, n=found.n_processes)
+    def lines(self, kind: str) -> pd.DataFrame:
+        """The lines of a kind in the finished records of each cell, in their order; an arm is a row."""
+        own = self.frames.lines(kind).rename(columns={"arm": "row"})
+        return self.records[[*PLACE, "record"]].merge(own, on="record")
 
 
-def measure(cell: Cell) -> Measured:
-    """Every arm that the cell was to run, and how finely each of its runtimes was timed."""
-    found = Measured(rows=row_names(cell))
-    runtimes = dict.fromkeys(own.runtime for own in cell.arms.values())
-    noise = {runtime: again_ratio(cell, runtime) for runtime in runtimes}
-    base_peaks = {runtime: _peak(cell, cell.plain.get((runtime, "base"), "")) for runtime in runtimes}
-    for arm, own in cell.arms.items():
-        ms_per_token = _time(cell, arm)
-        found.values.append(ms_per_token)
-        found.values += _ratios(cell, arm, noise[own.runtime])
-        found.values += _cost(cell, arm, ms_per_token.value)
-        found.values += _checks(cell, arm)
-        found.values += memory_values(cell, arm, memory_records(cell, arm))
-        found.values += [replace(peak, row=arm, quantity="base_peak_gib") for peak in base_peaks[own.runtime]]
-    for runtime, again in noise.items():
-        found.values += _timing(cell, runtime, again)
-    return found
+def measure(frames: Frames) -> Measured:
+    """All that was timed or counted, under each experiment that it serves; backbones and records under none."""
+    cells = _cells(frames)
+    parts = [part(cells) for part in (_latency, _memory, _kernel, _trace, _backbones, _of_records)]
+    of_lines = {"calibration": _calibration, "layer": _layer, "drift": _drift}
+    parts += [part(cells) for kind, part in of_lines.items() if len(cells.lines(kind))]
+    found = pd.concat([cells.arms, *parts], ignore_index=True)
+    finished = behind(cells.records[cells.records["status"] != "unfinished"], PLACE)
+    rows = found.dropna(subset="label").drop_duplicates(ARM)
+    return measured(found.dropna(subset="quantity"), finished, rows, cells.records.groupby(PLACE, sort=False))
 
 
-def row_names(cell: Cell) -> list[RowName]:
-    """The arms of a cell with what each is, in the order in which they were asked for."""
-    return [RowName(cell.experiment, cell.key, arm, *own) for arm, own in cell.arms.items()]
-
-
-def ratio(cell: Cell, arm: str, base: str) -> Interval | None:
-    """Time of `arm` over time of `base`, paired by round within each process; None if no round has both."""
-    pairs = []
-    for times in cell.rounds.values():
-        if arm in times and base in times:
-            both = ~np.isnan(times[arm]) & ~np.isnan(times[base])
-            if both.any():
-                pairs.append((times[arm][both], times[base][both]))
-    return paired_ratio(pairs) if pairs else None
-
-
-def again_ratio(cell: Cell, runtime: str) -> Interval | None:
-    """The A/A arm of a runtime: the backbone over itself."""
-    again, base = (cell.plain.get((runtime, part), "") for part in ("again", "base"))
-    return ratio(cell, again, base)
-
-
-def why_no_time(cell: Cell, arm: str) -> str:
-    """Why an arm that was asked for has no time."""
-    if not cell.finished:
-        return UNFINISHED
-    if arm not in cell.arms:
-        return "not run"
-    check = _decisive(cell, arm)
-    if check and not check["passed"]:
-        value = "none" if check["value"] is None else f"{check['value']:.3g}"
-        return f"check failed: {check['check']} {value}, bound {check['bound']:.3g}"
-    excluded = [line["excluded"] for _, line in cell.of("block", arm) if line["excluded"]]
-    excluding = f"every block excluded: {excluded[0]}" if excluded else ""
-    return error_of(cell, arm) or excluding or error_of(cell) or "not in the record"
-
-
-def error_of(cell: Cell, arm: str = "") -> str:
-    """The first error of a cell, or of one arm: a line says `arm NAME` where it happened. Empty without one."""
-    errors = (line for _, line in cell.of("error") if not arm or arm in str(line["where"]).split())
-    return next((f"error: {line['message']}" for line in errors), "")
-
-
-def _by_round(times: dict[str, dict[int, float]]) -> Rounds:
-    rounds = sorted({number for own in times.values() for number in own})
-    return {arm: np.array([own.get(number, math.nan) for number in rounds]) for arm, own in times.items()}
-
-
-def _time(cell: Cell, arm: str) -> Measurement:
-    """The median over processes of a process's median."""
-    medians = [np.median(ms[arm][~np.isnan(ms[arm])]) for ms in cell.rounds.values() if arm in ms]
-    if not medians:
-        return cell.value(arm, "ms_per_token", None, why_no_time(cell, arm))
-    return replace(cell.value(arm, "ms_per_token", float(np.median(medians))), n=len(medians))
-
-
-def _ratios(cell: Cell, arm: str, noise: Interval | None) -> list[Measurement]:
-    """To the backbone in the same runtime, to the one through our own product, and to other arms."""
-    base = cell.plain.get((cell.arms[arm].runtime, "base"), "")
-    to_base = ratio(cell, arm, base)
-    found = [cell.value(arm, "resolved", bool(to_base and is_resolved(to_base, noise)))]
-    if to_base and arm != base:
-        found.append(cell.interval(arm, "ratio", to_base))
-    elif arm != base:
-        timed = any(arm in times for times in cell.rounds.values())
-        absent = base if timed else arm
-        found.append(cell.value(arm, "ratio", None, f"no time of {absent} ({why_no_time(cell, absent)})"))
-    known = {quantity: ratio(cell, arm, other) for quantity, other in _others(cell, arm).items()}
-    return found + [cell.interval(arm, quantity, one) for quantity, one in known.items() if one]
-
-
-def _others(cell: Cell, arm: str) -> dict[str, str]:
-    """What else an arm is held against, by quantity: the backbone through our own product, its twin with one gate,
-    later arms that differ in one thing alone, and the paper's own, AdaFuse's switch.
+def measured(values: pd.DataFrame, records: pd.Series, rows: pd.DataFrame, cells: Any) -> Measured:
+    """Numbers, of which those that name no record stand on `records` of their cell or row, and what these are called;
+    `cells` are runs, grouped.
     """
-    own, names = cell.arms[arm], list(cell.arms)
-    found = {}
-    if own.strategy == "fused" and cell.plain.get((own.runtime, "gemv")):
-        found["gemv_ratio"] = cell.plain[own.runtime, "gemv"]
-    for other, two in cell.arms.items():
-        if other == arm or own.runtime != two.runtime or BASE in (own.method, two.method):
-            continue
-        same_method, same_strategy = own.method == two.method, own.strategy == two.strategy
-        is_later = names.index(other) > names.index(arm)
-        if (own.method, two.method) == (TWIN, ADAFUSE) and same_strategy:
-            found["gate_ratio"] = other
-        elif (two.method, two.strategy) == (ADAFUSE, "switch") or (is_later and same_method != same_strategy):
-            found[f"over.{other}"] = other
-    return found
+    keys, names = [str(key) for key in records.index.names], []
+    values = values.assign(records=values["records"].fillna(values[keys].join(records, on=keys)["records"]))
+    for (experiment, cell, *_), runs in cells:
+        run = runs.iloc[0]
+        machine = run["machine"], run["machine"] == "CPU"
+        names.append(CellName(experiment, cell, title(run), caption(runs), *machine))
+    words = rows.reindex(columns=ROWS).fillna("").itertuples(index=False, name=None)
+    return Measured(told(values), names, [RowName(*row) for row in words])
 
 
-def _cost(cell: Cell, arm: str, ms_per_token: float) -> list[Measurement]:
-    """Counts are alike in all processes; the floor follows each one's own bandwidth, so its median is taken."""
-    lines = cell.of("cost", arm)
-    if not lines:
-        return []
-    first = lines[0][1]
-    found = {name: first[name] for name in COUNTS if first.get(name) is not None}
-    found["floor_ms"] = median(line["floor_ms"] for _, line in lines)
-    read_gbps = [line["read_gbps"] for _, line in cell.of("calibration") if line["read_gbps"]]
-    if not math.isnan(ms_per_token):
-        found["over_floor"] = ms_per_token / found["floor_ms"]
-        # bytes that a token needs, over its time, over the measured read bandwidth
-        gbps = first["bytes_per_token"] / (ms_per_token * 1e6)
-        found |= {"bandwidth_share": gbps / median(read_gbps)} if read_gbps else {}
-    return cell.values(arm, found, [record for record, _ in lines])
+def behind(lines: pd.DataFrame, by: list[str]) -> pd.Series:
+    """The records of lines, each once."""
+    each = lines[[*by, "record"]].drop_duplicates().groupby(by, sort=False)
+    return each["record"].agg(tuple).rename("records")
 
 
-def _checks(cell: Cell, arm: str) -> list[Measurement]:
-    """The worst value of each check over the processes, its bound, whether all passed; and the one that decides."""
-    by_name: dict[str, Lines] = {}
-    for record, line in cell.of("check", arm):
-        by_name.setdefault(line["check"], []).append((record, line))
-    found: list[Measurement] = []
-    for name, lines in by_name.items():
-        records = [record for record, _ in lines]
-        failed = [line for _, line in lines if not line["passed"]]
-        worst = max(failed or [line for _, line in lines], key=_size)
-        found.append(cell.value(arm, f"check.{name}", worst["value"], worst["detail"], records))
-        found += cell.values(arm, {f"bound.{name}": worst["bound"], f"passed.{name}": not failed}, records)
-    decisive = _decisive(cell, arm)
-    if decisive:
-        found.append(cell.value(arm, "check", decisive["value"], decisive["check"]))
-        found.append(cell.value(arm, "check_bound", decisive["bound"]))
-    return found
+def _cells(frames: Frames) -> Cells:
+    runs = frames.runs[~frames.runs["task"].isin(["train", "evaluate"])]
+    words = [(cell_key(run), title(run), run["machine"] == "CPU") for _, run in runs.iterrows()]
+    # a backbone serves all experiments, and is told once
+    pretrained = runs[runs["task"] == "pretrain"].reset_index().assign(experiment="", overrides="")
+    own = pd.concat([frames.members[frames.members["task"] != "pretrain"], pretrained])
+    own = own.join(pd.DataFrame(words, runs.index, ["key", "title", "is_cpu"]), on="record", how="inner")
+    # overrides by which two jobs of an experiment differ and which the key does not tell
+    further = [
+        "".join(f" {name}={value}" for name, value in job.items() if name.rpartition(".")[2] not in TOLD)
+        for job in map(coordinates, own["overrides"])
+    ]
+    own = own.assign(cell=own["key"] + further)
+    own = own.sort_values(["is_cpu", "title", *PLACE, "name"]).drop_duplicates([*PLACE, "record"])
+    lines = []
+    for place, cell in own[own["task"].isin(OF_ARMS)].groupby(PLACE, sort=False):
+        first, arms = cell.iloc[0], dict[str, Arm]()
+        for _, run in cell.iterrows():
+            arms |= arms_of(run)
+        tokens = first["block_tokens"]
+        lines += [[*place, name, *arm, _held(first, name), tokens] for name, arm in arms.items()]
+    return Cells(frames, own, pd.DataFrame(lines, columns=[*ARM, *Arm._fields, "held", "tokens"]))
 
 
-def _decisive(cell: Cell, arm: str) -> Json | None:
-    """Of all processes: the first check that failed, else the one that came nearest to its bound."""
-    lines = [line for _, line in cell.of("check", arm)]
-    failed = next((line for line in lines if not line["passed"]), None)
-    return failed or max(lines, key=_nearness, default=None)
-
-
-def _size(check: Json) -> float:
-    """A value that was not finite is the worst."""
-    return math.inf if check["value"] is None else float(check["value"])
-
-
-def _nearness(check: Json) -> float:
-    """Where nothing at all may differ the bound is 0, and a check that passed came no nearer than any other."""
-    return _size(check) / check["bound"] if check["bound"] else 0.0
-
-
-def _peak(cell: Cell, arm: str) -> list[Measurement]:
-    """The peak memory of an arm, if it was measured."""
-    sizes = memory_values(cell, arm, memory_records(cell, arm))
-    return [size for size in sizes if size.quantity == "peak_gib" and not math.isnan(size.value)]
-
-
-def memory_values(cell: Cell, arm: str, records: list[str]) -> list[Measurement]:
-    """Of several processes the one with the largest peak; without any, what the latency record counts, and why."""
-    finished = [record for record in records if cell.frames.runs.at[record, "status"] != "unfinished"]
-    lines = [line for record in finished for line in cell.frames.of("memory", record)]
-    if lines:
-        largest = max(lines, key=lambda line: line.get("peak_gib") or line.get("process_gib") or 0.0)
-        found = cell.values(arm, {name: largest[name] for name in SIZES if largest.get(name)}, finished)
-        reason = "a peak needs a GPU"
-    else:
-        found = [
-            cell.value(arm, "weights_gib", line["weights_gib"]) for _, line in cell.of("memory", arm)[:1]
-        ]
-        failed = [line["message"] for record in finished for line in cell.frames.of("error", record)]
-        reason = f"error: {failed[0]}" if failed else f"not measured: task=memory arms.run=[{arm}]"
-        reason = UNFINISHED if records and not finished else reason
-    known = any(value.quantity == "peak_gib" for value in found)
-    return found if known else [*found, cell.value(arm, "peak_gib", None, reason)]
-
-
-def memory_records(cell: Cell, arm: str) -> list[str]:
-    """The memory records of this workload and just this arm; of two lengths of a decode, the one that the cell times
-    if it was measured: the cache is part of the peak.
+def _held(run: pd.Series, arm: str) -> str:
+    """All that the memory of an arm hangs on but for the tokens that are decoded, as text: the workload, strategy,
+    runtime, and the method's own settings, of which how fast it learns has no part in what it holds.
     """
-    first = cell.runs.iloc[0]
-    runs = [run for run in cell.memory if memory_arm(run) == arm]
-    own = [run for run in runs if _arm_settings(run, arm) == _arm_settings(first, arm)]
-    same = [run for run in own if run["block_tokens"] == first["block_tokens"]]
-    return [str(run.name) for run in same or own]
+    own = setting(run["config"], f"arms.table.{arm}") or {}
+    method = method_settings(setting(run["config"], f"methods.{own.get('method')}"))
+    what = [arm, own.get("strategy"), own.get("runtime"), method | {"learning_rate_factor": None}]
+    return json.dumps([*(run[name] for name in WORKLOAD), *what], sort_keys=True)
 
 
-def memory_arm(run: pd.Series) -> str:
-    """The one arm of a memory record."""
-    return str(run["config"]["arms"]["run"][0])
+def _long(wide: pd.DataFrame) -> pd.DataFrame:
+    """A line for each number of a frame with a column a quantity; none for what is not known."""
+    long = wide.reset_index().melt(wide.index.names, var_name="quantity", ignore_index=False)
+    return long.sort_index(kind="stable").dropna(subset="value")
 
 
-def _arm_settings(run: pd.Series, arm: str) -> str:
-    """What an arm is, whatever it is called: strategy, runtime, and its method's own settings, as text."""
-    own = run["config"]["arms"].get("table", {}).get(arm, {})
-    method = method_settings(run["config"].get("methods", {}).get(own.get("method"), {}))
-    # how fast a method learns has no part in what it holds
-    method.pop("learning_rate_factor", None)
-    return json.dumps([own.get("strategy"), own.get("runtime", EAGER), method], sort_keys=True)
+def _grouped(lines: pd.DataFrame, by: list[str], names: list[str]) -> Any:
+    """Numbers of lines, nan where one has none, by what lines share, in their order."""
+    return lines.reindex(columns=names).astype(float).groupby([lines[name] for name in by], sort=False)
 
 
-def _timing(cell: Cell, runtime: str, again: Interval | None) -> list[Measurement]:
-    """How finely two arms of a runtime can be told apart, what was left out, and the state of the device."""
-    arms = [arm for arm, own in cell.arms.items() if own.runtime == runtime]
-    blocks = [line for _, line in cell.of("block") if line["arm"] in arms]
-    flags = [line["reason"] for _, line in cell.of("flag") if line["arm"] in arms]
-    excluded = [line["excluded"] for line in blocks if line["excluded"] is not None]
-    rounds = [_round_count(times, arms) for times in cell.rounds.values()]
-    found: dict[str, float] = {"processes": sum(count > 0 for count in rounds), "rounds": sum(rounds)}
-    found |= {"blocks": len(blocks), "excluded": len(excluded), "flagged": len(flags), **_device(blocks)}
-    values = cell.values(runtime, found)
-    if again:
-        values.append(cell.value(runtime, "resolution", math.expm1(resolution(again))))
-        values.append(cell.interval(runtime, "again_ratio", again))
-    # details come after a colon and stay in the record
-    causes = Counter(str(why).partition(":")[0] for why in [*excluded, *flags])
-    said = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
-    return [*values, cell.value(runtime, "left_out", sum(causes.values()), said)] if causes else values
+# -- arms in competition
 
 
-def _round_count(times: Rounds, arms: Iterable[str]) -> int:
-    """Rounds of a process in which any of the arms has a block that counts."""
-    own = [~np.isnan(times[arm]) for arm in arms if arm in times]
-    return int(np.any(own, axis=0).sum()) if own else 0
+def _latency(cells: Cells) -> pd.DataFrame:
+    """Every arm that a cell was to run, and how finely each of its runtimes was timed."""
+    blocks, each = cells.lines("block"), [*PLACE, "record", "row", "round"]
+    flags = cells.lines("flag")
+    flagged = pd.MultiIndex.from_frame(blocks[each]).isin(pd.MultiIndex.from_frame(flags[each]))
+    # those that count are neither excluded at once nor flagged at the end
+    counted = blocks[blocks["excluded"].isna() & ~flagged].drop_duplicates(each, keep="last")
+    counted = counted.assign(ms=counted["block_ms"] / counted["tokens"])
+    times = pd.DataFrame(_times(cells, counted), columns=NUMBER)
+    timing = _timing(cells.arms, blocks, flags, counted)
+    return pd.concat([times, _costs(cells, times), _checks(cells), timing])
 
 
-def _device(blocks: list[Json]) -> dict[str, float]:
-    """Clocks, power and neighbours during the blocks; nothing of what a CPU or an older record does not tell."""
-    state = pd.DataFrame([line["state"] | {"arm": line["arm"]} for line in blocks]).dropna(
-        axis="columns", how="all"
+def _times(cells: Cells, counted: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
+    """Of each arm the median over processes of a process's median, and how much longer it takes than others, or why
+    there is none; of a runtime how far the backbone is from itself (A/A).
+    """
+    each, times = ["record", "round", "row"], dict[str, dict[str, Any]]()
+    ms = counted.drop_duplicates(each).set_index(each)["ms"].unstack("row")
+    for record, places in ms.groupby(level="record").indices.items():
+        timed = zip(ms.columns, ms.to_numpy()[places].T, strict=True)
+        times[str(record)] = {arm: rounds for arm, rounds in timed if np.isfinite(rounds).any()}
+    records: Any = behind(cells.records, PLACE)
+    for place, own in cells.arms[cells.arms["task"] == "latency"].groupby(PLACE, sort=False):
+        processes = [times[record] for record in records[place] if record in times]
+        arms: dict[str, Any] = {arm.row: arm for arm in list[Any](own.itertuples(index=False))}
+        none = [math.nan, math.nan, math.nan, None, 0]
+        for name, arm in arms.items():
+            medians = [np.nanmedian(times[name]) for times in processes if name in times]
+            why = "" if medians else _why(cells, place, name)
+            numbers = [np.median(medians), math.nan, math.nan, len(medians), 0] if medians else none
+            yield *place, name, "ms_per_token", *numbers, why
+            for quantity, other in _others(arm, list(arms.values())).items():
+                found = _paired(processes, name, other)
+                row, quantity = (arm.runtime, quantity) if quantity == "again_ratio" else (name, quantity)
+                if found:
+                    yield *place, row, quantity, *vars(found).values()
+                elif quantity == "ratio":
+                    absent = f"{other} ({_why(cells, place, other)})" if medians else f"{name} ({why})"
+                    yield *place, name, quantity, *none, f"no time of {absent}"
+                if found and quantity == "again_ratio":
+                    yield *place, row, "resolution", math.expm1(resolution(found)), *none[1:], ""
+
+
+def _others(arm: Any, arms: list[Any]) -> dict[str, str]:
+    """What an arm is held against in its runtime, by quantity: the plain backbone, and that through the product of our
+    own that strategy fused is built on; its twin with one gate, later arms that differ in one thing alone, and the
+    paper's own, AdaFuse's switch.
+    """
+    arms = [other for other in arms if other.runtime == arm.runtime]
+    plain, gemv = (
+        [other.row for other in arms if (other.method, other.strategy) == (BASE, strategy)]
+        for strategy in ("dense", "fused")
     )
-    found = {name: float(state[name].median()) for name in ("sm_mhz", "power_w") if name in state}
-    if "sm_mhz" in state:
-        found["sm_mhz_lowest_arm"] = float(state.groupby("arm")["sm_mhz"].median().min())
-    if "foreign_processes" in state:
-        found["foreign_processes"] = float(state["foreign_processes"].max())
+    found = {"ratio": plain[0]} if plain and arm.row != plain[0] else {}
+    found |= {"again_ratio": plain[0]} if arm.row in plain[1:2] else {}
+    found |= {"gemv_ratio": gemv[0]} if gemv and arm.strategy == "fused" else {}
+    for other in arms if arm.method != BASE else []:
+        if other is arm or other.method == BASE:
+            continue
+        same_method, same_strategy = arm.method == other.method, arm.strategy == other.strategy
+        is_later = same_method != same_strategy and arms.index(other) > arms.index(arm)
+        if (arm.method, other.method) == (TWIN, ADAFUSE) and same_strategy:
+            found["gate_ratio"] = other.row
+        elif is_later or (other.method, other.strategy) == (ADAFUSE, "switch"):
+            found[f"over.{other.row}"] = other.row
     return found
+
+
+def _paired(processes: list[dict[str, Any]], arm: str, other: str) -> Interval | None:
+    """Time of `arm` over that of `other`, paired by round within each process; None if no round has both."""
+    own = [(times[arm], times[other]) for times in processes if {arm, other} <= times.keys()]
+    both = [(one[known], two[known]) for one, two in own if (known := np.isfinite(one / two)).any()]
+    return paired_ratio(both) if both else None
+
+
+def _why(cells: Cells, place: Any, arm: str) -> str:
+    """Why an arm that was asked for has no time."""
+    own = [cells.lines(kind) for kind in ("end", "check", "error", "block")]
+    ends, checks, errors, blocks = (lines[(lines[PLACE] == place).all(axis=1)] for lines in own)
+    failed = checks[(checks["row"] == arm) & ~checks["passed"].astype(bool)]
+    # a line says `arm NAME` where it happened
+    of_arm = [arm in str(where).split() for where in errors["where"]]
+    reasons = [] if len(ends) else [UNFINISHED]
+    for check, value, bound in zip(failed["check"], failed["value"], failed["bound"], strict=True):
+        shown = "none" if pd.isna(value) else f"{value:.3g}"
+        reasons.append(f"check failed: {check} {shown}, bound {bound:.3g}")
+    reasons += [f"error: {message}" for message in errors.loc[of_arm, "message"]]
+    excluded = blocks.loc[blocks["row"] == arm, "excluded"].dropna()
+    reasons += [f"every block excluded: {why}" for why in excluded]
+    reasons += [f"error: {message}" for message in errors["message"]]
+    return [*reasons, "not in the record"][0]
+
+
+def _costs(cells: Cells, times: pd.DataFrame) -> pd.DataFrame:
+    """Counts are alike in all processes; the floor follows each one's own bandwidth, so its median is taken."""
+    lines, ms = cells.lines("cost"), times[times["quantity"] == "ms_per_token"].set_index(ARM)["value"]
+    own, read = (_grouped(lines, ARM, COUNTS), _grouped(cells.lines("calibration"), PLACE, ["read_gbps"]))
+    wide = own.first().assign(floor_ms=own["floor_ms"].median())
+    wide["over_floor"] = ms / wide["floor_ms"]
+    # bytes that a token needs, over its time, over the measured read bandwidth
+    wide["bandwidth_share"] = wide.pop("bytes_per_token") / (ms * 1e6) / wide.join(read.median())["read_gbps"]
+    return _long(wide).join(behind(lines, ARM), on=ARM)
+
+
+def _checks(cells: Cells) -> pd.DataFrame:
+    """The worst value of each check over the processes, its bound, whether all passed; and of all checks the one that
+    decides: the first that failed, else the one that came nearest to its bound.
+    """
+    lines, each = cells.lines("check"), [*ARM, "check"]
+    # a value that was not finite is the worst
+    size, failed = lines["value"].astype(float).fillna(math.inf), ~lines["passed"].astype(bool)
+    # where nothing at all may differ the bound is 0, and a check that passed came no nearer than any other
+    near = (size / lines["bound"]).where(lines["bound"] != 0, 0.0).mask(failed, math.inf)
+    lines = lines.assign(size=size, failed=failed, near=near, order=lines.groupby(each, sort=False).ngroup())
+    worst = lines.sort_values(["failed", "size"], ascending=False).drop_duplicates("order")
+    worst = worst.sort_values("order").drop(columns="record").join(behind(lines, each), on=each)
+    nearest = lines.sort_values("near", ascending=False, kind="stable").drop_duplicates(ARM)
+    parts = [worst.assign(quantity="check." + worst["check"], reason=worst["detail"])]
+    parts.append(worst.assign(quantity="bound." + worst["check"], value=worst["bound"]))
+    parts.append(worst.assign(quantity="passed." + worst["check"], value=1.0 - worst["failed"]))
+    parts.append(nearest.assign(quantity="check", reason=nearest["check"]))
+    return pd.concat([*parts, nearest.assign(quantity="check_bound", value=nearest["bound"])])
+
+
+def _timing(arms: pd.DataFrame, *lines: pd.DataFrame) -> pd.DataFrame:
+    """How much of a runtime was timed, what was left out, and the state of the device as far as it was told."""
+    by = [*PLACE, "runtime"]
+    blocks, flags, counted = (own.merge(arms[[*ARM, "runtime"]], on=ARM) for own in lines)
+    rounds = counted.drop_duplicates([*by, "record", "round"]).groupby(by)["record"]
+    every, runtimes = blocks.groupby(by), arms.loc[arms["task"] == "latency", by].drop_duplicates()
+    numbers = {"processes": rounds.nunique(), "rounds": rounds.size(), "blocks": every.size()}
+    numbers |= {"excluded": every["excluded"].count(), "flagged": flags.groupby(by).size()}
+    state = blocks[[*by, "row"]].join(pd.DataFrame(blocks["state"].tolist(), blocks.index))
+    lowest = _grouped(state, [*by, "row"], ["sm_mhz"]).median().groupby(by).min()
+    state = _grouped(state, by, ["sm_mhz", "power_w", "foreign_processes"])
+    wide = pd.DataFrame(numbers, pd.MultiIndex.from_frame(runtimes)).fillna(0.0)
+    wide = wide.join(state.median()).join(lowest.add_suffix("_lowest_arm"))
+    wide["foreign_processes"] = state["foreign_processes"].max()
+    causes = pd.concat([blocks.assign(reason=blocks["excluded"]).dropna(subset="reason"), flags])
+    # details come after a colon and stay in the record
+    causes["reason"] = causes["reason"].astype(str).str.split(":").str[0]
+    left_out = causes.groupby(by)["reason"].agg(["size", _counted]).set_axis(["value", "reason"], axis=1)
+    left_out = left_out.reset_index().assign(quantity="left_out")
+    return pd.concat([_long(wide), left_out]).rename(columns={"runtime": "row"})
+
+
+def _counted(words: pd.Series) -> str:
+    return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
+
+
+def _memory(cells: Cells) -> pd.DataFrame:
+    """What arms hold, as records of memory alone of the same workload and just this arm say, of several that with the
+    largest peak; without any, what the latency record counts, and why there is no peak. Beside it the backbone's peak.
+    """
+    arms, own = cells.arms[cells.arms["task"] != "trace"], _alone(cells)
+    sizes = own.merge(cells.frames.lines("memory").drop(columns="arm"), on="record")
+    sizes[SIZES] = sizes.reindex(columns=SIZES).astype(float).replace(0.0, math.nan)
+    sizes["most"] = sizes["peak_gib"].fillna(sizes["process_gib"])
+    sizes = sizes.sort_values("most", ascending=False, kind="stable").drop_duplicates(ARM).set_index(ARM)
+    found = _long(sizes[SIZES]).join(behind(own, ARM), on=ARM)
+    counted = cells.lines("memory").query("task == 'latency'").drop_duplicates(ARM).set_index(ARM)
+    counted = _long(counted.loc[~counted.index.isin(sizes.index), ["weights_gib"]])
+    errors = (
+        own.merge(cells.frames.lines("error"), on="record").drop_duplicates(ARM).set_index(ARM)["message"]
+    )
+    peaks = found[found["quantity"] == "peak_gib"]
+    lacking = arms[~pd.MultiIndex.from_frame(arms[ARM]).isin(pd.MultiIndex.from_frame(peaks[ARM]))]
+    reasons = sizes.assign(reason="a peak needs a GPU")["reason"].combine_first("error: " + errors)
+    lacking = lacking[ARM].join(reasons, on=ARM).assign(quantity="peak_gib")
+    without = "not measured: task=memory arms.run=[" + lacking["row"] + "]"
+    lacking["reason"] = lacking["reason"].fillna(without)
+    runtime = [*PLACE, "runtime"]
+    plain = arms[(arms["method"] == BASE) & (arms["task"] == "latency")].drop_duplicates(runtime)
+    beside = (
+        plain[[*ARM, "runtime"]].merge(peaks, on=ARM).drop(columns="row").assign(quantity="base_peak_gib")
+    )
+    beside = arms[[*ARM, "runtime"]].merge(beside, on=runtime).drop(columns="runtime")
+    return pd.concat([found, counted, lacking, beside])
+
+
+def _alone(cells: Cells) -> pd.DataFrame:
+    """The finished records of memory alone behind each arm; a cell of memory alone holds its own."""
+    runs = cells.frames.runs.query("task == 'memory' and status != 'unfinished'")
+    lone = [(setting(run["config"], "arms.run")[0], run) for _, run in runs.iterrows()]
+    lines = [(run.name, arm, _held(run, arm), run["block_tokens"]) for arm, run in lone]
+    every = pd.DataFrame(lines, columns=["record", "row", "held", "own_tokens"], dtype=object)
+    timed = cells.arms[cells.arms["task"] == "latency"].merge(every, on=["row", "held"])
+    # of two lengths of a decode, the one that the cell times if it was measured: the cache is part of the peak
+    is_same = timed["tokens"] == timed["own_tokens"]
+    timed = timed[is_same | ~is_same.groupby([timed[name] for name in ARM]).transform("any")]
+    return pd.concat([timed, cells.records[[*PLACE, "record"]].merge(every, on="record")])[[*ARM, "record"]]
+
+
+# -- what is measured apart from arms in competition
+
+
+def _calibration(cells: Cells) -> pd.DataFrame:
+    """What the machine was measured to be able to do in the same processes; medians over them."""
+    lines = cells.lines("calibration").assign(row="machine")
+    found = _long(_grouped(lines, ARM, CALIBRATED).median())
+    return found.join(lines.groupby(ARM).size().rename("n"), on=ARM)
+
+
+def _layer(cells: Cells) -> pd.DataFrame:
+    """One adapted linear, by phase, length and rank: median ms of both parts, and adapters over backbone."""
+    lines, each, parts = cells.lines("layer"), [*ARM, "label"], ["adapters_ms", "backbone_ms"]
+    points = [*zip(lines["phase"], lines["sequence_length"], lines["rank"], strict=True)]
+    lines["row"] = [f"{phase} {length} rank{rank}" for phase, length, rank in points]
+    words = [f"{phase}, {length} token{'s' * (length != 1)}" for phase, length, _ in points]
+    lines["label"] = [f"{word}, rank {rank}" for word, (*_, rank) in zip(words, points, strict=True)]
+    # as many of each part as the one that has fewer
+    lines["number"] = lines.groupby([*each, "record", "part"]).cumcount()
+    adapters, backbone = (lines[lines["part"] + "_ms" == part].rename(columns={"ms": part}) for part in parts)
+    key = [*each, "record", "number"]
+    both = adapters.merge(backbone[[*key, "backbone_ms"]], on=key)
+    wide = both.groupby([*each, "record"], sort=False)[parts].median().groupby(each, sort=False).median()
+    ratios = []
+    for point, own in both.groupby(each, sort=False):
+        processes = [(one["adapters_ms"], one["backbone_ms"]) for _, one in own.groupby("record", sort=False)]
+        ratios.append((*point[:4], "ratio", *vars(paired_ratio(processes)).values()))
+    return pd.concat([_long(wide), pd.DataFrame(ratios, columns=NUMBER)]).join(behind(both, ARM), on=ARM)
+
+
+def _kernel(cells: Cells) -> pd.DataFrame:
+    """Every kernel at every size, in the order in which they were timed; medians over processes, the worst error."""
+    lines = cells.lines("kernel")
+    optional = {*OF_KERNEL, "targets", "rank", "tokens", "passed"}.difference(lines)
+    lines = lines.reindex(columns=[*lines, *sorted(optional)])
+    lines["row"], lines["label"] = lines["kernel"] + " " + lines["targets"], lines["kernel"]
+    for name in ("rank", "tokens"):
+        lines["row"] += lines[name].map(f" {name}{{:g}}".format, na_action="ignore").fillna("")
+    lines["error"] = lines["error"].fillna(math.inf)
+    own = _grouped(lines, [*ARM, "label"], [*OF_KERNEL, "error", "passed"])
+    wide = own[OF_KERNEL].median().assign(error=own["error"].max(), passed=own["passed"].min())
+    wide["naive_ratio"] = wide["naive_ms"] / wide["ms"]
+    failed = wide.loc[wide["ms"].isna(), []].reset_index().assign(quantity="ms", reason="check failed")
+    # a size of which nothing could be measured at all
+    errors = cells.lines("error").query("task == 'kernel'")
+    errors = errors.assign(row=errors["where"], quantity="ms", reason="error: " + errors["message"])
+    found = pd.concat([_long(wide), failed, errors.drop(columns="record")])
+    return found.join(behind(pd.concat([lines, errors]), ARM), on=ARM)
+
+
+def _drift(cells: Cells) -> pd.DataFrame:
+    """Errors after so many switches: medians over processes, none where one was not finite."""
+    lines = cells.lines("drift")
+    lines["row"] = lines["strategy"] + " " + lines["dtype"] + " " + lines["switches"].astype(str)
+    lines["label"] = lines["strategy"] + ", " + lines["dtype"]
+    own = _grouped(lines, [*ARM, "label", "strategy"], [*DRIFTED, "identical"])
+    finite = own.count().eq(own.size(), axis=0)
+    wide = own.median().where(finite, math.inf).assign(identical=own["identical"].min())
+    found = _long(wide).join(behind(lines, ARM), on=ARM)
+    gone = np.isinf(found["value"])
+    return found.assign(value=found["value"].mask(gone), reason=np.where(gone, "not finite", ""))
+
+
+def _trace(cells: Cells) -> pd.DataFrame:
+    """Where one token's time goes; of several processes the token of median length."""
+    lines = cells.lines("trace").merge(cells.lines("spans")[[*ARM, "record"]].drop_duplicates())
+    parts = pd.DataFrame(lines["parts_ms"].tolist(), lines.index).add_suffix("_ms")
+    token_ms = parts.sum(axis=1) + lines["gap_ms"]
+    lines = lines.assign(token_ms=token_ms, gap_share=lines["gap_ms"] / token_ms, **parts)
+    lines = lines.sort_values("token_ms", kind="stable")
+    same = lines.groupby(ARM)["record"]
+    lines = lines[same.cumcount() == (same.transform("size") - 1) // 2].set_index(ARM)
+    wide = lines.reindex(columns=["token_ms", "gap_share", *TRACED, *parts]).astype(float)
+    words = _long(lines.reindex(columns=["attributed_by", "disagreement"]).replace("", None))
+    found = pd.concat([_long(wide), words.rename(columns={"value": "reason"})])
+    lacking = cells.arms[cells.arms["task"] == "trace"][ARM]
+    lacking = lacking[~pd.MultiIndex.from_frame(lacking).isin(lines.index)]
+    why = [_why(cells, arm[:3], arm[3]) for arm in lacking.itertuples(index=False, name=None)]
+    found = found.join(behind(lines.reset_index(), ARM), on=ARM)
+    return pd.concat([found, lacking.assign(quantity="token_ms", reason=why)])
+
+
+def _backbones(cells: Cells) -> pd.DataFrame:
+    """The backbones that were pre-trained here, a row a record: steps and tokens that it learnt from, held-out losses,
+    size, and seconds of the process that ended it; the checksum stands as the reason of `sha256`.
+    """
+    own = cells.records[cells.records["task"] == "pretrain"]
+    own = own.assign(row=own["record"], label=own["model"])
+    knobs = pd.DataFrame([setting(config, "pretrain") or {} for config in own["config"]], own.index)
+    knobs = knobs.reindex(columns=["steps", "batch", "accumulation", "max_length"]).astype(float)
+    own = own.assign(steps=knobs["steps"], tokens=knobs.prod(axis=1, skipna=False))
+    losses = cells.frames.lines("metric").query("metric == 'loss'")
+    names = [f"loss.{text}" for text in losses["suite_task"].unique()]
+    losses = losses.pivot(index="record", columns="suite_task", values="value").add_prefix("loss.")
+    own = own.join(losses, on="record")
+    facts = {"parameters": ["trainable"], "end": ["seconds"], "artifact": ["resumed_from_step", "sha256"]}
+    for kind, columns in facts.items():
+        lines = cells.frames.lines(kind).drop_duplicates("record", keep="last").set_index("record")
+        own = own.join(lines.reindex(columns=columns), on="record")
+    own = own.set_index([*ARM, "label"])
+    wide = own[["steps", "tokens", *names, "trainable", "seconds", "resumed_from_step"]]
+    return pd.concat([_long(wide), _long(own[["sha256"]]).rename(columns={"value": "reason"})])
+
+
+def _of_records(cells: Cells) -> pd.DataFrame:
+    """Every record's own seconds and memory, and how many errors it holds."""
+    ends = _long(cells.frames.lines("end").set_index("record")[["seconds", "peak_rss_gib"]])
+    errors = cells.frames.lines("error").groupby("record")["message"].agg(["size", "first"])
+    errors = errors.set_axis(["value", "reason"], axis=1).reset_index().assign(quantity="errors")
+    found = pd.concat([ends, errors]).assign(experiment="", cell="", task="")
+    found["row"] = found["record"]
+    return found.join(behind(found, ["row"]), on="row")

@@ -10,7 +10,7 @@ In: what latency.py, accuracy.py and routing.py measured. Out: a frame with the 
 `row` is an arm, a method or what else a cell is made of; `quantity` a name with its unit; `low` and `high` the 95 %
 interval, empty where there is none; `n` the processes or seeds behind the value; `reason` says why there is no value,
 how an interval was made, or, where a fact is a word (the cause of an exclusion, a checksum), that word; `records` are
-the hashes of the records behind it, space-separated.
+the hashes of the records behind it, space-separated: in the file the first digits that tell them apart.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from pathlib import Path
 import pandas as pd
 
 NUMBERS = ("value", "low", "high", "n")
+# the fewest digits of a hash that the file has
+DIGITS = 7
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,20 @@ class Measured:
     cells: list[CellName] = field(default_factory=list)
     rows: list[RowName] = field(default_factory=list)
 
-    def __iadd__(self, other: Measured) -> Measured:
-        self.values += other.values
-        self.cells += other.cells
-        self.rows += other.rows
-        return self
-
 
 COLUMNS, CELLS, ROWS = ([one.name for one in fields(kind)] for kind in (Measurement, CellName, RowName))
+KEY = COLUMNS[:4]
+
+
+def told(found: pd.DataFrame) -> list[Measurement]:
+    """Measurements from a frame with a line for each, which lacks the columns that say nothing."""
+    values = []
+    for line in found.reindex(columns=COLUMNS).astype(object).to_numpy().tolist():
+        n, reason, records = line[-3:]
+        line[-3:] = [int(n) if pd.notna(n) else None, reason if isinstance(reason, str) else "", records]
+        line[-1] = records if isinstance(records, tuple) else ()
+        values.append(Measurement(*line))
+    return values
 
 
 def values_frame(values: Iterable[Measurement]) -> pd.DataFrame:
@@ -91,24 +99,45 @@ def values_frame(values: Iterable[Measurement]) -> pd.DataFrame:
     found = pd.DataFrame(map(attrgetter(*COLUMNS), values), columns=COLUMNS)
     found["records"] = found["records"].map(" ".join)
     found = found.astype({"value": float, "low": float, "high": float, "n": "Int64"})
-    return found.sort_values(["experiment", "cell", "row", "quantity"], kind="stable").reset_index(drop=True)
+    return found.sort_values(KEY, kind="stable", ignore_index=True)
 
 
 def write(found: pd.DataFrame, path: Path) -> None:
-    """Write the frame with 6 significant digits, the same bytes for the same records."""
+    """Write the frame with 6 significant digits, the same bytes for the same records.
+
+    A check is one line with its bound in `high`, from which `load_measurements` makes `bound.NAME` and `passed.NAME`
+    again. Of a difference neither its 90 % interval nor its deviation between seeds is written: they follow from its
+    95 % interval and `n`.
+    """
+    checks, bounds = (found["quantity"].str.startswith(f"{name}.") for name in ("check", "bound"))
+    # in one order, as they differ in the first word alone
+    found = found.copy()
+    found.loc[checks, "high"] = found.loc[bounds, "value"].to_numpy()
+    told = found[~found["quantity"].str.startswith(("bound.", "passed.", "spread.", "minus90."))].copy()
+    hashes = {record for records in told["records"].unique() for record in records.split()}
+    digits = next(n for n in range(DIGITS, 65) if len({record[:n] for record in hashes}) == len(hashes))
+    told["records"] = told["records"].str.replace(rf"(\w{{{digits}}})\w+", r"\1", regex=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    found.to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
+    told.to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
 
 
 def load_measurements(path: Path | str) -> pd.DataFrame:
     """A written frame of measurements. Raises ValueError with one line for a file that is none."""
-    kinds = {name: "float64" if name in NUMBERS else "str" for name in COLUMNS} | {"n": "Int64"}
+    kinds = dict.fromkeys(COLUMNS, "str") | dict.fromkeys(NUMBERS, "float64") | {"n": "Int64"}
     try:
         found = pd.read_csv(
             path, dtype=kinds, keep_default_na=False, na_values={name: [""] for name in NUMBERS}
         )
-    except (OSError, ValueError) as exc:
+        found = found[COLUMNS]
+    except (KeyError, OSError, ValueError) as exc:
         raise ValueError(f"measurements {path} cannot be read: {' '.join(str(exc).split())}") from exc
-    if list(found.columns) != COLUMNS:
-        raise ValueError(f"measurements {path} have other columns than {', '.join(COLUMNS)}")
-    return found
+    checks = found[found["quantity"].str.startswith("check.")].assign(reason="")
+    name, bound, met = (
+        checks["quantity"].str.removeprefix("check"),
+        checks["high"],
+        checks["value"] <= checks["high"],
+    )
+    found["high"], checks["high"] = found["high"].drop(checks.index), math.nan
+    bounds = checks.assign(quantity="bound" + name, value=bound)
+    passed = checks.assign(quantity="passed" + name, value=met.astype(float))
+    return pd.concat([found, bounds, passed]).sort_values(KEY, kind="stable", ignore_index=True)

@@ -18,26 +18,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from adafuse.report.accuracy import of_task, studies
+from adafuse.report.accuracy import ROW, of_task, studies
 from adafuse.report.frames import Frames
-from adafuse.report.measurements import Measured, Measurement
+from adafuse.report.measurements import KEY, Measured, told
 
 # of the way from top-k, the fewest experts that a router can use, to all of them
 COLLAPSED = 0.25
 BLOCK = re.compile(r"layers\.(\d+)\.")
-# `family` is nan in lines that are older than it
-LINE = ["router", "family", "load", "entropy_nats", "bypassed"]
 ROUTER = ["record", "router"]
 # per router and family, and per router over all families
 BY_FAMILY = ["effective_experts", "collapsed", "entropy_nats", "bypassed"]
 BY_ROUTER = ["effective_experts", "collapsed", "tells_family"]
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -54,47 +50,44 @@ class Uses:
 
 def measure(found: Frames) -> Measured:
     """What the routers of every row of every study do, as far as its training says it."""
-    every = [row for study in studies(found) for row in study.rows]
-    names = [(row.experiment, row.cell, row.name, fit) for row in every for fit in row.fits]
-    fits = pd.DataFrame(names, columns=["experiment", "cell", "row", "record"])
-    used = fits.merge(pd.concat([_used(uses(found)), _agreed(found)]), on="record")
-    parts: dict[tuple[str, ...], list[tuple[str, float, int]]] = {}
-    columns = ["experiment", "cell", "row", "quantity", "record", "total", "count"]
-    for *key, record, total, count in used[columns].to_numpy().tolist():
-        parts.setdefault(tuple(key), []).append((record, total, count))
-    values = []
-    for (experiment, cell, row, quantity), own in parts.items():
-        records, totals, counts = zip(*own, strict=True)
-        make = partial(Measurement, experiment, cell, row, quantity)
-        values.append(make(sum(totals) / sum(counts), n=len(records), records=records))
-    return Measured(values)
+    fits = studies(found)[[*ROW, "fits"]].explode("fits").dropna().drop_duplicates()
+    used = fits.rename(columns={"fits": "record"}).merge(
+        pd.concat([_used(uses(found)), _agreed(found)]), on="record"
+    )
+    own = used.groupby(KEY, sort=False).agg(
+        total=("total", list), count=("count", "sum"), records=("record", tuple)
+    )
+    own = own.assign(value=own["total"].map(sum) / own["count"], n=own["total"].map(len))
+    return Measured(told(own.reset_index()))
 
 
 def uses(found: Frames) -> Uses:
-    """What every trained router does, from the `routing` lines of training."""
-    lines = of_task(found, "routing", "train").reindex(columns=["record", *LINE])
-    known = [isinstance(load, list) and len(load) > 0 for load in lines["load"]]
-    lines = lines[np.array(known, bool)].reset_index(drop=True)
+    """What every trained router does, from the `routing` lines of training; older ones do not tell families apart."""
+    lines = of_task(found, "routing", "train")
+    lines = lines.reindex(columns=[*ROUTER, "family", "load", "entropy_nats", "bypassed"])
+    lines = lines[lines["load"].map(lambda load: isinstance(load, list) and len(load) > 0).astype(bool)]
+    lines = lines.reset_index(drop=True)
     slots = pd.DataFrame(lines["load"].tolist(), dtype=float).fillna(0.0)
-    experts, top_k = lines["load"].map(len), lines["record"].map(found.runs["top_k"])
+    lines["experts"], lines["top_k"] = (
+        lines["load"].map(len),
+        lines["record"].map(found.runs["top_k"]).astype(float),
+    )
     entropy = _entropy(slots)
-    lines = lines.assign(**_effective(entropy, experts, top_k))
+    lines = lines.assign(**_effective(entropy, lines))
     keys = [lines[name] for name in ROUTER]
     # where every token of a family is left to the backbone it has no load, and no part in the mean
-    mean = slots.where(entropy.notna()).groupby(keys, sort=False).mean()
-    over = _entropy(mean)
+    over = _entropy(slots.where(entropy.notna()).groupby(keys, sort=False).mean())
     families = entropy.groupby(keys, sort=False).agg(["mean", "count"])
     told = ((over - families["mean"]) / np.log(families["count"])).where(families["count"] > 1)
-    first = pd.DataFrame({"experts": experts, "top_k": top_k}).groupby(keys, sort=False).first()
-    routers = pd.DataFrame(_effective(over, first["experts"], first["top_k"])).assign(tells_family=told)
-    return Uses(lines, slots, routers)
+    first = lines.drop_duplicates(ROUTER).set_index(ROUTER)
+    return Uses(lines, slots, pd.DataFrame(_effective(over, first)).assign(tells_family=told))
 
 
 def load_map(used: Uses, record: str) -> pd.DataFrame:
     """The load of an adapter's first router, a row a family, a column an expert; families without any are left out."""
-    own = used.lines[(used.lines["record"] == record)]
+    own = used.lines[used.lines["record"] == record]
     own = own[(own["router"] == own["router"].iloc[0]) & own["effective_experts"].notna()]
-    return used.slots.loc[own.index, : len(own["load"].iloc[0]) - 1].set_axis(own["family"])
+    return used.slots.loc[own.index, : own["experts"].iloc[0] - 1].set_axis(own["family"])
 
 
 def told_by_router(used: Uses, records: Iterable[str]) -> pd.Series:
@@ -103,7 +96,7 @@ def told_by_router(used: Uses, records: Iterable[str]) -> pd.Series:
     return own.fillna(0.0).groupby(level="router", sort=False).mean()
 
 
-def agreement(found: Frames, records: Iterable[str]) -> tuple[list[str], Matrix] | None:
+def agreement(found: Frames, records: Iterable[str]) -> tuple[list[str], NDArray[np.float64]] | None:
     """Routers in running order, and for each pair how much one's choice tells of the other's, mean over adapters; None
     where no two routers were compared.
     """
@@ -122,32 +115,32 @@ def blocks(routers: Iterable[str]) -> list[str]:
 def _used(used: Uses) -> pd.DataFrame:
     """By adapter and quantity the sum over its routers and their number: columns record, quantity, total, count."""
     routers = used.routers.reset_index()
-    by_family = used.lines.melt(["record", "family"], BY_FAMILY, "quantity")
-    every = used.lines.melt("record", ["entropy_nats", "bypassed"], "quantity")
-    by_family = by_family.dropna(subset="family")
+    by_family = used.lines.dropna(subset="family").melt(["record", "family"], BY_FAMILY, "quantity")
     by_family["quantity"] += "." + by_family["family"].astype(str)
-    over = routers.melt("record", BY_ROUTER, "quantity")
-    long = pd.concat([over, every, by_family]).astype({"value": float}).dropna(subset="value")
+    parts = [
+        routers.melt("record", BY_ROUTER, "quantity"),
+        used.lines.melt("record", BY_FAMILY[2:], "quantity"),
+        by_family,
+    ]
+    long = pd.concat(parts).astype({"value": float}).dropna(subset="value")
     summed = long.groupby(["record", "quantity"])["value"].agg(total="sum", count="count").reset_index()
-    number = (
-        routers.groupby("record").size().rename("total").reset_index().assign(quantity="routers", count=1)
-    )
-    return pd.concat([summed, number])
+    number = routers.groupby("record").size().rename("total").reset_index()
+    return pd.concat([summed, number.assign(quantity="routers", count=1)])
 
 
 def _agreed(found: Frames) -> pd.DataFrame:
     """By adapter how much two of its routers tell of each other; columns as of `_used`."""
-    rows = []
-    for record, routers, information in _compared(found)[["record", "routers", "information"]].itertuples(
-        index=False
+    rows, lines = [], _compared(found)
+    for record, routers, information in zip(
+        lines["record"], lines["routers"], lines["information"], strict=True
     ):
-        own = np.array(blocks(routers))
+        own, matrix = np.array(blocks(routers)), np.array(information, float)
         apart = ~np.eye(len(own), dtype=bool)
-        within = (own[:, None] == own[None, :]) & apart
-        matrix = np.array(information, float)
-        rows.append((record, "between_layers", matrix[apart].mean(), 1))
-        if within.any():
-            rows.append((record, "within_block", matrix[within].mean(), 1))
+        for quantity, pairs in {
+            "between_layers": apart,
+            "within_block": apart & (own[:, None] == own),
+        }.items():
+            rows += [(record, quantity, matrix[pairs].mean(), 1)] if pairs.any() else []
     return pd.DataFrame(rows, columns=["record", "quantity", "total", "count"])
 
 
@@ -156,14 +149,12 @@ def _compared(found: Frames) -> pd.DataFrame:
     return lines[lines["routers"].map(len) > 1]
 
 
-def _effective(entropy: pd.Series, experts: pd.Series, top_k: pd.Series) -> dict[str, pd.Series]:
+def _effective(entropy: pd.Series, routers: pd.DataFrame) -> dict[str, pd.Series]:
     """How many equally loaded experts would have this entropy, and whether they are too few."""
-    effective = np.exp(entropy)
-    fewest = top_k + COLLAPSED * (experts - top_k)
-    return {
-        "effective_experts": effective,
-        "collapsed": (effective < fewest).where(entropy.notna()).astype(float),
-    }
+    effective, top_k = np.exp(entropy), routers["top_k"]
+    fewest = top_k + COLLAPSED * (routers["experts"] - top_k)
+    collapsed = (effective < fewest).where(entropy.notna()).astype(float)
+    return {"effective_experts": effective, "collapsed": collapsed}
 
 
 def _entropy(slots: pd.DataFrame) -> pd.Series:

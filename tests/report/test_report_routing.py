@@ -2,16 +2,18 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import synthetic_study as study
-from adafuse import archive
+from adafuse.archive import load
 from adafuse.report import routing
 from adafuse.report.frames import Frames, frames
 from adafuse.report.measurements import values_frame
+from synthetic_report import edited
 
 EVEN = [0.125] * 8
 
@@ -22,7 +24,7 @@ def one_of(experts: int, total: int = 8) -> list[float]:
 
 
 def read(folder: Path) -> Frames:
-    return frames(archive.load([folder]).records)
+    return frames(load([folder]).records)
 
 
 def numbers(found: Frames) -> dict[tuple[str, str], pd.Series]:
@@ -70,13 +72,15 @@ def test_one_family_is_told_by_nothing(tmp_path: Path) -> None:
     )
 
 
-def test_older_lines_without_families_are_over_all(tmp_path: Path) -> None:
-    study.write_study(tmp_path, {"adafuse": 0.7}, seeds=1, loads={"copy": one_of(4)})
-
-    def older(line):
+def without_families(line: dict[str, Any]) -> None:
+    if line["kind"] == "routing":
         del line["family"], line["bypassed"]
 
-    found = numbers(frames(study.changed(archive.load([tmp_path]).records, "routing", older)))
+
+def test_older_lines_without_families_are_over_all(tmp_path: Path) -> None:
+    study.write_study(tmp_path, {"adafuse": 0.7}, seeds=1, loads={"copy": one_of(4)})
+    records = [edited(record, without_families) for record in load([tmp_path]).records]
+    found = numbers(frames(records))
     assert {name for _, name in found} == {"effective_experts", "collapsed", "entropy_nats", "routers"}
     assert found["adafuse", "effective_experts"]["value"] == pytest.approx(4)
 
@@ -115,14 +119,14 @@ def test_agreement_is_the_mean_over_pairs_and_adapters(tmp_path: Path) -> None:
 def test_routers_of_one_block_may_agree_more(tmp_path: Path) -> None:
     study.write_evaluation(tmp_path, "mola")
     study.write_fit(tmp_path, "mola", information=0.1)
-    records = archive.load([tmp_path]).records
-    (line,) = [line for record in records for line in record.of("agreement")]
-    blocks = np.array(routing.blocks(line["routers"]))
+    blocks = np.array(routing.blocks(study.LAYERS))
     assert list(blocks[:3]) == ["0", "0", "1"] and routing.blocks(["token"]) == ["token"]
-    information = np.where(blocks[:, None] == blocks, 0.5, 0.1).tolist()
-    told = numbers(
-        frames(study.changed(records, "agreement", lambda line: line.update(information=information)))
-    )
+
+    def more_in_blocks(line: dict[str, Any]) -> None:
+        if line["kind"] == "agreement":
+            line["information"] = np.where(blocks[:, None] == blocks, 0.5, 0.1).tolist()
+
+    told = numbers(frames(edited(record, more_in_blocks) for record in load([tmp_path]).records))
     assert told["mola", "within_block"]["value"] == pytest.approx(0.5)
     # of the seven others one is of the same block
     assert told["mola", "between_layers"]["value"] == pytest.approx((0.5 + 6 * 0.1) / 7)

@@ -1,12 +1,14 @@
-"""What an arm costs: every number from records whose answer is known."""
+"""What is timed or counted: every number from records whose answer is known."""
 
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from adafuse.report import apart
+from adafuse.report import latency
 from adafuse.report.frames import frames
+from adafuse.report.membership import COLUMNS
 
 STATE = {"sm_mhz": 1980.0, "power_w": 400.0, "foreign_processes": 0}
 
@@ -38,10 +40,11 @@ def process(times, offset=1.0):
     return [block(arm, number, ms * offset) for arm, own in times.items() for number, ms in enumerate(own)]
 
 
-def values(records, experiment="table1"):
-    """By row and quantity."""
-    found = apart.measure(frames(records))
-    return {(value.row, value.quantity): value for value in found.values if value.experiment == experiment}
+def values(records, *experiments):
+    """By row and quantity; of these experiments, of all without any."""
+    found = latency.measure(frames(records))
+    own = [value for value in found.values if value.experiment in experiments or not experiments]
+    return {(value.row, value.quantity): value for value in own}
 
 
 TIMES = {"base": [1.0, 1.1, 1.2], "base_again": [1.0, 1.1, 1.2], "adafuse_switch": [2.0, 2.2, 2.4]}
@@ -70,17 +73,19 @@ def test_blocks_that_do_not_count_change_nothing(made):
         values([made("a", lines=[*process(TIMES), *noise, flag])]),
     )
     for quantity in ("ratio", "ms_per_token"):
-        assert noisy["adafuse_switch", quantity] == plain["adafuse_switch", quantity]
+        # as text, because nan is no nan
+        assert str(noisy["adafuse_switch", quantity]) == str(plain["adafuse_switch", quantity])
     counts = [noisy["eager", name].value for name in ("processes", "rounds", "blocks", "excluded", "flagged")]
     assert counts == [1, 3, 11, 1, 1]
     assert noisy["eager", "left_out"].reason == "2 preempted"
 
 
-def test_a_ratio_within_the_noise_of_the_backbone_is_not_resolved(made):
+def test_the_backbone_beside_itself_says_which_ratios_are_resolved(made):
     times = {"base": [1.0] * 3, "base_again": [1.1] * 3, "adafuse_switch": [1.05] * 3, "mola_loop": [1.5] * 3}
     arms = list(times)
     found = values([made(key, arms=arms, lines=process(times)) for key in "ab"])
-    assert [found[arm, "resolved"].value for arm in arms[2:]] == [0, 1]
+    ratios = [found[arm, "ratio"].value for arm in arms[2:]]
+    assert ratios[0] < 1 + found["eager", "resolution"].value < ratios[1]
     assert found["eager", "again_ratio"].value == pytest.approx(1.1)
     assert found["eager", "resolution"].value == pytest.approx(0.1)
 
@@ -239,3 +244,149 @@ def test_the_state_of_the_device_during_the_blocks(made):
     found = values([made("a", lines=lines)])
     names = ("sm_mhz", "sm_mhz_lowest_arm", "power_w", "foreign_processes")
     assert [found["eager", name].value for name in names] == [1980.0, 1500.0, 400.0, 2]
+
+
+# -- several cells, and what is measured apart from arms in competition
+
+
+def blocks(arm, ms):
+    return [block(arm, number, ms) for number in range(2)]
+
+
+def measured(records, rows=None):
+    table = None if rows is None else pd.DataFrame(rows, columns=COLUMNS)
+    return latency.measure(frames(records, table))
+
+
+def test_a_shared_record_gives_its_numbers_under_each_experiment(made):
+    lines = [*blocks("base", 1.0), *blocks("adafuse_switch", 2.0)]
+    rows = [[name, "gpu", "latency", "replicate=0", "a"] for name in ("table1", "table6")]
+    found = measured([made("a", lines=lines)], rows)
+    ratios = [value for value in found.values if value.quantity == "ratio" and value.row == "adafuse_switch"]
+    assert [value.experiment for value in ratios] == ["table1", "table6"] and ratios[0].value == ratios[
+        1
+    ].value
+    assert [cell.experiment for cell in found.cells] == ["table1", "table6"]
+    assert [row.label for row in found.rows][:3] == ["Backbone", "Backbone (again)", "AdaFuse (switch)"]
+
+
+def test_cells_of_an_experiment_are_told_apart_by_what_was_overridden(made):
+    rows = [
+        ["own", "gpu", "latency", f"latency.block_tokens={n} latency.rounds={n}", key]
+        for n, key in ((64, "a"), (8, "b"))
+    ]
+    found = measured([made(key, lines=blocks("base", 1.0)) for key in "ab"], rows)
+    assert sorted(cell.cell.split(" paper ")[1] for cell in found.cells) == [
+        "latency.block_tokens=64",
+        "latency.block_tokens=8",
+    ]
+
+
+def layer(part, ms):
+    return {
+        "kind": "layer",
+        "sequence_length": 1,
+        "rank": 16,
+        "phase": "decode",
+        "part": part,
+        "block": 0,
+        "ms": ms,
+    }
+
+
+def test_a_layer_is_adapters_over_backbone_paired_within_a_process(made):
+    lines = [layer("backbone", 1.0), layer("adapters", 3.0), layer("both", 4.0), layer("backbone", 1.0)]
+    found = values([made(key, "layer", lines) for key in "ab"])
+    assert found["decode 1 rank16", "ratio"].value == pytest.approx(3.0)
+    assert found["decode 1 rank16", "backbone_ms"].value == 1.0 and found["decode 1 rank16", "ratio"].n == 2
+
+
+def test_a_kernel_has_its_time_or_the_check_that_it_failed(made):
+    line = {
+        "kind": "kernel",
+        "kernel": "switch",
+        "targets": "qv",
+        "rank": 8,
+        "tokens": None,
+        "shape": "",
+        "bytes": 10,
+    }
+    timed = line | {
+        "error": 0.1,
+        "bound": 0.2,
+        "passed": True,
+        "ms": 2.0,
+        "naive_ms": 8.0,
+        "floor_ms": 1.0,
+        "share": 0.5,
+    }
+    failed = timed | {"rank": 16, "passed": False, "ms": None, "naive_ms": None, "error": None}
+    error = {"kind": "error", "where": "kernel fused on all", "message": "no room", "traceback": ""}
+    found = values([made("a", "kernel", [timed, failed, error])])
+    assert (found["switch qv rank8", "ms"].value, found["switch qv rank8", "naive_ratio"].value) == (2.0, 4.0)
+    assert (
+        found["switch qv rank16", "ms"].reason == "check failed"
+        and found["switch qv rank16", "passed"].value == 0
+    )
+    assert math.isinf(found["switch qv rank16", "error"].value)
+    assert found["kernel fused on all", "ms"].reason == "error: no room"
+
+
+def test_drift_is_a_median_unless_one_process_was_not_finite(made):
+    line = {"kind": "drift", "strategy": "switch", "dtype": "bfloat16", "switches": 5, "identical": True}
+    errors = {
+        "weight_error": 0.1,
+        "delta_error": 0.2,
+        "logit_error": 0.3,
+        "agreement": 1.0,
+        "delta_share": 0.05,
+    }
+    worse = line | errors | {"weight_error": 0.3, "logit_error": None, "identical": False}
+    found = values([made("a", "drift", [line | errors]), made("b", "drift", [worse])])
+    assert found["switch bfloat16 5", "weight_error"].value == pytest.approx(0.2)
+    assert math.isnan(found["switch bfloat16 5", "logit_error"].value)
+    assert found["switch bfloat16 5", "identical"].value == 0
+
+
+def trace(gap_ms):
+    line = {"kind": "trace", "arm": "base", "tokens": 5, "launches": 7, "graph_nodes": None, "gap_ms": gap_ms}
+    parts = {"base_gemm": 1.0, "switch": 0.5}
+    return [
+        line | {"parts_ms": parts, "attributed_by": "scopes"},
+        {"kind": "spans", "arm": "base", "spans": []},
+    ]
+
+
+def test_a_trace_is_the_token_of_median_length(made):
+    records = [
+        made(key, "trace", trace(gap), arms=["base", "mola_loop"])
+        for key, gap in zip("abc", (0.1, 0.5, 0.3), strict=True)
+    ]
+    found = values(records)
+    assert found["base", "token_ms"].value == pytest.approx(1.8) and found["base", "token_ms"].records == (
+        "c",
+    )
+    assert found["base", "gap_share"].value == pytest.approx(0.3 / 1.8)
+    assert found["base", "switch_ms"].value == 0.5 and found["base", "attributed_by"].reason == "scopes"
+    assert found["mola_loop", "token_ms"].reason == "not in the record"
+
+
+def test_a_backbone_by_size_loss_and_checksum(made):
+    lines = [
+        {"kind": "metric", "suite_task": "text", "metric": "loss", "value": 1.3, "stderr": None, "n": 9},
+        {"kind": "parameters", "trainable": 1000},
+        {"kind": "artifact", "path": "x", "sha256": "f00", "resumed_from_step": 0},
+    ]
+    knobs = {"steps": 10, "batch": 2, "accumulation": 1, "max_length": 128}
+    found = values([made("a", "pretrain", lines, pretrain=knobs)])
+    expected = {"steps": 10, "tokens": 2560, "loss.text": 1.3, "trainable": 1000, "resumed_from_step": 0}
+    assert {name: found["a", name].value for name in expected} == expected
+    assert found["a", "sha256"].reason == "f00" and found["a", "seconds"].value == 1.5
+
+
+def test_every_record_has_its_seconds_memory_and_errors(made):
+    error = {"kind": "error", "where": "arm base", "message": "no room", "traceback": ""}
+    found = values([made("a"), made("b", lines=[error], status="error"), made("c", status="unfinished")])
+    assert (found["a", "seconds"].value, found["a", "peak_rss_gib"].value) == (1.5, 0.5)
+    assert (found["b", "errors"].value, found["b", "errors"].reason) == (1, "no room")
+    assert ("a", "errors") not in found and ("c", "seconds") not in found

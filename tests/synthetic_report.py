@@ -1,12 +1,10 @@
-"""Made-up records for the report's tests, with numbers that are known."""
+"""Made-up records for the report's tests, with numbers that are known; tests/conftest.py hands out `made`."""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from adafuse.records import SEAL, Record, read
 
@@ -67,9 +65,8 @@ def settings(
     } | changes
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> Made:
-    """A factory of records: `made("0123456789ab", "latency", [line, ...], arms=[...])`, read back from a file."""
+def maker(folder: Path) -> Made:
+    """A factory of records in a folder: `made("0123456789ab", "latency", [line, ...], arms=[...])`, read back."""
 
     def make(
         key: str,
@@ -93,7 +90,7 @@ def made(tmp_path: Path) -> Made:
             **(header or {}),
         }
         text = "".join(json.dumps(line) + "\n" for line in [run, *lines]).encode()
-        path = tmp_path / task / f"tiny-{key}.jsonl"
+        path = folder / task / f"tiny-{key}.jsonl"
         path.parent.mkdir(exist_ok=True)
         if status == "unfinished":
             path = path.with_suffix(".jsonl.partial")
@@ -105,3 +102,12 @@ def made(tmp_path: Path) -> Made:
         return read(path)
 
     return make
+
+
+def edited(record: Record, change: Callable[[dict[str, Any]], None]) -> Record:
+    """The record with each of its lines as `change` leaves it; it is not sealed anew."""
+    lines = [json.loads(line) for line in record.data.splitlines()]
+    for line in lines:
+        change(line)
+    record.run, record.data = lines[0], b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    return record
