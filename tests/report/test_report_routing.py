@@ -141,7 +141,7 @@ def test_figures_take_loads_by_family_and_what_each_router_tells(tmp_path: Path)
     used = routing.uses(found)
     (fit,) = [key for key, run in found.runs.iterrows() if run["task"] == "train" and run["seed"] == 1]
     assert routing.load_map(used, fit).loc["sort"].tolist() == loads["sort"]
-    told = routing.told_by_router(used, found.runs.index)
+    told = used.routers["tells_family"].groupby(level="router", sort=False).mean()
     assert list(told.index) == study.LAYERS and told.tolist() == pytest.approx([0.5] * len(study.LAYERS))
 
 

@@ -3,8 +3,7 @@
 In: a folder of records, with `membership.csv` in it or beside it. Out: `Report`, which claims, tables, figures and the
 page take, and `load_measurements`, which reads the numbers that a report has written. Next: frames.py.
 
-    >>> found = read(Path("results/reference"))
-    >>> found.measurements.query("quantity == 'ratio' and row == 'adafuse_switch'")
+    >>> read(Path("results/reference")).measurements.query("quantity == 'ratio' and row == 'adafuse_switch'")
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from adafuse.records import Record
 from adafuse.report import accuracy, latency, membership, routing
 from adafuse.report.frames import Frames
 from adafuse.report.frames import frames as tidy
-from adafuse.report.measurements import CELLS, ROWS, Measured, load_measurements, values_frame
+from adafuse.report.measurements import ROWS, Measured, load_measurements, values_frame
 
 __all__ = ["Report", "build", "load_measurements", "read"]
 
@@ -31,16 +30,13 @@ PAPER = Path(__file__).resolve().parents[3] / "results" / "paper_tables.yaml"
 
 @dataclass(frozen=True)
 class Report:
-    """All that was read and all that was measured.
-
-    `measured` holds the numbers in the order of tables; `measurements` is the same as a frame, in the order of its
-    file; `cells` and `rows` say what each is called. `paper` holds the numbers that the paper prints.
+    """All that was read, and measured, in the order of tables and as the frame of its file; what rows are called; and
+    what the paper prints.
     """
 
     frames: Frames
     measured: Measured
     measurements: pd.DataFrame
-    cells: pd.DataFrame
     rows: pd.DataFrame
     paper: dict[str, Any]
 
@@ -64,5 +60,5 @@ def build(records: Iterable[Record], rows: pd.DataFrame | None = None) -> Report
             measured.values + own.values, measured.cells + own.cells, measured.rows + own.rows
         )
     frame = values_frame(measured.values)
-    cells, names = pd.DataFrame(measured.cells, columns=CELLS), pd.DataFrame(measured.rows, columns=ROWS)
-    return Report(found, measured, frame, cells, names, yaml.safe_load(PAPER.read_text()))
+    names = pd.DataFrame(measured.rows, columns=ROWS)
+    return Report(found, measured, frame, names, yaml.safe_load(PAPER.read_text()))

@@ -64,9 +64,6 @@ def measure(found: Frames) -> Measured:
     return measured(values, behind(named, ROW), rows, cells)
 
 
-# -- which evaluations belong together
-
-
 @lru_cache(maxsize=1)
 def studies(found: Frames) -> pd.DataFrame:
     """Every evaluation in its row of each experiment, in the order of tables, with what `_evaluations` says of it.
@@ -123,12 +120,9 @@ def _axes(group: pd.DataFrame) -> tuple[dict[str, str], list[str], set[str]]:
     named = [path for path in varied if path in swept or columns[path] not in KEYS["evaluate"]]
     if any(setting(config, "data.name") == "domain" for config in group["config"]):
         named = [path for path in named if path not in DOMAIN]
-    once = [path for path in named if list(last.values()).count(last[path]) == 1]
-    return (
-        {path: last[path] if path in once else path for path in named},
-        swept,
-        {columns[path] for path in swept},
-    )
+    words = list(last.values())
+    names = {path: last[path] if words.count(last[path]) == 1 else path for path in named}
+    return names, swept, {columns[path] for path in swept}
 
 
 def _most(found: pd.Series, values: list[Any]) -> Any:
@@ -165,27 +159,17 @@ def _order(value: Any) -> tuple[int, float, str]:
     return (0, float(value), "") if isinstance(value, (int, float)) else (1, 0.0, str(value))
 
 
-# -- what single records say
-
-
-def of_task(found: Frames, kind: str, task: str) -> pd.DataFrame:
-    """The lines of one kind in the records of one task."""
-    lines = found.lines(kind)
-    return lines[lines["record"].isin(found.runs.index[found.runs["task"] == task])]
-
-
 def _losses(found: Frames) -> pd.Series:
     """The held-out loss of each training run, in nats a token."""
-    lines = of_task(found, "metric", "train")
+    lines = found.lines("metric", "train")
     return lines[lines["metric"] == "loss"].astype({"value": float}).groupby("record")["value"].mean()
 
 
 def _evaluations(found: Frames) -> pd.DataFrame:
     """Of each evaluation the training behind it, which is that of the same job, and what else its lines say."""
-    jobs = found.members[[*JOB, "task", "record", "config"]]
-    jobs = jobs[jobs["task"] == "evaluate"].merge(
-        jobs[jobs["task"] == "train"], on=JOB, suffixes=("", "_fit")
-    )
+    every = found.members[[*JOB, "task", "record", "config"]]
+    fits = every[every["task"] == "train"]
+    jobs = every[every["task"] == "evaluate"].merge(fits, on=JOB, suffixes=("", "_fit"))
     # a job whose settings have changed since then has the fits of both
     pairs = zip(jobs["config"], jobs["config_fit"], strict=True)
     same = [method_settings(one.get("method")) == method_settings(two.get("method")) for one, two in pairs]
@@ -204,7 +188,7 @@ def _scores(found: Frames, own: pd.DataFrame) -> pd.DataFrame:
     as `correct`; a task over the user's own files is named after their folder.
     """
     key = ["record", "suite_task", "metric"]
-    lines = of_task(found, "metric", "evaluate").drop_duplicates(["record", "suite_task"])
+    lines = found.lines("metric", "evaluate").drop_duplicates(["record", "suite_task"])
     lines = lines.merge(found.lines("items")[[*key, "correct"]], on=key, how="left")
     kept = [np.array(items if isinstance(items, list) else [], float) for items in lines["correct"]]
     lines["correct"] = pd.Series(kept, lines.index)
@@ -219,9 +203,6 @@ def _scores(found: Frames, own: pd.DataFrame) -> pd.DataFrame:
     lines["tasks"] = lines.groupby(PLACE)["task"].transform("nunique")
     # tasks in one order in all rows of a study
     return lines.iloc[lines.groupby([*PLACE, "task"], sort=False).ngroup().argsort(kind="stable")]
-
-
-# -- the numbers of one row
 
 
 def _accuracies(own: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
@@ -261,9 +242,6 @@ def _training(own: pd.DataFrame) -> pd.DataFrame:
     losses = by.agg(value=("losses", "mean"), n=("losses", "size"), records=("fits", tuple)).reset_index()
     sizes = sizes[[*ROW, "value"]].assign(quantity="trainable")
     return pd.concat([sizes, losses.assign(quantity="validation_loss")])
-
-
-# -- how far one row lies from another
 
 
 def _plain(own: pd.DataFrame) -> dict[tuple[str, ...], Any]:
@@ -388,9 +366,6 @@ def _paired(own: pd.DataFrame, whole: pd.DataFrame) -> pd.DataFrame:
         at = {**dict(zip(ROW, row, strict=True)), "n": found.n_seeds, "records": behind}
         lines += [at | {"quantity": quantity} | number for quantity, number in numbers.items()]
     return pd.DataFrame(lines)
-
-
-# -- what is told once a study
 
 
 def _same_weights(own: pd.DataFrame) -> pd.DataFrame:

@@ -44,12 +44,9 @@ PATHS |= {
 # two are the same only if they are one: what is derived from one is kept by it
 @dataclass(eq=False)
 class Frames:
-    """Everything that was read.
-
-    `records`: the records with a sound header, by hash. `runs`: their headers, a row each, indexed by hash. `members`:
-    membership joined with `runs`, a row for each (experiment, record), with `record` as a column. `unlisted`: records
-    that no row of the membership names; they serve the experiment of their own header. `left_out`: file name and reason
-    of what cannot be read as a record at all.
+    """`records`: those with a sound header, by hash. `runs`: their headers, a row each, indexed by hash. `members`:
+    membership joined with `runs`, a row for each (experiment, record). `unlisted`: records that no row of the
+    membership names; they serve the experiment of their own header. `left_out`: what is no record, and why.
     """
 
     records: dict[str, Record]
@@ -59,23 +56,18 @@ class Frames:
     left_out: dict[str, str]
     _frames: dict[str, pd.DataFrame] = field(default_factory=dict)
 
-    def lines(self, kind: str) -> pd.DataFrame:
-        """All lines of one kind in the finished records, in their order, with `record` as the first column."""
+    def lines(self, kind: str, task: str = "") -> pd.DataFrame:
+        """All lines of one kind in the finished records (of one task), in their order, with the column `record`."""
         if kind not in self._frames:
             own = self._texts[kind]
             lines = json.loads(b"[" + b",".join(text for _, text in own) + b"]")
             names = dict.fromkeys(chain(FIELDS[kind], *lines))
             columns = {name: [line.get(name) for line in lines] for name in names if name != "kind"}
-            columns = {"record": [key for key, _ in own], **columns}
-            # text as objects is joined twice as fast, and no column without lines may be one of numbers
-            kinds = {
-                name: object if not lines or isinstance(column[0], str) else None
-                for name, column in columns.items()
-            }
-            self._frames[kind] = pd.DataFrame(
-                {name: pd.Series(column, dtype=kinds[name]) for name, column in columns.items()}
-            )
-        return self._frames[kind]
+            # without lines no column is one of numbers, which text could not be joined with
+            dtype = None if lines else object
+            self._frames[kind] = pd.DataFrame({"record": [key for key, _ in own], **columns}, dtype=dtype)
+        found = self._frames[kind]
+        return found[found["record"].isin(self.runs.index[self.runs["task"] == task])] if task else found
 
     @cached_property
     def _texts(self) -> dict[str, list[tuple[str, bytes]]]:

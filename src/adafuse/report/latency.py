@@ -98,12 +98,10 @@ def _cells(frames: Frames) -> Cells:
     pretrained = runs[runs["task"] == "pretrain"].reset_index().assign(experiment="", overrides="")
     own = pd.concat([frames.members[frames.members["task"] != "pretrain"], pretrained])
     own = own.join(pd.DataFrame(words, runs.index, ["key", "title", "is_cpu"]), on="record", how="inner")
+    jobs = [coordinates(overrides).items() for overrides in own["overrides"]]
     # overrides by which two jobs of an experiment differ and which the key does not tell
-    further = [
-        "".join(f" {name}={value}" for name, value in job.items() if name.rpartition(".")[2] not in TOLD)
-        for job in map(coordinates, own["overrides"])
-    ]
-    own = own.assign(cell=own["key"] + further)
+    further = [[f" {name}={value}" for name, value in job if name.split(".")[-1] not in TOLD] for job in jobs]
+    own = own.assign(cell=own["key"] + list(map("".join, further)))
     own = own.sort_values(["is_cpu", "title", *PLACE, "name"]).drop_duplicates([*PLACE, "record"])
     lines = []
     for place, cell in own[own["task"].isin(OF_ARMS)].groupby(PLACE, sort=False):
@@ -134,9 +132,6 @@ def _long(wide: pd.DataFrame) -> pd.DataFrame:
 def _grouped(lines: pd.DataFrame, by: list[str], names: list[str]) -> Any:
     """Numbers of lines, nan where one has none, by what lines share, in their order."""
     return lines.reindex(columns=names).astype(float).groupby([lines[name] for name in by], sort=False)
-
-
-# -- arms in competition
 
 
 def _latency(cells: Cells) -> pd.DataFrame:
@@ -189,10 +184,8 @@ def _others(arm: Any, arms: list[Any]) -> dict[str, str]:
     paper's own, AdaFuse's switch.
     """
     arms = [other for other in arms if other.runtime == arm.runtime]
-    plain, gemv = (
-        [other.row for other in arms if (other.method, other.strategy) == (BASE, strategy)]
-        for strategy in ("dense", "fused")
-    )
+    plain = [other.row for other in arms if (other.method, other.strategy) == (BASE, "dense")]
+    gemv = [other.row for other in arms if (other.method, other.strategy) == (BASE, "fused")]
     found = {"ratio": plain[0]} if plain and arm.row != plain[0] else {}
     found |= {"again_ratio": plain[0]} if arm.row in plain[1:2] else {}
     found |= {"gemv_ratio": gemv[0]} if gemv and arm.strategy == "fused" else {}
@@ -302,21 +295,17 @@ def _memory(cells: Cells) -> pd.DataFrame:
     found = _long(sizes[SIZES]).join(behind(own, ARM), on=ARM)
     counted = cells.lines("memory").query("task == 'latency'").drop_duplicates(ARM).set_index(ARM)
     counted = _long(counted.loc[~counted.index.isin(sizes.index), ["weights_gib"]])
-    errors = (
-        own.merge(cells.frames.lines("error"), on="record").drop_duplicates(ARM).set_index(ARM)["message"]
-    )
+    errors = own.merge(cells.frames.lines("error"), on="record").drop_duplicates(ARM).set_index(ARM)
     peaks = found[found["quantity"] == "peak_gib"]
     lacking = arms[~pd.MultiIndex.from_frame(arms[ARM]).isin(pd.MultiIndex.from_frame(peaks[ARM]))]
-    reasons = sizes.assign(reason="a peak needs a GPU")["reason"].combine_first("error: " + errors)
+    reasons = sizes.assign(reason="a peak needs a GPU")["reason"].combine_first("error: " + errors["message"])
     lacking = lacking[ARM].join(reasons, on=ARM).assign(quantity="peak_gib")
     without = "not measured: task=memory arms.run=[" + lacking["row"] + "]"
     lacking["reason"] = lacking["reason"].fillna(without)
     runtime = [*PLACE, "runtime"]
     plain = arms[(arms["method"] == BASE) & (arms["task"] == "latency")].drop_duplicates(runtime)
-    beside = (
-        plain[[*ARM, "runtime"]].merge(peaks, on=ARM).drop(columns="row").assign(quantity="base_peak_gib")
-    )
-    beside = arms[[*ARM, "runtime"]].merge(beside, on=runtime).drop(columns="runtime")
+    plain = plain[[*ARM, "runtime"]].merge(peaks.assign(quantity="base_peak_gib"), on=ARM).drop(columns="row")
+    beside = arms[[*ARM, "runtime"]].merge(plain, on=runtime).drop(columns="runtime")
     return pd.concat([found, counted, lacking, beside])
 
 
@@ -331,9 +320,6 @@ def _alone(cells: Cells) -> pd.DataFrame:
     is_same = timed["tokens"] == timed["own_tokens"]
     timed = timed[is_same | ~is_same.groupby([timed[name] for name in ARM]).transform("any")]
     return pd.concat([timed, cells.records[[*PLACE, "record"]].merge(every, on="record")])[[*ARM, "record"]]
-
-
-# -- what is measured apart from arms in competition
 
 
 def _calibration(cells: Cells) -> pd.DataFrame:

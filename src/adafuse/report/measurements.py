@@ -3,9 +3,7 @@
 In: what latency.py, accuracy.py and routing.py measured. Out: a frame with the columns `COLUMNS`, its file
 `results/measurements.csv`, and that file read back. Next: claims.py, tables.py, figures.py, which read it alone.
 
-    >>> from adafuse.report import load_measurements
-    >>> found = load_measurements("results/measurements.csv")
-    >>> found.query("experiment == 'table1' and row == 'mola_loop' and quantity == 'ratio'")
+    >>> load_measurements("results/measurements.csv").query("experiment == 'table1' and quantity == 'ratio'")
 
 `row` is an arm, a method or what else a cell is made of; `quantity` a name with its unit; `low` and `high` the 95 %
 interval, empty where there is none; `n` the processes or seeds behind the value; `reason` says why there is no value,
@@ -24,8 +22,6 @@ from pathlib import Path
 import pandas as pd
 
 NUMBERS = ("value", "low", "high", "n")
-# the fewest digits of a hash that the file has
-DIGITS = 7
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class Measured:
     rows: list[RowName] = field(default_factory=list)
 
 
-COLUMNS, CELLS, ROWS = ([one.name for one in fields(kind)] for kind in (Measurement, CellName, RowName))
+COLUMNS, ROWS = ([one.name for one in fields(kind)] for kind in (Measurement, RowName))
 KEY = COLUMNS[:4]
 
 
@@ -105,9 +101,8 @@ def values_frame(values: Iterable[Measurement]) -> pd.DataFrame:
 def write(found: pd.DataFrame, path: Path) -> None:
     """Write the frame with 6 significant digits, the same bytes for the same records.
 
-    A check is one line with its bound in `high`, from which `load_measurements` makes `bound.NAME` and `passed.NAME`
-    again. Of a difference neither its 90 % interval nor its deviation between seeds is written: they follow from its
-    95 % interval and `n`.
+    A check is one line with its bound in `high`, of which `load_measurements` makes `bound.NAME` and `passed.NAME`. The
+    90 % interval of a difference and its deviation between seeds follow from the 95 % interval and `n`.
     """
     checks, bounds = (found["quantity"].str.startswith(f"{name}.") for name in ("check", "bound"))
     # in one order, as they differ in the first word alone
@@ -115,7 +110,7 @@ def write(found: pd.DataFrame, path: Path) -> None:
     found.loc[checks, "high"] = found.loc[bounds, "value"].to_numpy()
     told = found[~found["quantity"].str.startswith(("bound.", "passed.", "spread.", "minus90."))].copy()
     hashes = {record for records in told["records"].unique() for record in records.split()}
-    digits = next(n for n in range(DIGITS, 65) if len({record[:n] for record in hashes}) == len(hashes))
+    digits = next(n for n in range(7, 65) if len({record[:n] for record in hashes}) == len(hashes))
     told["records"] = told["records"].str.replace(rf"(\w{{{digits}}})\w+", r"\1", regex=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     told.to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
@@ -124,20 +119,14 @@ def write(found: pd.DataFrame, path: Path) -> None:
 def load_measurements(path: Path | str) -> pd.DataFrame:
     """A written frame of measurements. Raises ValueError with one line for a file that is none."""
     kinds = dict.fromkeys(COLUMNS, "str") | dict.fromkeys(NUMBERS, "float64") | {"n": "Int64"}
+    empty = {name: [""] for name in NUMBERS}
     try:
-        found = pd.read_csv(
-            path, dtype=kinds, keep_default_na=False, na_values={name: [""] for name in NUMBERS}
-        )
-        found = found[COLUMNS]
+        found = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=empty)[COLUMNS]
     except (KeyError, OSError, ValueError) as exc:
         raise ValueError(f"measurements {path} cannot be read: {' '.join(str(exc).split())}") from exc
-    checks = found[found["quantity"].str.startswith("check.")].assign(reason="")
-    name, bound, met = (
-        checks["quantity"].str.removeprefix("check"),
-        checks["high"],
-        checks["value"] <= checks["high"],
-    )
-    found["high"], checks["high"] = found["high"].drop(checks.index), math.nan
+    checks = found[found["quantity"].str.startswith("check.")].assign(reason="", high=math.nan)
+    bound, name = found.loc[checks.index, "high"], checks["quantity"].str.removeprefix("check")
+    found["high"] = found["high"].drop(checks.index)
     bounds = checks.assign(quantity="bound" + name, value=bound)
-    passed = checks.assign(quantity="passed" + name, value=met.astype(float))
+    passed = checks.assign(quantity="passed" + name, value=(checks["value"] <= bound).astype(float))
     return pd.concat([found, bounds, passed]).sort_values(KEY, kind="stable", ignore_index=True)

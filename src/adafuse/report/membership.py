@@ -14,8 +14,7 @@ import pandas as pd
 
 from adafuse.records import Record
 
-# `record` is the hash at the end of a record's file name; `overrides` is sorted, without what says only where and how
-# a job ran
+# `record`: the hash at the end of a record's file name; `overrides`: sorted, without what says how a job ran
 COLUMNS = ["experiment", "profile", "task", "overrides", "record"]
 ELSEWHERE = ("experiment=", "profile=", "runs_dir=", "tracker=", "device=", "hydra", "-")
 
@@ -28,11 +27,8 @@ def read(path: Path) -> pd.DataFrame:
         raise ValueError(f"membership {path} lacks columns: {exc.args[0]}") from exc
     except (OSError, ValueError) as exc:
         raise ValueError(f"membership {path} cannot be read: {' '.join(str(exc).split())}") from exc
-    odd = found.loc[~found["record"].str.fullmatch("[0-9a-f]{12}"), "record"]
-    if len(odd):
-        raise ValueError(
-            f"membership {path} names a record that is no hash of 12 digits: {odd.iloc[0][:40]!r}"
-        )
+    for odd in found.loc[~found["record"].str.fullmatch("[0-9a-f]{12}"), "record"]:
+        raise ValueError(f"membership {path} names a record that is no hash of 12 digits: {odd[:40]!r}")
     found["overrides"] = [" ".join(sorted(words.split())) for words in found["overrides"]]
     return found.drop_duplicates(ignore_index=True)
 

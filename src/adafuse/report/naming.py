@@ -65,20 +65,15 @@ def title(run: pd.Series) -> str:
     dtype = "" if task == "drift" else f", {run['dtype']}"
     rank = "" if task in ("layer", "kernel") else f" of rank {run['rank']}"
     where = {"layer": ", on one linear", "kernel": ""}.get(task, f", on {run['targets']}")
-    parts = [
-        run["machine"],
-        f"{run['model']}{dtype}",
-        f"{run['count']} experts{rank}, top-{run['top_k']}{where}",
-    ]
+    experts = f"{run['count']} experts{rank}, top-{run['top_k']}{where}"
+    parts = [run["machine"], f"{run['model']}{dtype}", experts]
     if task == "layer":
         parts.append(f"rank {run['ranks']}")
     if task in ("latency", "memory", "trace"):
-        unusual = {
-            f"gates {run['gates']}": run["gates"] != "router",
-            f"{100 * run['bypass_share']:g} % of tokens bypassed": run["bypass_share"],
-            f"whole queries of {run['block_tokens']} new tokens": run["queries"],
-        }
-        parts += [f"batch {run['batch']}", f"context {run['context']}", *filter(unusual.get, unusual)]
+        parts += [f"batch {run['batch']}", f"context {run['context']}"]
+        parts += [f"gates {run['gates']}"] if run["gates"] != "router" else []
+        parts += [f"{100 * run['bypass_share']:g} % of tokens bypassed"] if run["bypass_share"] else []
+        parts += [f"whole queries of {run['block_tokens']} new tokens"] if run["queries"] else []
         parts.append("memory only" if task == "memory" else f"arms={run['arms']}")
     if task in ("train", "evaluate"):
         level = f", level {run['level']}" if run["level"] != 1 else ""
@@ -88,19 +83,19 @@ def title(run: pd.Series) -> str:
 
 def caption(runs: pd.DataFrame) -> str:
     """Where the numbers of these records come from: processor, libraries, profile, commit, what was left out."""
-    known, left = runs[runs["driver"].astype(bool)], runs.loc[runs["status"] == "unfinished", "name"]
-    count, commits = len(runs) - len(left), map(commit_text, runs["commit"], runs["dirty"])
-    parts = [" and ".join(sorted(set(runs["host"])))]
-    parts.append(_distinct(known["machine"] + ", driver " + known["driver"].astype(str)))
-    parts += [f"torch {_distinct(runs['torch'])}", f"profile {_distinct(runs['profile'])}"]
-    parts += [f"commit {_distinct(commits)}", f"{count} record{'s' * (count != 1)}"]
-    parts += [f"left out as unfinished: {', '.join(left)}"] if len(left) else []
+    facts = ["host", "machine", "driver", "torch", "profile", "commit", "dirty", "status", "name"]
+    every = list(runs[facts].itertuples(index=False, name=None))
+    hosts, machines, drivers, torches, profiles, commits, dirty, statuses, names = zip(*every, strict=True)
+    cards = [f"{gpu}, driver {driver}" for gpu, driver in zip(machines, drivers, strict=True) if driver]
+    names_of = [str(commit or "unknown")[:12] for commit in commits]
+    sources = [name + " (dirty)" * bool(changed) for name, changed in zip(names_of, dirty, strict=True)]
+    left = [name for name, status in zip(names, statuses, strict=True) if status == "unfinished"]
+    count = len(runs) - len(left)
+    parts = [" and ".join(sorted(set(hosts))), _distinct(cards), f"torch {_distinct(torches)}"]
+    parts += [f"profile {_distinct(profiles)}", f"commit {_distinct(sources)}"]
+    parts += [f"{count} record{'s' * (count != 1)}"]
+    parts += [f"left out as unfinished: {', '.join(left)}"] if left else []
     return " · ".join(filter(None, parts))
-
-
-def commit_text(commit: str | None, dirty: bool | None) -> str:
-    """The commit that made a record, in 12 digits; a record of other sources says so."""
-    return str(commit or "unknown")[:12] + (" (dirty)" if dirty else "")
 
 
 def arms_of(run: pd.Series) -> dict[str, Arm]:

@@ -1,16 +1,14 @@
 """What routers do: how many experts they really use, whether they collapse, what a choice tells, whether layers agree.
 
-In: the training behind the rows of accuracy.py. Out: rows of measurements under the same names; what the figures `load`
-and `agreement` draw. Next: figures.py. Quantities of a row, means over routers and adapters, over all families (which
-weigh the same) or with `.FAMILY` on one:
+In: the training behind the rows of accuracy.py. Out: numbers of the same rows; what the figures `load` and `agreement`
+draw. Next: figures.py. Quantities, means over routers and adapters, over all families (which weigh the same) or with
+`.FAMILY` on one:
 
     effective_experts   the exponential of the entropy of the load; at least top-k, at most all
     collapsed           the share of routers with less than COLLAPSED of the way from top-k to all
-    entropy_nats        of the softmax of one token
-    bypassed            the share of tokens without any expert
+    entropy_nats, bypassed   of the softmax of one token; the share of tokens without any expert
     tells_family        mutual information of family and chosen expert over the entropy of the family; 1: all
     between_layers, within_block   normalised mutual information of two routers' first choices, over pairs; 1: all
-    routers             in one adapter
 """
 
 from __future__ import annotations
@@ -18,12 +16,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from adafuse.report.accuracy import ROW, of_task, studies
+from adafuse.report.accuracy import ROW, studies
 from adafuse.report.frames import Frames
 from adafuse.report.measurements import KEY, Measured, told
 
@@ -38,62 +37,48 @@ BY_ROUTER = ["effective_experts", "collapsed", "tells_family"]
 
 @dataclass(frozen=True)
 class Uses:
-    """`lines`: a row for each adapter (`record`), router and family, with BY_FAMILY; `slots`: the share of the chosen
-    slots by expert, a row for each of `lines`, zeros behind the last expert; `routers`: by record and router BY_ROUTER.
-    nan where every token is left to the backbone, and for the family that one family tells.
+    """`lines`: a row for each adapter (`record`), router and family, with BY_FAMILY; `routers`: by record and router
+    BY_ROUTER. nan where every token is left to the backbone, and for the family that one family tells.
     """
 
     lines: pd.DataFrame
-    slots: pd.DataFrame
     routers: pd.DataFrame
 
 
 def measure(found: Frames) -> Measured:
     """What the routers of every row of every study do, as far as its training says it."""
     fits = studies(found)[[*ROW, "fits"]].explode("fits").dropna().drop_duplicates()
-    used = fits.rename(columns={"fits": "record"}).merge(
-        pd.concat([_used(uses(found)), _agreed(found)]), on="record"
-    )
-    own = used.groupby(KEY, sort=False).agg(
-        total=("total", list), count=("count", "sum"), records=("record", tuple)
-    )
-    own = own.assign(value=own["total"].map(sum) / own["count"], n=own["total"].map(len))
-    return Measured(told(own.reset_index()))
+    used = pd.concat([_used(uses(found)), _agreed(found)])
+    by = fits.merge(used, left_on="fits", right_on="record").groupby(KEY, sort=False)
+    own = by.agg(total=("total", list), count=("count", "sum"), records=("record", tuple)).reset_index()
+    return Measured(told(own.assign(value=own["total"].map(sum) / own["count"], n=own["total"].map(len))))
 
 
+@lru_cache(maxsize=1)
 def uses(found: Frames) -> Uses:
     """What every trained router does, from the `routing` lines of training; older ones do not tell families apart."""
-    lines = of_task(found, "routing", "train")
+    lines = found.lines("routing", "train")
     lines = lines.reindex(columns=[*ROUTER, "family", "load", "entropy_nats", "bypassed"])
-    lines = lines[lines["load"].map(lambda load: isinstance(load, list) and len(load) > 0).astype(bool)]
-    lines = lines.reset_index(drop=True)
+    is_known = [isinstance(load, list) and len(load) > 0 for load in lines["load"]]
+    lines = lines[np.array(is_known, bool)].reset_index(drop=True)
+    top_k = lines["record"].map(found.runs["top_k"]).astype(float)
+    lines = lines.assign(experts=lines["load"].map(len), top_k=top_k)
+    # the share of the chosen slots, zeros behind the last expert
     slots = pd.DataFrame(lines["load"].tolist(), dtype=float).fillna(0.0)
-    lines["experts"], lines["top_k"] = (
-        lines["load"].map(len),
-        lines["record"].map(found.runs["top_k"]).astype(float),
-    )
-    entropy = _entropy(slots)
-    lines = lines.assign(**_effective(entropy, lines))
-    keys = [lines[name] for name in ROUTER]
+    entropy, keys = _entropy(slots), [lines[name] for name in ROUTER]
     # where every token of a family is left to the backbone it has no load, and no part in the mean
     over = _entropy(slots.where(entropy.notna()).groupby(keys, sort=False).mean())
     families = entropy.groupby(keys, sort=False).agg(["mean", "count"])
     told = ((over - families["mean"]) / np.log(families["count"])).where(families["count"] > 1)
-    first = lines.drop_duplicates(ROUTER).set_index(ROUTER)
-    return Uses(lines, slots, pd.DataFrame(_effective(over, first)).assign(tells_family=told))
+    routers = _effective(over, lines.drop_duplicates(ROUTER).set_index(ROUTER))
+    return Uses(lines.join(_effective(entropy, lines)), routers.assign(tells_family=told))
 
 
 def load_map(used: Uses, record: str) -> pd.DataFrame:
     """The load of an adapter's first router, a row a family, a column an expert; families without any are left out."""
     own = used.lines[used.lines["record"] == record]
     own = own[(own["router"] == own["router"].iloc[0]) & own["effective_experts"].notna()]
-    return used.slots.loc[own.index, : own["experts"].iloc[0] - 1].set_axis(own["family"])
-
-
-def told_by_router(used: Uses, records: Iterable[str]) -> pd.Series:
-    """What each router tells of the family, in running order, mean over adapters."""
-    own = used.routers.loc[used.routers.index.isin(list(records), level="record"), "tells_family"]
-    return own.fillna(0.0).groupby(level="router", sort=False).mean()
+    return pd.DataFrame(own["load"].tolist(), own["family"])
 
 
 def agreement(found: Frames, records: Iterable[str]) -> tuple[list[str], NDArray[np.float64]] | None:
@@ -117,11 +102,8 @@ def _used(used: Uses) -> pd.DataFrame:
     routers = used.routers.reset_index()
     by_family = used.lines.dropna(subset="family").melt(["record", "family"], BY_FAMILY, "quantity")
     by_family["quantity"] += "." + by_family["family"].astype(str)
-    parts = [
-        routers.melt("record", BY_ROUTER, "quantity"),
-        used.lines.melt("record", BY_FAMILY[2:], "quantity"),
-        by_family,
-    ]
+    every = used.lines.melt("record", BY_FAMILY[2:], "quantity")
+    parts = [routers.melt("record", BY_ROUTER, "quantity"), every, by_family]
     long = pd.concat(parts).astype({"value": float}).dropna(subset="value")
     summed = long.groupby(["record", "quantity"])["value"].agg(total="sum", count="count").reset_index()
     number = routers.groupby("record").size().rename("total").reset_index()
@@ -145,16 +127,15 @@ def _agreed(found: Frames) -> pd.DataFrame:
 
 
 def _compared(found: Frames) -> pd.DataFrame:
-    lines = of_task(found, "agreement", "train")
+    lines = found.lines("agreement", "train")
     return lines[lines["routers"].map(len) > 1]
 
 
-def _effective(entropy: pd.Series, routers: pd.DataFrame) -> dict[str, pd.Series]:
+def _effective(entropy: pd.Series, routers: pd.DataFrame) -> pd.DataFrame:
     """How many equally loaded experts would have this entropy, and whether they are too few."""
     effective, top_k = np.exp(entropy), routers["top_k"]
-    fewest = top_k + COLLAPSED * (routers["experts"] - top_k)
-    collapsed = (effective < fewest).where(entropy.notna()).astype(float)
-    return {"effective_experts": effective, "collapsed": collapsed}
+    collapsed = (effective < top_k + COLLAPSED * (routers["experts"] - top_k)).where(entropy.notna())
+    return pd.DataFrame({"effective_experts": effective, "collapsed": collapsed.astype(float)})
 
 
 def _entropy(slots: pd.DataFrame) -> pd.Series:
