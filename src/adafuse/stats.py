@@ -101,11 +101,6 @@ def resolution(again: Interval) -> float:
     return max(ends)
 
 
-def is_resolved(interval: Interval, again: Interval | None) -> bool:
-    """False if the ratio is no further from 1 than an arm from itself; True without an A/A arm."""
-    return again is None or abs(math.log(interval.ratio)) > resolution(again)
-
-
 def paired_difference(
     correct_a: Sequence[Sequence[ArrayLike]], correct_b: Sequence[Sequence[ArrayLike]]
 ) -> Difference:
