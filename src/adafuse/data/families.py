@@ -66,6 +66,11 @@ def generate(name: str, split: str, count: int, seed: int, level: int = 1) -> li
         raise ValueError(f"data.level={level} is not there: choose from {list(LEVELS)}")
     rng = Random(f"{name}/{split}/{seed}")
     candidates = _cloze(split, rng) if name == "cloze" else _exercises(FAMILIES[name], split, rng, level)
+    return collect(candidates, name, split, count)
+
+
+def collect(candidates: Iterator[Item], name: str, split: str, count: int) -> list[Item]:
+    """The first `count` items with different prompts. Raises ValueError if there are not so many."""
     items: dict[str, Item] = {}
     idle = 0
     while len(items) < count and idle < PATIENCE:

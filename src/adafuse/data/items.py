@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from adafuse.config import Data
-from adafuse.data import standard_library
-from adafuse.data.families import FAMILIES, LEVELS, Item, generate, lessons
+from adafuse.data import families, real_tasks, standard_library
+from adafuse.data.families import FAMILIES, LEVELS, Item, lessons
 from adafuse.data.splits import SPLITS
 
 # Raise it with a change of the text that the samples below do not show: nothing trained before is then comparable.
@@ -46,18 +46,18 @@ def recipe(data: Data, seed: int) -> dict[str, Any]:
 
 
 @cache
-def items_version(families: tuple[str, ...]) -> str:
+def items_version(names: tuple[str, ...]) -> str:
     """What the items of these families are made from, as a hash: a sample of each, and the library that cloze cuts.
 
     Raises ValueError for an unknown family.
     """
     samples: list[Any] = [DATA_VERSION]
-    for name in families:
+    for name in names:
         if name == "cloze":
             samples.append(standard_library.fingerprint())
             continue
-        for level in LEVELS:
-            items = [item for split in SPLITS for item in generate(name, split, SAMPLED, 0, level)]
+        for level in (LEVELS[0],) if name in real_tasks.NAMES else LEVELS:
+            items = [item for split in SPLITS for item in _generate(name, split, SAMPLED, 0, level)]
             samples += [[item.prompt, item.answer, item.choices, item.label] for item in items]
     return _digest(samples)
 
@@ -97,7 +97,7 @@ def write(data: Data, folder: Path, seed: int) -> Path:
     files = {}
     for split in SPLITS:
         for family in data.families:
-            items = generate(family, split, wanted["items"][split], seed, data.level)
+            items = _generate(family, split, wanted["items"][split], seed, data.level)
             files.update(_write_items(folder, family, split, items))
         if data.path is not None:
             files.update(_write_items(folder, LOCAL, split, _own_items(_own_file(data, split))))
@@ -144,6 +144,11 @@ def _tokenised(items: list[Item], tokenizer: Any, max_length: int) -> list[dict[
         labels = [-100] * len(prompt) + ids[len(prompt) :]
         rows.append({"input_ids": ids[-max_length:], "labels": labels[-max_length:]})
     return rows
+
+
+def _generate(name: str, split: str, count: int, seed: int, level: int) -> list[Item]:
+    maker = real_tasks.generate if name in real_tasks.NAMES else families.generate
+    return maker(name, split, count, seed, level)
 
 
 def _own_file(data: Data, split: str) -> Path:
