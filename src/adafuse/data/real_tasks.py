@@ -1,8 +1,8 @@
 """Tasks that nobody here wrote: items from the packages reasoning-gym and countryinfo, under the names of families.
 
 In: a task's name, a split, a count and a seed. Out: the same items each time, split by content as those of families.py.
-A question is plain text that ends in "Answer:". Settings are easier than the packages' own, so that a small model can learn
-the tasks; conf/data/real.yaml holds those that experiment=real_pilot kept. Next: items.py, which asks for them by name.
+A question is plain text that ends in "Answer:". Settings are easier than the packages' own, so that a small model can
+learn the tasks; conf/data/real.yaml holds those that experiment=real_pilot kept. Next: items.py, which asks for them.
 """
 
 from __future__ import annotations
