@@ -12,8 +12,8 @@ import pytest
 from adafuse import archive
 from adafuse.archive import load, pack, unpack, verify
 from adafuse.records import open_record, partial_path
-from conftest import ROOT
-from synthetic_records import HEADER, STRAY, write_one
+from synthetic.configurations import ROOT
+from synthetic.records import HEADER, STRAY, write_one
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from adafuse import cell
 from adafuse.config import Config, Task
 from adafuse.data import items
-from conftest import ROOT, compose
+from synthetic.configurations import ROOT, compose
 
 
 def hashes(config: Config) -> dict[str, str]:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from adafuse import compose as schema
 from adafuse.config import Config, Task, Weights
 from adafuse.evaluation.suites import check_suite
-from conftest import CONF, ROOT, compose, options
+from synthetic.configurations import CONF, ROOT, compose, options
 
 EXPERIMENTS, PROFILES = options("experiment"), options("profile")
 

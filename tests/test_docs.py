@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adafuse.report.rules import MIN_SEEDS
-from conftest import ROOT, options
+from synthetic.configurations import ROOT, options
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")

@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 
 from adafuse import compose as schema
 from adafuse.config import Task
-from conftest import CONF
 from hydra_plugins.isolated_launcher import IsolatedLauncher
-from test_run import LAYER, finished, run
+from synthetic.configurations import CONF
+from synthetic.scripts import LAYER, finished, run
 
 SCRIPT = """
 import json, os, sys, time

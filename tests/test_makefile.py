@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from synthetic.configurations import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 PYTHON = f"""#!/bin/sh

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import synthetic_records
 from adafuse import cell
 from adafuse.membership import FILE, Row, append, job_overrides, note, read, shown, unlisted
 from adafuse.records import read as read_record
-from conftest import ROOT, compose
+from synthetic import records as made_records
+from synthetic.configurations import ROOT, compose
 
 ROW = Row("table2", "cpu", "evaluate", "seed=0 method=mola", "0123456789ab")
 
@@ -42,7 +42,7 @@ def test_a_row_names_the_record_that_is_there(tmp_path: Path) -> None:
     config = compose("task=evaluate", "method=base", f"runs_dir={tmp_path}")
     former = cell.former_hashes(config)[-1]
     path = cell.record_path(config)
-    synthetic_records.write_one(path.with_name(path.name.replace(cell.cell_hash(config), former)))
+    made_records.write_one(path.with_name(path.name.replace(cell.cell_hash(config), former)))
     note(config, "python scripts/run.py method=base", None)
     assert [row.record for row in read(tmp_path / "records" / FILE) if row.task == "evaluate"] == [former]
 
@@ -158,8 +158,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_a_record_without_a_row_is_listed(tmp_path: Path) -> None:
     one, two = (
-        read_record(synthetic_records.write_one(tmp_path / f"{name}.jsonl", config_hash=name))
-        for name in "ab"
+        read_record(made_records.write_one(tmp_path / f"{name}.jsonl", config_hash=name)) for name in "ab"
     )
     rows = [Row("table2", "cpu", "latency", "", "a")]
     assert unlisted([one, two], rows) == [two]

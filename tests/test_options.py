@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from adafuse.config import ExpertKind, Method, Model, Routing, Runtime, StrategyName
-from conftest import CONF, METHODS, compose, options
+from synthetic.configurations import CONF, METHODS, compose, options
 
 
 @pytest.mark.parametrize("method", options("method"))

@@ -7,8 +7,8 @@ import pytest
 
 from adafuse import cell, membership, rebuild
 from adafuse.records import Record, open_record, read
-from conftest import compose
-from synthetic_records import HEADER
+from synthetic.configurations import compose
+from synthetic.records import HEADER
 
 
 def made(

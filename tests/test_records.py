@@ -10,7 +10,7 @@ import pytest
 
 from adafuse import records
 from adafuse.records import is_done, open_record, partial_path, read
-from synthetic_records import HEADER, write_one
+from synthetic.records import HEADER, write_one
 
 
 def test_lines_come_back_in_order_with_header_and_end(tmp_path):

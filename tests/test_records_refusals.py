@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adafuse.records import is_done, open_record, partial_path, read
-from synthetic_records import HEADER, write_one
+from synthetic.records import HEADER, write_one
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -82,8 +82,8 @@ def test_the_lock_dies_with_its_process(tmp_path):
     path = tmp_path / "cell.jsonl"
     code = (
         "import os, sys; sys.path.insert(0, 'tests')\n"
-        "import synthetic; from pathlib import Path; from adafuse.records import open_record\n"
-        f"with open_record(Path({str(path)!r}), synthetic.run_fields('latency', 'cell', {{}})):\n"
+        "from synthetic import runs; from pathlib import Path; from adafuse.records import open_record\n"
+        f"with open_record(Path({str(path)!r}), runs.run_fields('latency', 'cell', {{}})):\n"
         "    os.kill(os.getpid(), 9)\n"
     )
     subprocess.run(

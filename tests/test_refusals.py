@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from adafuse.refusals import refuse_device
-from conftest import compose
+from synthetic.configurations import compose
 
 ARM = "arms.table.adafuse_gather"
 PEFT, PEFT_MERGE = "arms.table.lora_peft", "arms.table.adafuse_peft_merge"

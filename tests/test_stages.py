@@ -17,7 +17,7 @@ from adafuse import archive, cell, membership, records, stages
 from adafuse.config import Task
 from adafuse.model import backbone
 from adafuse.records import Record
-from conftest import ROOT, compose
+from synthetic.configurations import ROOT, compose
 
 # every stage small enough for a test, none left out
 QUICK = [

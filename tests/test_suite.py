@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from conftest import CONF, ROOT, options
+from synthetic.configurations import CONF, ROOT, options
 
 EXPERIMENTS, PROFILES = options("experiment"), options("profile")
 SUITES = yaml.safe_load((CONF / "suites.yaml").read_text())

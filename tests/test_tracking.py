@@ -4,14 +4,14 @@ import sys
 
 import pytest
 
-import synthetic
 from adafuse.records import read
 from adafuse.tracking import run_settings, summary, track
+from synthetic import runs
 
 
 @pytest.fixture
 def record_path(tmp_path):
-    return synthetic.write_latency(tmp_path / "records", plain={"runs_dir": str(tmp_path / "runs")})
+    return runs.write_latency(tmp_path / "records", plain={"runs_dir": str(tmp_path / "runs")})
 
 
 def test_off_touches_nothing(tmp_path, monkeypatch):
@@ -31,7 +31,7 @@ def test_without_wandb_the_error_says_so(record_path, monkeypatch):
 
 
 def test_only_finished_records(tmp_path):
-    partial = synthetic.write_unfinished(tmp_path / "latency" / "cut.jsonl")
+    partial = runs.write_unfinished(tmp_path / "latency" / "cut.jsonl")
     with pytest.raises(ValueError, match="unfinished"):
         track(partial, "wandb")
 
@@ -48,7 +48,7 @@ def test_names_and_summary(record_path):
 
 def test_a_block_that_must_not_count_does_not(tmp_path):
     flags = tuple(("mola_loop", number, "others on the device") for number in range(7))
-    record = read(synthetic.write_latency(tmp_path, flags=flags))
+    record = read(runs.write_latency(tmp_path, flags=flags))
     (last,) = [b for b in record.of("block") if b["arm"] == "mola_loop" and b["round"] == 7]
     found = summary(record)
     assert found["ms_per_token/mola_loop"] == last["block_ms"] / last["tokens"]

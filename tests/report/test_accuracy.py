@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import synthetic_study as study
 from adafuse.archive import load
 from adafuse.records import open_record
 from adafuse.report import accuracy
 from adafuse.report.frames import frames
 from adafuse.report.measurements import Measured, values_frame
 from adafuse.report.membership import of_headers
-from synthetic_report import edited
+from synthetic import study
+from synthetic.report import edited
 
 METHODS = {"base": 0.35, "lora": 0.70, "adafuse": 0.71}
 CELL = "h200 tiny fp32 qv r8 mixture"

@@ -6,7 +6,7 @@ import pytest
 
 from adafuse.report.claims import all_claims, all_goals
 from adafuse.report.rules import IN_PART, NOT_DECIDED, NOT_REPLICATED, NOT_TESTABLE, REPLICATED
-from report.made_board import FACTORS, LLAMA, PAPER, SPECS, Made, around, minus, paper_cell
+from synthetic.board import FACTORS, LLAMA, PAPER, SPECS, Made, around, minus, paper_cell
 
 GATHER = "AdaFuse (gather), rank 16, batch 1"
 

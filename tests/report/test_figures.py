@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-import synthetic_study as study
 from adafuse import archive
 from adafuse.report import build, figures
 from adafuse.report.membership import COLUMNS
+from synthetic import study
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = {"kind": "block", "position": 0, "tokens": 64, "excluded": None, "state": {}}

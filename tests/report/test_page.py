@@ -15,7 +15,7 @@ import yaml
 from adafuse import report
 from adafuse.report import page
 from adafuse.report.claims import all_claims
-from report.made_board import PAPER, SPECS, Made, around, minus, paper_cell
+from synthetic.board import PAPER, SPECS, Made, around, minus, paper_cell
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = {"kind": "block", "position": 0, "tokens": 64, "excluded": None, "state": {}}

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import synthetic_study as study
 from adafuse.archive import load
 from adafuse.report import routing
 from adafuse.report.frames import Frames, frames
 from adafuse.report.measurements import values_frame
-from synthetic_report import edited
+from synthetic import study
+from synthetic.report import edited
 
 EVEN = [0.125] * 8
 

@@ -26,7 +26,7 @@ from adafuse.report.rules import (
     judge_ratio,
 )
 from adafuse.stats import LEVEL, equivalence, mean_interval, seeds_needed
-from report.made_board import Made
+from synthetic.board import Made
 
 # five values of mean 0 and standard deviation 1
 SHAPE = np.array([-1.265, -0.632, 0.0, 0.632, 1.265])

@@ -3,7 +3,7 @@
 import pytest
 
 from adafuse.report import page, tables
-from report.made_board import PAPER, SPECS, Made, around, minus, paper_cell
+from synthetic.board import PAPER, SPECS, Made, around, minus, paper_cell
 
 
 @pytest.fixture

@@ -1,0 +1,227 @@
+"""lm-eval through our forward: per-item results, the strategy under test, refusals, and nothing left on the disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from adafuse import strategies
+from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.config import Data, Experts, Method, Routing, StrategyName, Suite
+from adafuse.data import items as training_data
+from adafuse.data.families import NAMES
+from adafuse.evaluation import adapted_lm, suites
+from adafuse.evaluation.harness import evaluate
+from adafuse.evaluation.tasks.loader import before_the_first_error
+from adafuse.model.backbone import byte_tokenizer
+
+DATA = Data(
+    name="tiny", families=["copy", "majority", "cloze"], train_items=4, validation_items=4, test_items=6
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training_data.write(DATA, tmp_path_factory.mktemp("data"), seed=0)
+
+
+def tiny(positions: int = 128) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=260, max_position_embeddings=positions, **shape)).eval()
+
+
+def adapted(model: LlamaForCausalLM, strategy: StrategyName) -> Adapter:
+    method = Method(name="adafuse", routing=Routing.token)
+    adapter = Adapter(
+        model, method, Experts(targets=["q_proj", "v_proj"], rank=2, count=4, top_k=2, alpha=64.0), 0
+    )
+    randomise(adapter, seed=0, scale=0.5)
+    adapter.install(strategies.make(strategy))
+    return adapter
+
+
+def suite(*tasks: str, **changes: object) -> Suite:
+    return Suite(name="test", tasks=list(tasks), batch=4, **changes)  # type: ignore[arg-type]
+
+
+def test_each_item_is_kept_and_adds_up(folder: Path) -> None:
+    results = evaluate(
+        tiny(), byte_tokenizer(), None, suite("majority", "copy"), folder, merging=False, seed=0
+    )
+    assert [(r.suite_task, r.metric) for r in results] == [("majority", "acc"), ("copy", "exact_match")]
+    for result in results:
+        assert result.n == len(result.correct) == 6
+        assert result.value == pytest.approx(sum(result.correct) / 6)
+        assert result.version == "1.0" and len(result.task_hash) == 64
+    assert results[0].stderr is not None
+
+
+def test_a_choice_is_right_when_its_log_likelihood_is_largest(folder: Path) -> None:
+    model, tokenizer = tiny(), byte_tokenizer()
+    result = evaluate(model, tokenizer, None, suite("cloze"), folder, merging=False, seed=0)[0]
+    expected = []
+    for item in training_data.load_items(folder, "cloze", "test"):
+        scores = []
+        for choice in item.choices:
+            ids = torch.tensor([tokenizer(item.prompt + choice)["input_ids"]])
+            logs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+            scores.append(logs[-len(choice) :].sum().item())
+        expected.append(float(scores.index(max(scores)) == item.label))
+    assert result.correct == expected
+
+
+def test_generated_answers_come_from_the_model_under_test(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [item.answer for item in training_data.load_items(folder, "copy", "test")]
+    tokenizer, calls = byte_tokenizer(), []
+
+    def parrot(model, adapter, ids, mask, max_new_tokens, stop):
+        calls.append(ids.shape[0])
+        prompts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = [(p[4:-1] + "\n").ljust(max_new_tokens, "x") for p in prompts]
+        return torch.cat([ids, torch.tensor([tokenizer(t)["input_ids"] for t in texts])], dim=1)
+
+    monkeypatch.setattr(adapted_lm.decode, "generate", parrot)
+    result = evaluate(tiny(), tokenizer, None, suite("copy"), folder, merging=False, seed=0)[0]
+    assert result.correct == [1.0] * len(answers) and max(calls) > 1
+    calls.clear()
+    evaluate(tiny(), tokenizer, None, suite("copy"), folder, merging=True, seed=0)
+    assert calls == [1] * len(answers)
+
+
+def test_all_strategies_answer_alike_and_unlike_the_backbone(folder: Path) -> None:
+    generated = {}
+    for strategy in (None, StrategyName.gather, StrategyName.switch):
+        model = tiny()
+        adapter = None if strategy is None else adapted(model, strategy)
+        lm = adapted_lm.AdaptedLM(
+            model, byte_tokenizer(), adapter, 4, merging=strategy is StrategyName.switch
+        )
+        generated[strategy] = lm.generate_until(requests(folder), disable_tqdm=True)
+    assert generated[StrategyName.gather] == generated[StrategyName.switch]
+    assert generated[StrategyName.gather] != generated[None]
+
+
+def requests(folder: Path) -> list:
+    from lm_eval.api.instance import Instance
+
+    how = {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}
+    items = training_data.load_items(folder, "copy", "test")
+    return [Instance("generate_until", {}, (item.prompt, how), i) for i, item in enumerate(items)]
+
+
+def test_generation_stops_at_the_text_and_remembers_it() -> None:
+    tokenizer = byte_tokenizer()
+    stop = adapted_lm.stop_at(tokenizer, ["\n", "END"], prompt_length=2)
+
+    def ids(*rows: str) -> torch.Tensor:
+        return torch.tensor([tokenizer(row)["input_ids"] for row in rows])
+
+    assert stop(ids("\nab", "\nac")).tolist() == [False, False], "the prompt's own end of line does not count"
+    assert stop(ids("\nab\n", "\nacE")).tolist() == [True, False]
+    assert stop(ids("\nab\nabcEN", "\nacEacEND")).tolist() == [True, True]
+    assert adapted_lm.stop_at(tokenizer, ["\n"], 1)(torch.tensor([[5, tokenizer.eos_token_id]])).all()
+
+
+def test_limit_and_shots_reach_lm_eval(folder: Path) -> None:
+    result = evaluate(
+        tiny(), byte_tokenizer(), None, suite("majority", limit=3), folder, merging=False, seed=0
+    )[0]
+    shown = evaluate(
+        tiny(), byte_tokenizer(), None, suite("majority", limit=3, shots=2), folder, merging=False, seed=0
+    )[0]
+    assert result.n == shown.n == 3
+    assert result.task_hash != shown.task_hash
+
+
+def test_own_items_are_evaluated_by_kind(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    for split in ("train", "validation", "test"):
+        (own / f"{split}.jsonl").write_text(
+            '{"prompt": "a", "answer": "b"}\n{"prompt": "c", "choices": ["d", "e"], "label": 0}\n'
+        )
+    data = Data(name="own", families=[], path=str(own), train_items=1, validation_items=1, test_items=1)
+    folder = training_data.write(data, tmp_path / "data", seed=0)
+    tasks = suite("local_answers", "local_choices")
+    suites.check_suite(tasks, data)
+    results = evaluate(tiny(), byte_tokenizer(), None, tasks, folder, merging=False, seed=0)
+    assert [(r.suite_task, r.metric, r.n) for r in results] == [
+        ("local_answers", "exact_match", 1),
+        ("local_choices", "acc", 1),
+    ]
+
+
+def test_every_family_has_a_task_of_its_name() -> None:
+    assert set(NAMES) | set(suites.LOCAL_TASKS) == set(suites.own_tasks())
+    for path in suites.TASKS.glob("*.yaml"):
+        text = path.read_text()
+        task = yaml.safe_load(text.replace("!function ", ""))
+        assert task["task"] == path.stem
+        family = "local" if path.stem in suites.LOCAL_TASKS else path.stem
+        assert task["dataset_kwargs"] == {"family": family}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "data", "message"),
+    [
+        (["coppy"], None, "unknown task 'coppy' in suite.tasks: choose from"),
+        (["sort"], DATA, "task 'sort' in suite.tasks has no data: add it to data.families"),
+        (["local_choices"], DATA, "set data.path"),
+    ],
+)
+def test_bad_suites_are_refused_before_anything_is_loaded(
+    tasks: list[str], data: Data | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as refusal:
+        suites.check_suite(suite(*tasks), data)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_task_without_data_is_refused_by_the_harness_too(folder: Path) -> None:
+    with pytest.raises(ValueError, match="task 'sort' in suite.tasks has no data in"):
+        evaluate(None, None, None, suite("sort"), folder, merging=False, seed=0)
+
+
+def test_the_papers_suite_names_tasks_that_lm_eval_ships() -> None:
+    shipped = yaml.safe_load((Path(__file__).parents[2] / "conf/suite/paper.yaml").read_text())
+    suites.check_suite(Suite(**shipped))
+    with pytest.raises(ValueError, match="neither ours"):
+        suites.check_suite(suite("arc_chalenge", bundled=True))
+
+
+def test_evaluation_leaves_no_files_and_stays_off_the_network(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a connection was attempted")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(os.listdir(folder))
+    evaluate(tiny(), byte_tokenizer(), None, suite("majority"), folder, merging=False, seed=0)
+    assert not list(tmp_path.iterdir()) and before == sorted(os.listdir(folder))
+
+
+@pytest.mark.parametrize(
+    ("got", "prefix", "exact"), [("abcd", 1.0, 1.0), ("abxd", 0.5, 0.0), ("", 0.0, 0.0), ("abcde", 1.0, 0.0)]
+)
+def test_a_long_answer_is_right_up_to_its_first_error(got: str, prefix: float, exact: float) -> None:
+    found = before_the_first_error({"answer": "abcd"}, [got])
+    assert found == {"prefix": prefix, "exact_match": exact}
+
+
+def test_a_recital_is_scored_by_both(tmp_path: Path) -> None:
+    data = Data(name="long", families=["recital"], train_items=2, validation_items=2, test_items=2)
+    source = training_data.write(data, tmp_path, seed=0)
+    results = evaluate(tiny(256), byte_tokenizer(), None, suite("recital"), source, merging=False, seed=0)
+    assert [(r.suite_task, r.metric) for r in results] == [("recital", "prefix"), ("recital", "exact_match")]

@@ -1,0 +1,74 @@
+"""A fit learns, routers learn from the balance loss, and an interrupted fit ends where an unbroken one does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from adafuse.config import Config
+from adafuse.training import trainer
+from adafuse.training.validation import validate
+from synthetic.configurations import GEOMETRY, compose
+from synthetic.training import TOKENIZER, knobs, rows, train
+
+
+def test_every_method_learns_and_leaves_the_backbone_alone(
+    variant: Config, tiny_llama, tmp_path: Path
+) -> None:
+    model = tiny_llama()
+    clean = {name: p.clone() for name, p in model.named_parameters()}
+    adapter, lines = train(model, variant, tmp_path, knobs(steps=30))
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert all(torch.equal(p, clean[name]) for name, p in model.named_parameters())
+    found = validate(model, adapter, TOKENIZER, {"words": rows(10)}, batch=4)
+    assert found.loss < lines[0]["loss"]
+    assert len(found.routing) == len(adapter.routers())
+
+
+def test_a_fit_that_is_interrupted_and_resumed_ends_the_same(tiny_llama, tmp_path: Path) -> None:
+    config = compose(*GEOMETRY, "method=adafuse", "method.dropout=0.1")
+    unbroken, _ = train(tiny_llama(), config, tmp_path / "unbroken", knobs())
+
+    class Killed(Exception):
+        pass
+
+    class Kill(trainer.Bar):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 6:
+                raise Killed
+
+    original, trainer.Bar = trainer.Bar, Kill
+    with pytest.raises(Killed):
+        train(tiny_llama(), config, tmp_path / "broken", knobs())
+    trainer.Bar = original
+    assert trainer.last_complete(tmp_path / "broken").endswith("checkpoint-4")
+    resumed, _ = train(tiny_llama(), config, tmp_path / "broken", knobs())
+    for ours, theirs in zip(resumed.parameters(), unbroken.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_resumed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-8").mkdir()
+    assert trainer.last_complete(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert trainer.last_complete(tmp_path / "nothing") is None
+
+
+def test_the_balance_loss_reaches_the_router(tiny_llama, tmp_path: Path) -> None:
+    """Same data, same seed: with the coefficient the routers end elsewhere, and better balanced."""
+    ends = []
+    for coefficient in (0.0, 10.0):
+        config = compose(
+            *GEOMETRY, "method=adafuse", f"method.balance_coefficient={coefficient}", "method.dropout=0"
+        )
+        _, lines = train(tiny_llama(), config, tmp_path / str(coefficient), knobs(steps=30))
+        ends.append(lines[-1]["balance_loss"])
+    assert ends[1] < ends[0]
+
+
+def test_accumulated_micro_batches_weigh_the_balance_loss_like_one_batch(tiny_llama, tmp_path: Path) -> None:
+    config = compose(*GEOMETRY, "method=adafuse", "method.balance_coefficient=1.0", "method.dropout=0")
+    _, whole = train(tiny_llama(), config, tmp_path / "whole", knobs(steps=1, batch=8))
+    _, shares = train(tiny_llama(), config, tmp_path / "shares", knobs(steps=1, batch=4, accumulation=2))
+    assert shares[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.02)
