@@ -1,4 +1,4 @@
-"""Items of the real tasks: the keyed answer is the only right one, by computations of its own, and no test item is trained on.
+"""Items of the real tasks: the keyed answer is the only right one, by computations of their own; no split meets another.
 
 The packages' generators are not trusted: one of them (syllogism) has wrong keys, and is not used for that.
 """
