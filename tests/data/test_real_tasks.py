@@ -1,4 +1,4 @@
-"""Items of the real tasks: the keyed answer is the only right one, by computations of their own; no split meets another.
+"""Items of the real tasks: the keyed answer is the only right one, by computations of its own; splits never meet.
 
 The packages' generators are not trusted: one of them (syllogism) has wrong keys, and is not used for that.
 """
