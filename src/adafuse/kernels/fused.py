@@ -98,40 +98,13 @@ def _check_members(members: Members, outputs: int, rows_A: int, rows_B: int, ran
 
 @triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=UNALIGNED)
 def fused_kernel(
-    p_x,
-    p_W,
-    p_bias,
-    p_A,
-    p_B,
-    p_index,
-    p_gate,
-    p_h,
-    p_flags,
-    p_y,
-    x_stride,
-    outputs,
-    inputs,
-    rows_A,
-    rows_B,
-    column_0,
-    width_0,
-    column_1,
-    width_1,
-    column_2,
-    width_2,
-    scaling,
-    num_shrink,
-    turn,
-    next_turn,
-    T: tl.constexpr,
-    K: tl.constexpr,
-    R: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILES: tl.constexpr,
-    SHRINK_ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    EVEN: tl.constexpr,
-):
+    p_x, p_W, p_bias, p_A, p_B, p_index, p_gate, p_h, p_flags, p_y,
+    x_stride, outputs, inputs, rows_A, rows_B,
+    column_0, width_0, column_1, width_1, column_2, width_2,
+    scaling, num_shrink, turn, next_turn,
+    T: tl.constexpr, K: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
+    SHRINK_ROWS: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
     """y = W x + b + scaling * sum_k gate_k B[e_k] A[e_k] x, experts and base in one launch.
 
     Grid: `num_shrink` programs for h = A[e] x, SHRINK_ROWS rows of one (token, choice) pair each, and behind them

@@ -5,8 +5,9 @@ with routers' logits, from which every program then chooses for itself. Letters 
 they do: README.md, section gather.
 
 Names in all kernels: `p_` pointers, `b_` values (of a block or one), `o_` offsets of a block, `m_` masks, `i_` numbers
-of what a program works on, capitals for what is known when it is compiled. A projection has up to three members:
-member g owns `width_g` columns of y from `column_g` on, and so many rows of the joined B.
+of what a program works on, capitals for what is known when it is compiled. A signature has pointers, numbers, members
+and capitals on lines of their own. A projection has up to three members: member g owns `width_g` columns of y from
+`column_g` on, and so many rows of the joined B.
 """
 
 from __future__ import annotations
@@ -19,19 +20,10 @@ from adafuse.kernels.route import choose_alone, is_slot
 
 @triton.jit
 def shrink_kernel(
-    p_x,
-    p_A,
-    p_index,
-    p_h,
-    x_stride,
-    tokens,
-    rows_A,
-    inputs,
-    K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    STEPS: tl.constexpr,
-):
+    p_x, p_A, p_index, p_h,
+    x_stride, tokens, rows_A, inputs,
+    K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
     """h[P, T, K, C] = A[e] x of the chosen experts, as P sums over a part (plane) of the inputs each.
 
     Grid: tiles of BLOCK_C rows of A, planes of STEPS * BLOCK_I inputs, slots T * K. Planes are for more programs; they
@@ -50,37 +42,14 @@ def shrink_kernel(
 
 @triton.jit
 def expand_kernel(
-    p_y,
-    p_h,
-    p_B,
-    p_index,
-    p_weight,
-    p_logits,
-    y_stride,
-    h_stride,
-    logits_stride,
-    tokens,
-    rows_B,
-    column_0,
-    width_0,
-    column_1,
-    width_1,
-    column_2,
-    width_2,
+    p_y, p_h, p_B, p_index, p_weight, p_logits,
+    y_stride, h_stride, logits_stride, tokens, rows_B,
+    column_0, width_0, column_1, width_1, column_2, width_2,
     scaling,
-    P: tl.constexpr,
-    G: tl.constexpr,
-    K: tl.constexpr,
-    E: tl.constexpr,
-    R: tl.constexpr,
-    ALL: tl.constexpr,
-    ROUTED: tl.constexpr,
-    RAW: tl.constexpr,
-    GELU: tl.constexpr,
-    UNIT: tl.constexpr,
-    BLOCK_O: tl.constexpr,
+    P: tl.constexpr, G: tl.constexpr, K: tl.constexpr, E: tl.constexpr, R: tl.constexpr, ALL: tl.constexpr,
+    ROUTED: tl.constexpr, RAW: tl.constexpr, GELU: tl.constexpr, UNIT: tl.constexpr, BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
-):
+):  # fmt: skip
     """y += scaling * sum_k weight_k B[e_k] h_k for few tokens: of B and h only the chosen experts are read.
 
     Grid: tiles of BLOCK_O columns of y (none crosses members), tokens. All R ranks of an expert are one tile, BLOCK_R.
@@ -136,39 +105,14 @@ def expand_kernel(
 
 @triton.jit
 def expand_all_kernel(
-    p_y,
-    p_u,
-    p_B,
-    p_index,
-    p_weight,
-    p_logits,
-    y_stride,
-    u_stride,
-    logits_stride,
-    tokens,
-    rows_B,
-    column_0,
-    width_0,
-    column_1,
-    width_1,
-    column_2,
-    width_2,
+    p_y, p_u, p_B, p_index, p_weight, p_logits,
+    y_stride, u_stride, logits_stride, tokens, rows_B,
+    column_0, width_0, column_1, width_1, column_2, width_2,
     scaling,
-    G: tl.constexpr,
-    K: tl.constexpr,
-    E: tl.constexpr,
-    R: tl.constexpr,
-    ROUTED: tl.constexpr,
-    RAW: tl.constexpr,
-    GELU: tl.constexpr,
-    UNIT: tl.constexpr,
-    DOT: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    LINES: tl.constexpr,
-):
+    G: tl.constexpr, K: tl.constexpr, E: tl.constexpr, R: tl.constexpr, ROUTED: tl.constexpr,
+    RAW: tl.constexpr, GELU: tl.constexpr, UNIT: tl.constexpr, DOT: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_E: tl.constexpr, LINES: tl.constexpr,
+):  # fmt: skip
     """y += scaling * sum_k weight_k B[e_k] u[e_k] for many tokens, as one product over all experts on the tensor cores.
 
     The sum over experts and ranks is one contraction of C = E R terms, in which u is multiplied by

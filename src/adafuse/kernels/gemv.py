@@ -56,19 +56,10 @@ def check_tokens(tokens: int) -> None:
 
 @triton.jit
 def linear_kernel(
-    p_x,
-    p_W,
-    p_bias,
-    p_y,
-    x_stride,
-    outputs,
-    inputs,
-    T: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILES: tl.constexpr,
-    BLOCK: tl.constexpr,
-    EVEN: tl.constexpr,
-):
+    p_x, p_W, p_bias, p_y,
+    x_stride, outputs, inputs,
+    T: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
     """y[T, O] = W x + b, without tensor cores, which T rows could not fill.
 
     Grid: O / (ROWS * TILES). A program takes TILES tiles in turn, each of ROWS rows of W, BLOCK inputs at a time (EVEN:

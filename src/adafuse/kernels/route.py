@@ -48,21 +48,11 @@ def route(x_TI: Tensor, router_GEI: Tensor, top_k: int, raw: bool) -> tuple[Tens
 
 @triton.jit
 def route_kernel(
-    p_x,
-    p_router,
-    p_index,
-    p_weight,
-    p_probs,
-    x_stride,
-    inputs,
-    E: tl.constexpr,
-    K: tl.constexpr,
-    RAW: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    STEPS: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    p_x, p_router, p_index, p_weight, p_probs,
+    x_stride, inputs,
+    E: tl.constexpr, K: tl.constexpr, RAW: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_I: tl.constexpr,
+    STEPS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Logits of one router for one token, their softmax and its K best, in fp32 throughout.
 
     Grid: tokens, routers. Eight rows of 4096 inputs are 131 KB through one multiprocessor, so STAGES tiles of BLOCK_E

@@ -168,23 +168,11 @@ def contraction(rank: int, slots: int) -> dict[str, int]:
 
 @triton.jit
 def switch_kernel(
-    p_strips,
-    p_index,
-    p_gate,
-    p_held,
-    SOURCE: tl.constexpr,
-    SLOTS: tl.constexpr,
-    HELD: tl.constexpr,
-    ELEMENT: tl.constexpr,
-    DOT: tl.constexpr,
-    RANK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    DEPTH: tl.constexpr,
-    ROW_STEP: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    p_strips, p_index, p_gate, p_held,
+    SOURCE: tl.constexpr, SLOTS: tl.constexpr, HELD: tl.constexpr, ELEMENT: tl.constexpr, DOT: tl.constexpr,
+    RANK: tl.constexpr, BLOCK_R: tl.constexpr, DEPTH: tl.constexpr, ROW_STEP: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """W = W_source + sum_s gate_s B[e_s] A[e_s] for one strip of one weight, or nothing where there is nothing to do.
 
     Grid: strips. A program keeps the chosen experts' A of its columns on the chip, gates folded in, and streams W and B
