@@ -165,10 +165,17 @@ def switch_stages(config: SwitchConfig, depth: int, itemsize: int, shared_bytes:
 
 def flat(members: Members) -> dict[str, int]:
     """(column, width) of three members as scalars of a kernel; the missing ones have no width, hence no tiles."""
-    assert 1 <= len(members) <= MAX_MEMBERS, f"{len(members)} linears share an input; the kernels take 1 to 3"
+    if not 1 <= len(members) <= MAX_MEMBERS:
+        raise ValueError(f"{len(members)} members: the kernels take 1 to {MAX_MEMBERS}")
     padded = [*members, *[(0, 0)] * (MAX_MEMBERS - len(members))]
     columns = {f"column_{g}": column for g, (column, _) in enumerate(padded)}
     return columns | {f"width_{g}": width for g, (_, width) in enumerate(padded)}
+
+
+def check_tokens(tokens: int, most: int) -> None:
+    """Raises ValueError beyond what a kernel for few tokens takes."""
+    if not 1 <= tokens <= most:
+        raise ValueError(f"{tokens} tokens: this kernel takes 1 to {most}; gather.expand_all_ takes more")
 
 
 def output_tiles(members: Members, block_o: int) -> int:

@@ -13,12 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adafuse.kernels.config import MAX_MEMBERS, GemvConfig, Members, fit_gemv, flat, gemv_config
-from adafuse.kernels.gemv import check_tokens, constants, finish, load_block, rows_of, times_x
+from adafuse.kernels.config import (
+    FUSED_MAX_BATCH,
+    GemvConfig,
+    Members,
+    check_tokens,
+    fit_gemv,
+    flat,
+    gemv_config,
+)
+from adafuse.kernels.gemv import constants, finish, load_block, rows_of, times_x
 
 # numbers and slices that differ between projections would be compiled once more for each multiple of 16
-EDGES = [*(f"{edge}_{g}" for g in range(MAX_MEMBERS) for edge in ("column", "width"))]
-UNSPECIALISED = [*EDGES, "num_shrink", "turn", "next_turn"]
+UNSPECIALISED = [*flat([(0, 0)]), "num_shrink", "turn", "next_turn"]
 UNALIGNED = ["p_index", "p_gate", "p_flags"]
 
 
@@ -45,7 +52,8 @@ def fused(
     """
     (tokens, inputs), outputs = x_TI.shape, weight_OI.shape[0]
     top_k, rows_A, (rows_B, rank) = index_TK.shape[1], lora_A_ECI.shape[1], lora_B_EOR.shape[1:]
-    check_tokens(tokens)
+    check_tokens(tokens, FUSED_MAX_BATCH)
+    member_edges = flat(members)
     _check_members(members, outputs, rows_A, rows_B, rank)
     if len(flags) < 2 or flags.dtype != torch.int32:
         raise ValueError(f"flags must be at least two int32, not {len(flags)} of {flags.dtype}")
@@ -71,7 +79,7 @@ def fused(
         inputs=inputs,
         rows_A=rows_A,
         rows_B=rows_B,
-        **flat(members),
+        **member_edges,
         scaling=float(scaling),
         num_shrink=num_shrink,
         turn=turn,
@@ -86,8 +94,6 @@ def fused(
 
 
 def _check_members(members: Members, outputs: int, rows_A: int, rows_B: int, rank: int) -> None:
-    if not 1 <= len(members) <= MAX_MEMBERS:
-        raise ValueError(f"{len(members)} members: the kernel takes 1 to {MAX_MEMBERS}")
     if rows_A != len(members) * rank or rows_B != sum(size for _, size in members):
         raise ValueError(
             f"lora_A has {rows_A} rows and lora_B {rows_B} columns: not those of {members}, rank {rank}"

@@ -22,6 +22,7 @@ from adafuse.kernels.config import (
     Members,
     ShrinkConfig,
     cdiv,
+    check_tokens,
     expand_config,
     flat,
     output_tiles,
@@ -29,13 +30,14 @@ from adafuse.kernels.config import (
     stride_unit,
 )
 from adafuse.kernels.gather_kernels import expand_all_kernel, expand_kernel, shrink_kernel
+from adafuse.kernels.gemv import rows_of
 
 
 def shrink(x_TI: Tensor, lora_A_ECI: Tensor, index_TK: Tensor, config: ShrinkConfig | None = None) -> Tensor:
     """`naive.shrink` of at most FEW_TOKENS: h[P, T, K, C] in fp32; the P partial sums are left to `expand_`."""
-    _check_few(index_TK)
-    x_TI = x_TI if x_TI.stride(-1) == 1 else x_TI.contiguous()
     (tokens, top_k), (_, rows_A, inputs) = index_TK.shape, lora_A_ECI.shape
+    check_tokens(tokens, FEW_TOKENS)
+    x_TI = rows_of(x_TI)
     cut = config or shrink_config(tokens, top_k, rows_A, inputs)
     planes = cdiv(inputs, cut.block_i * cut.steps)
     h_PTKC = torch.empty(planes, tokens, top_k, rows_A, dtype=torch.float32, device=x_TI.device)
@@ -69,7 +71,7 @@ def expand_(
     config: ExpandConfig | None = None,
 ) -> None:
     """`naive.expand_` of at most FEW_TOKENS: adds to the members' columns of y in place and rounds once."""
-    _check_few(index_TK)
+    check_tokens(len(index_TK), FEW_TOKENS)
     chosen = index_TK[:, None].contiguous(), weight_TK[:, None].contiguous()
     _expand(y_TO, h_PTKC, lora_B_EOR, *chosen, members, scaling, gelu=gelu, config=config)
 
@@ -89,10 +91,9 @@ def expand_all_(
 
     More than FEW_TOKENS go through tensor cores, for which gated u is rounded to its own type.
     """
-    u_TS = u_TS if u_TS.stride(-1) == 1 else u_TS.contiguous()
     assert index_TGK.shape[1] in (1, len(members)), index_TGK.shape
     chosen = index_TGK.contiguous(), weight_TGK.contiguous()
-    _expand(y_TO, u_TS, lora_B_EOR, *chosen, members, scaling, gelu=gelu, config=config)
+    _expand(y_TO, rows_of(u_TS), lora_B_EOR, *chosen, members, scaling, gelu=gelu, config=config)
 
 
 def expand_routed_(
@@ -112,8 +113,7 @@ def expand_routed_(
     counts as minus infinity. Rows may be strided; 128-bit loads need strides that are multiples of 8.
     """
     tokens, groups, experts = len(y_TO), len(members), len(lora_B_EOR)
-    logits_TS = logits_TGE.flatten(1)
-    logits_TS = logits_TS if logits_TS.stride(1) == 1 else logits_TS.contiguous()
+    logits_TS = rows_of(logits_TGE.flatten(1))
     assert logits_TS.shape == (tokens, groups * experts), logits_TS.shape
     assert 1 <= top_k <= experts <= ROUTED_MAX_EXPERTS, (top_k, experts)
     index_TGK = torch.empty(tokens, groups, top_k, dtype=torch.int64, device=y_TO.device)
@@ -191,15 +191,6 @@ def _expand(
         LINES=triton.next_power_of_2(cdiv(cut.block_o * rank * y_TO.itemsize, 128)),
         num_stages=cut.stages,
     )
-
-
-def _check_few(index_TK: Tensor) -> None:
-    """These kernels read an expert once for every token that chose it."""
-    if index_TK.shape[0] > FEW_TOKENS:
-        raise ValueError(
-            f"{index_TK.shape[0]} tokens: shrink and expand_ take 1 to {FEW_TOKENS}; "
-            "use expand_all_ on a library product"
-        )
 
 
 def _dot_type(like: Tensor) -> tl.dtype:

@@ -36,8 +36,18 @@ def shrink_kernel(
     o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     p_x_t = p_x + (i_slot // K).to(tl.int64) * x_stride
     p_rows = p_A + i_e * rows_A * inputs + o_c * inputs
-    b_h = _sum_rows(p_x_t, p_rows, inputs, i_plane * STEPS * BLOCK_I, o_c < rows_A, BLOCK_C, BLOCK_I, STEPS)
-    tl.store(p_h + (i_plane * tokens * K + i_slot) * rows_A + o_c, b_h, mask=o_c < rows_A)
+    start = i_plane * STEPS * BLOCK_I
+    m_c = o_c < rows_A
+    b_sum = tl.zeros((BLOCK_C, BLOCK_I), tl.float32)
+    for step in tl.static_range(STEPS):
+        o_i = start + step * BLOCK_I + tl.arange(0, BLOCK_I)
+        b_x = tl.load(p_x_t + o_i, mask=o_i < inputs, other=0.0).to(tl.float32)
+        m_rows = m_c[:, None] & (o_i < inputs)[None, :]
+        b_rows = tl.load(p_rows[:, None] + o_i[None, :], mask=m_rows, other=0.0).to(tl.float32)
+        b_sum += b_rows * b_x[None, :]
+    # the sum across threads comes once, after the loop
+    b_h = tl.sum(b_sum, axis=1)
+    tl.store(p_h + (i_plane * tokens * K + i_slot) * rows_A + o_c, b_h, mask=m_c)
 
 
 @triton.jit
@@ -190,21 +200,6 @@ def _locate(tile, column_0, width_0, column_1, width_1, column_2, width_2, BLOCK
     row = tl.where(in_0, 0, tl.where(in_1, width_0, width_0 + width_1))
     offset = (tile - tl.where(in_0, 0, tl.where(in_1, tiles_0, tiles_0 + tiles_1))) * BLOCK_O
     return i_g, column + offset, row + offset, offset, width - offset
-
-
-@triton.jit
-def _sum_rows(
-    p_x, p_rows, inputs, start, m_row, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr, STEPS: tl.constexpr
-):
-    """[C] = rows[C, I] x[I] over one plane of the inputs; the sum across threads comes once, after the loop."""
-    b_sum = tl.zeros((BLOCK_C, BLOCK_I), tl.float32)
-    for step in tl.static_range(STEPS):
-        o_i = start + step * BLOCK_I + tl.arange(0, BLOCK_I)
-        b_x = tl.load(p_x + o_i, mask=o_i < inputs, other=0.0).to(tl.float32)
-        m_rows = m_row[:, None] & (o_i < inputs)[None, :]
-        b_rows = tl.load(p_rows[:, None] + o_i[None, :], mask=m_rows, other=0.0).to(tl.float32)
-        b_sum += b_rows * b_x[None, :]
-    return tl.sum(b_sum, axis=1)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adafuse.kernels.config import FUSED_MAX_BATCH, GemvConfig, fit_gemv, gemv_config
+from adafuse.kernels.config import FUSED_MAX_BATCH, GemvConfig, check_tokens, fit_gemv, gemv_config
 
 
 def linear(
@@ -20,7 +20,7 @@ def linear(
 ) -> Tensor:
     """y[T, O] = W x + b for T of 1 to FUSED_MAX_BATCH (else ValueError); bf16, fp16 or fp32, summed in fp32."""
     (tokens, inputs), outputs = x_TI.shape, weight_OI.shape[0]
-    check_tokens(tokens)
+    check_tokens(tokens, FUSED_MAX_BATCH)
     x_TI, weight_OI = rows_of(x_TI), weight_OI.contiguous()
     cut = fit_gemv(config or gemv_config(tokens, experts=False), inputs, [outputs], 1)
     y_TO = torch.empty(tokens, outputs, dtype=x_TI.dtype, device=x_TI.device)
@@ -46,12 +46,7 @@ def constants(cut: GemvConfig, inputs: int) -> dict[str, int]:
 
 def rows_of(x_TI: Tensor) -> Tensor:
     """x with contiguous rows, which may lie apart."""
-    return x_TI if x_TI.stride(1) == 1 else x_TI.contiguous()
-
-
-def check_tokens(tokens: int) -> None:
-    if not 1 <= tokens <= FUSED_MAX_BATCH:
-        raise ValueError(f"{tokens} tokens: these kernels take 1 to {FUSED_MAX_BATCH}, gather.py takes more")
+    return x_TI if x_TI.stride(-1) == 1 else x_TI.contiguous()
 
 
 @triton.jit

@@ -7,7 +7,9 @@ only. Next: strategies/joined.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ def expand_behind_(
     """naive.expand_all_ with u = A x standing behind y in the same rows, [T, O + S] or longer."""
     members = members_of(columns)
     y, u = y_and_u[:, :outputs], y_and_u[:, outputs : outputs + _shrunk(lora_B, members)]
-    _expand_all(y)(y, u, lora_B, index, weight, members, scaling)
+    _on(y, "gather").expand_all_(y, u, lora_B, index, weight, members, scaling)
 
 
 @torch.library.custom_op("adafuse::expand_routed_behind_", mutates_args=("product",))
@@ -55,13 +57,10 @@ def expand_routed_behind_(
     O + S + G * E numbers, or longer.
     """
     members = members_of(columns)
-    expand_routed_ = naive.expand_routed_
-    if product.is_cuda:
-        from adafuse.kernels.gather import expand_routed_
     first_router = outputs + _shrunk(lora_B, members)
     ends = [outputs, first_router, first_router + len(members) * lora_B.shape[0]]
     y, u, logits, _ = product.tensor_split(ends, dim=1)
-    return expand_routed_(y, u, logits, lora_B, members, top_k, raw, scaling)
+    return _on(y, "gather").expand_routed_(y, u, logits, lora_B, members, top_k, raw, scaling)
 
 
 @expand_routed_behind_.register_fake
@@ -75,26 +74,20 @@ def _(
 @torch.library.custom_op("adafuse::add_all_", mutates_args=("y",))
 def add_all_(y: Tensor, u: Tensor, up: Tensor, index: Tensor, weight: Tensor) -> None:
     """naive.expand_all_ of serial adapters: gelu before the gate, y [T, O] and u [T, E*R] apart."""
-    _expand_all(y)(y, u, up, index, weight, [(0, y.shape[1])], 1.0, True)
+    _on(y, "gather").expand_all_(y, u, up, index, weight, [(0, y.shape[1])], 1.0, True)
 
 
 @torch.library.custom_op("adafuse::add_chosen_", mutates_args=("y",))
 def add_chosen_(y: Tensor, x: Tensor, down: Tensor, up: Tensor, index: Tensor, weight: Tensor) -> None:
     """naive.shrink, then naive.expand_ of serial adapters, for at most FEW_TOKENS tokens."""
-    shrink, expand_ = naive.shrink, naive.expand_
-    if x.is_cuda:
-        from adafuse.kernels.gather import expand_, shrink
-    expand_(y, shrink(x, down, index), up, index, weight, [(0, y.shape[1])], 1.0, True)
+    kernels = _on(y, "gather")
+    kernels.expand_(y, kernels.shrink(x, down, index), up, index, weight, [(0, y.shape[1])], 1.0, True)
 
 
 @torch.library.custom_op("adafuse::route", mutates_args=())
 def route(x: Tensor, router: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor, Tensor]:
     """naive.route."""
-    if not x.is_cuda:
-        return naive.route(x, router, top_k, raw)
-    from adafuse.kernels import route as kernel
-
-    return kernel.route(x, router, top_k, raw)
+    return _on(x, "route").route(x, router, top_k, raw)
 
 
 @route.register_fake
@@ -110,16 +103,7 @@ def _(x: Tensor, router: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor,
 @torch.library.custom_op("adafuse::linear", mutates_args=())
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """naive.linear, for the few tokens of a small batch."""
-    if not x.is_cuda:
-        return naive.linear(x, weight, bias)
-    from adafuse.kernels import gemv
-
-    return gemv.linear(x, weight, bias)
-
-
-@linear.register_fake
-def _(x: Tensor, weight: Tensor, *_: object) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
+    return _on(x, "gemv").linear(x, weight, bias)
 
 
 @torch.library.custom_op("adafuse::fused", mutates_args=())
@@ -137,17 +121,20 @@ def fused(
     turn: int,
 ) -> Tensor:
     """naive.fused. `flags` are the kernels' own: no compiler has to know that they change."""
-    if not x.is_cuda:
-        return naive.fused(x, weight, bias, lora_A, lora_B, index, gate, members_of(columns), scaling)
-    from adafuse.kernels import fused as kernel
-
-    factors = lora_A, lora_B, index, gate, members_of(columns), scaling
-    return kernel.fused(x, weight, bias, *factors, flags, turn)
+    ring = {"flags": flags, "turn": turn} if x.is_cuda else {}
+    operands = lora_A, lora_B, index, gate, members_of(columns), scaling
+    return _on(x, "fused").fused(x, weight, bias, *operands, **ring)
 
 
+@linear.register_fake
 @fused.register_fake
 def _(x: Tensor, weight: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _on(operand: Tensor, kernels: str) -> ModuleType:
+    """Whose functions take this operand: kernels/`kernels`.py on a GPU, imported where it is called, else naive.py."""
+    return import_module(f"adafuse.kernels.{kernels}") if operand.is_cuda else naive
 
 
 def _shrunk(lora_B: Tensor, members: Members) -> int:
@@ -155,28 +142,15 @@ def _shrunk(lora_B: Tensor, members: Members) -> int:
     return len(members) * lora_B.shape[0] * lora_B.shape[2]
 
 
-def _expand_all(y: Tensor) -> Callable[..., None]:
-    if not y.is_cuda:
-        return naive.expand_all_
-    from adafuse.kernels.gather import expand_all_
-
-    return expand_all_
-
-
 # Operations (two per multiply-accumulate) of each operator, from its argument shapes: torch's counter asks for them.
-@register_flop_formula(torch.ops.adafuse.expand_behind_)
-def _(y_and_u: Shape, outputs: int, lora_B: Shape, index: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    return 2 * y_and_u[0] * index[2] * lora_B[1] * lora_B[2]
+@register_flop_formula([torch.ops.adafuse.expand_behind_, torch.ops.adafuse.add_all_])
+def _(y: Shape, _: Any, up: Shape, index: Shape, *rest: Any, **__: Any) -> int:
+    return 2 * y[0] * index[2] * up[1] * up[2]
 
 
 @register_flop_formula(torch.ops.adafuse.expand_routed_behind_)
-def _(product: Shape, outputs: int, lora_B: Shape, columns: list[int], top_k: int, *_: Any, **__: Any) -> int:
-    return 2 * product[0] * top_k * lora_B[1] * lora_B[2]
-
-
-@register_flop_formula(torch.ops.adafuse.add_all_)
-def _(y: Shape, u: Shape, up: Shape, index: Shape, *_: Any, **__: Any) -> int:
-    return 2 * y[0] * index[2] * up[1] * up[2]
+def _(product: Shape, _: int, up: Shape, columns: list[int], top_k: int, *rest: Any, **__: Any) -> int:
+    return 2 * product[0] * top_k * up[1] * up[2]
 
 
 @register_flop_formula(torch.ops.adafuse.add_chosen_)
@@ -195,17 +169,7 @@ def _(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
 
 
 @register_flop_formula(torch.ops.adafuse.fused)
-def _(
-    x: Shape,
-    weight: Shape,
-    bias: Shape | None,
-    lora_A: Shape,
-    lora_B: Shape,
-    index: Shape,
-    gate: Shape,
-    columns: list[int],
-    *_: Any,
-    **__: Any,
-) -> int:
+def _(x: Shape, weight: Shape, *operands: Any, **__: Any) -> int:
+    _, lora_A, lora_B, index, _, columns, *_ = operands
     experts = index[0] * index[1] * (lora_A[1] * lora_A[2] + lora_B[2] * sum(columns[1::2]))
     return 2 * (x[0] * weight[0] * weight[1] + experts)

@@ -15,11 +15,12 @@ import triton.language as tl
 from torch import Tensor
 
 from adafuse.kernels.config import ROUTE_STAGES, ROUTE_TILE, ROUTE_WARPS, cdiv
+from adafuse.kernels.gemv import rows_of
 
 
 def route(x_TI: Tensor, router_GEI: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor, Tensor]:
     """`naive.route`: index[T, G, K] (int64), weight[T, G, K] and softmax[T, G, E] (fp32); the routers are fp32."""
-    x_TI = x_TI if x_TI.stride(-1) == 1 else x_TI.contiguous()
+    x_TI = rows_of(x_TI)
     (tokens, inputs), (groups, experts, _) = x_TI.shape, router_GEI.shape
     index_TGK = torch.empty(tokens, groups, top_k, dtype=torch.int64, device=x_TI.device)
     weight_TGK = torch.empty(tokens, groups, top_k, dtype=torch.float32, device=x_TI.device)

@@ -9,6 +9,8 @@ them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -19,27 +21,23 @@ from adafuse.kernels.config import STREAM_WARPS, cdiv
 
 def copy_(target: Tensor, source: Tensor, block: int) -> None:
     """target = source, element by element; same shape and dtype, both contiguous."""
-    grid = (cdiv(source.numel(), block),)
-    copy_kernel[grid](
-        p_target=target, p_source=source, count=source.numel(), BLOCK=block, num_warps=STREAM_WARPS
-    )
+    _stream(copy_kernel, source.numel(), block, p_target=target, p_source=source)
 
 
 def read(source: Tensor, block: int) -> Tensor:
     """Sums of every `block` elements of a contiguous tensor, in fp32."""
     sums = torch.empty(cdiv(source.numel(), block), dtype=torch.float32, device=source.device)
-    read_kernel[(sums.numel(),)](
-        p_source=source, p_sums=sums, count=source.numel(), BLOCK=block, num_warps=STREAM_WARPS
-    )
+    _stream(read_kernel, source.numel(), block, p_source=source, p_sums=sums)
     return sums
 
 
 def scale_(values: Tensor, factor: float, block: int) -> None:
     """values *= factor, in place: every element is read once and written once; contiguous."""
-    grid = (cdiv(values.numel(), block),)
-    scale_kernel[grid](
-        p_values=values, factor=factor, count=values.numel(), BLOCK=block, num_warps=STREAM_WARPS
-    )
+    _stream(scale_kernel, values.numel(), block, p_values=values, factor=factor)
+
+
+def _stream(kernel: Any, count: int, block: int, **operands: Any) -> None:
+    kernel[(cdiv(count, block),)](**operands, count=count, BLOCK=block, num_warps=STREAM_WARPS)
 
 
 def empty(value: Tensor) -> None:

@@ -62,7 +62,7 @@ def switch_(plan: SwitchPlan, index_S: Tensor, gate_S: Tensor) -> None:
     index_S: int64 or int32 [S], gate_S: fp32 [S], both on the plan's device; an expert may stand in several slots.
     Factors of a slot whose gate is zero are not read, and without any gate no weight is.
     """
-    _launch(plan, index_S, gate_S, None, source=0)
+    _launch(plan, index_S, gate_S, None)
 
 
 def rebase_(plan: SwitchPlan, index_S: Tensor, gate_S: Tensor, held_H: Tensor) -> None:
@@ -72,7 +72,7 @@ def rebase_(plan: SwitchPlan, index_S: Tensor, gate_S: Tensor, held_H: Tensor) -
     """
     if plan.clean is None:
         raise ValueError("rebase_ needs a plan with clean weights: plan(weights, clean, lora_A, lora_B)")
-    _launch(plan, index_S, gate_S, held_H, source=1)
+    _launch(plan, index_S, gate_S, held_H)
 
 
 def _check(
@@ -125,7 +125,7 @@ def _strips(
     return torch.stack(table, dim=1)
 
 
-def _launch(plan: SwitchPlan, index_S: Tensor, gate_S: Tensor, held_H: Tensor | None, source: int) -> None:
+def _launch(plan: SwitchPlan, index_S: Tensor, gate_S: Tensor, held_H: Tensor | None) -> None:
     if index_S.shape != gate_S.shape or gate_S.dtype != torch.float32:
         raise ValueError(
             f"a switch needs one fp32 gate per slot, got {[*index_S.shape]} and {[*gate_S.shape]}"
@@ -138,7 +138,7 @@ def _launch(plan: SwitchPlan, index_S: Tensor, gate_S: Tensor, held_H: Tensor | 
         p_index=index_S,
         p_gate=gate_S,
         p_held=held_H,
-        SOURCE=source,
+        SOURCE=int(held_H is not None),
         HELD=0 if held_H is None else len(held_H),
         ELEMENT=element,
         # Triton's interpreter, which runs the tests on a CPU, computes bfloat16 wrongly
