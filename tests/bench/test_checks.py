@@ -172,7 +172,7 @@ def test_no_selection_is_larger_than_the_largest_expert(tiny_llama) -> None:
     config = compose(*GEOMETRY, "method=adafuse")
     adapter = Adapter(tiny_llama(), config.method, config.experts, seed=0)
     randomise(adapter, seed=1, scale=0.3)
-    for site in adapter.linears():
+    for site in adapter.adapted().values():
         each = [float(reference.delta(site.lora, [e], [1.0]).norm()) for e in range(4)]
         assert checks._largest(site.lora) == pytest.approx(max(each))
         assert reference.delta(site.lora, [0, 2], [0.9, 0.1]).norm() < max(each)

@@ -100,8 +100,8 @@ def test_macs_are_counted(tiny_llama) -> None:
     plain = cost.count_macs(model, None, StrategyName.dense, prompt)
     assert linears <= plain <= 1.1 * linears, "all linears once, and a little attention"
     adapter = Adapter(model, config.method, config.experts, 0)
-    downs = sum(s.experts.lora_A.numel() for s in adapter.linears())
-    up = sum(s.experts.lora_B[0].numel() for s in adapter.linears())
+    downs = sum(s.experts.lora_A.numel() for s in adapter.adapted().values())
+    up = sum(s.experts.lora_B[0].numel() for s in adapter.adapted().values())
     router = adapter.token_router.weight.numel()
     macs = {
         s: cost.count_macs(model, adapter, s, prompt) - plain - router for s in StrategyName if s not in PEFT
@@ -117,7 +117,7 @@ def test_bytes_tell_the_strategies_apart(tiny_llama) -> None:
     model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
     adapter = Adapter(model, config.method, config.experts, 0)
     extra = {s: cost.adapter_bytes(adapter, s, batch=1) for s in StrategyName if s not in PEFT}
-    weights = 4 * sum(s.base.weight.numel() for s in adapter.linears())
+    weights = 4 * sum(s.base.weight.numel() for s in adapter.adapted().values())
     assert extra[StrategyName.gather] < extra[StrategyName.dense] < extra[StrategyName.rebase]
     assert extra[StrategyName.rebase] > 2 * weights, "a merge reads and writes every adapted weight once more"
 

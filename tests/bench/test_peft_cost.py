@@ -22,7 +22,7 @@ def test_macs(tiny_llama) -> None:
     assert own == sum(parameter.numel() for parameter in lora.parameters())
     assert own == cost.count_macs(model, lora, StrategyName.dense, prompt()) - plain
     merged = cost.count_macs(model, adafuse, StrategyName.peft_merge, prompt()) - plain
-    products = 2 * 2 * 4 * sum(site.base.weight.numel() for site in adafuse.linears())
+    products = 2 * 2 * 4 * sum(site.base.weight.numel() for site in adafuse.adapted().values())
     assert merged == products + adafuse.token_router.weight.numel()
     assert not layers_of(model)
 
@@ -35,7 +35,7 @@ def test_bytes(dtype: torch.dtype, tiny_llama) -> None:
     experts = sum(parameter.numel() for parameter in lora.parameters())
     for batch in (1, 8):
         assert cost.adapter_bytes(lora, StrategyName.peft, batch) == each * experts
-    weights = sum(site.base.weight.numel() for site in adafuse.linears())
+    weights = sum(site.base.weight.numel() for site in adafuse.adapted().values())
     chosen = sum(p.numel() for p in adafuse.parameters() if p is not adafuse.token_router.weight) * 2 // 4
     router = 4 * adafuse.token_router.weight.numel()
     got = cost.adapter_bytes(adafuse, StrategyName.peft_merge, batch=1)

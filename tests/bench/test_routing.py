@@ -61,8 +61,11 @@ def test_tokens_that_are_left_to_the_backbone_use_no_expert(tiny_llama) -> None:
 
 def test_the_floor_of_a_merge_counts_the_weights_that_must_be_written(tiny_llama) -> None:
     adapter = adapter_of(tiny_llama(), "method=adafuse", "method.null_expert=true")
-    weights = sum(s.base.weight.numel() * s.base.weight.element_size() for s in adapter.linears())
-    experts = sum(p.numel() * p.element_size() for s in adapter.linears() for p in s.experts.parameters()) / 4
+    weights = sum(s.base.weight.numel() * s.base.weight.element_size() for s in adapter.adapted().values())
+    experts = (
+        sum(p.numel() * p.element_size() for s in adapter.adapted().values() for p in s.experts.parameters())
+        / 4
+    )
     none = {"touched_share": 0.0, "used_share": 0.0, "merged_share": 0.0}
     half = {"touched_share": 0.25, "used_share": 0.5, "merged_share": 0.75}
     of = {s: [cost.adapter_bytes(adapter, s, 1, seen) for seen in (none, half, None)] for s in StrategyName}
@@ -139,7 +142,9 @@ def test_the_floor_counts_the_experts_that_were_seen(tiny_llama) -> None:
         cost.adapter_bytes(adapter, StrategyName.gather, 4, {"touched_share": share})
         for share in (0.0, 0.5, 1.0)
     )
-    experts = sum(p.numel() * p.element_size() for s in adapter.linears() for p in s.experts.parameters())
+    experts = sum(
+        p.numel() * p.element_size() for s in adapter.adapted().values() for p in s.experts.parameters()
+    )
     assert full - none == pytest.approx(experts, abs=28) and half - none == pytest.approx(experts / 2, abs=28)
     assert cost.adapter_bytes(adapter, StrategyName.dense, 4, {"touched_share": 0.5}) == full, (
         "dense reads all of them"

@@ -21,11 +21,11 @@ UNALIGNED = {*fused.UNSPECIALISED, *fused.UNALIGNED}
 
 def case(kernel: Any, tokens: int, in_features: int, rank: int = 0, top_k: int = 2) -> Case:
     """Name, kernel, signature, constants and warps of one launch in bf16 with the configuration used for its sizes."""
-    cut = fit_gemv(gemv_config(tokens, experts=rank > 0), in_features, [4096], 3 * rank or 1)
+    cut = fit_gemv(gemv_config(tokens, experts=rank > 0), in_features, [4096])
     constants = {"p_bias": None, "T": tokens, **gemv.constants(cut, in_features)}
     num_warps = constants.pop("num_warps")
     if rank:
-        constants |= {"K": top_k, "R": rank, "SHRINK_ROWS": cut.shrink_rows}
+        constants |= {"K": top_k, "R": rank}
     kinds = {"scaling": "fp32"} | dict.fromkeys(constants, "constexpr") | POINTERS
     signature = {
         name: kinds.get(name, "*bf16" if name.startswith("p_") else "i32") for name in kernel.arg_names

@@ -79,15 +79,14 @@ def test_int32_indices_and_a_transposed_x():
     assert agrees(kernels.fused(**args, flags=flags_of(args["x_TI"]), turn=0), naive.fused(**args))
 
 
-@pytest.mark.parametrize("shrink_rows", [1, 4])
-def test_every_program_that_raises_the_flag_comes_before_the_first_that_waits(shrink_rows):
+def test_every_program_that_raises_the_flag_comes_before_the_first_that_waits():
     """The interpreter runs programs in order: one that waited for a later one would hang, so the flag is counted."""
     tokens, top_k, rank, _, _, members = sizes = CASES[1].values
     args = problem(DEVICE, torch.float32, *sizes)
     flags = flags_of(args["x_TI"])
-    config = GemvConfig(rows=4, tiles=2, block=512, warps=4, shrink_rows=shrink_rows)
+    config = GemvConfig(rows=4, tiles=2, block=512, warps=4)
     assert agrees(kernels.fused(**args, flags=flags, turn=0, config=config), naive.fused(**args))
-    assert flags.tolist() == [tokens * top_k * len(members) * rank // shrink_rows, 0]
+    assert flags.tolist() == [tokens * top_k * len(members) * rank, 0]
 
 
 def test_launches_that_take_turns_need_nobody_to_clear_their_flags():
@@ -101,22 +100,16 @@ def test_launches_that_take_turns_need_nobody_to_clear_their_flags():
 
 
 def test_rows_of_a_program_belong_to_one_member():
-    config = GemvConfig(rows=8, tiles=4, block=2048, warps=4, shrink_rows=4)
-    for edges, columns in [
-        ([4096, 0, 4096], 16),
-        ([96, 0, 24, 24, 72], 12),
-        ([7, 0, 7], 5),
-        ([18944, 0, 512], 64),
-    ]:
-        cut = fit_gemv(config, 4096, edges, columns)
+    config = GemvConfig(rows=8, tiles=4, block=2048, warps=4)
+    for edges in ([4096, 0, 4096], [96, 0, 24, 24, 72], [7, 0, 7], [18944, 0, 512]):
+        cut = fit_gemv(config, 4096, edges)
         assert all(edge % (cut.rows * cut.tiles) == 0 for edge in edges)
-        assert columns % cut.shrink_rows == 0
 
 
 @pytest.mark.parametrize(("in_features", "block"), [(4096, 2048), (3584, 512), (14336, 2048), (11008, 2048)])
 def test_a_block_divides_the_input_where_it_can(in_features, block):
     config = GemvConfig(rows=2, tiles=1, block=2048, warps=4)
-    assert fit_gemv(config, in_features, [4096], 1).block == block
+    assert fit_gemv(config, in_features, [4096]).block == block
 
 
 def test_refusals():

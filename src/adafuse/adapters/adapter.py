@@ -8,7 +8,7 @@ Next: reference.py, the same meaning written slowly, and store.py, its files.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,8 @@ class Adapter:
         self.restores = True
         # of the plain backbone, for the strategies that run them as one
         self.projections: list[Projection] = []
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
-        self._clean_static: list[tuple[AdaptedLinear, Tensor]] = []
+        # what `remove` takes back, the last first
+        self._undo = ExitStack()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.sites = build_sites(model, method, geometry, self.context)
@@ -57,12 +57,8 @@ class Adapter:
         """The installed strategy holds one selection at a time."""
         return self.context.decode.merging
 
-    def linears(self) -> list[AdaptedLinear]:
-        """Adapted linears in the order in which they run."""
-        return [site for site in self.sites.values() if isinstance(site, AdaptedLinear)]
-
     def adapted(self) -> dict[str, AdaptedLinear]:
-        """Those of them that carry experts, by path."""
+        """The linears that carry experts, by path, in the order in which they run."""
         linears = {path: site for path, site in self.sites.items() if isinstance(site, AdaptedLinear)}
         return {path: site for path, site in linears.items() if site.experts is not None}
 
@@ -111,7 +107,8 @@ class Adapter:
         for site in self.sites.values():
             site.train(self.model.training)
         self._place(self.sites)
-        self._hook = self._watch_router_input()
+        self._undo.callback(self._place, ())
+        self._watch_router_input()
         self.installed = True
         for parameter in self.parameters():
             parameter.requires_grad_(strategy is None)
@@ -125,16 +122,7 @@ class Adapter:
     def remove(self) -> None:
         """Take the modules out and give the weights back as `install` found them."""
         self.context.decode.restore()
-        for site, clean in self._clean_static:
-            site.base.weight.data.copy_(clean)
-            site.static_merged = False
-        self._clean_static = []
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-        if "token_router" in self.model._modules:
-            del self.model.token_router
-        self._place(())
+        self._undo.close()
         self.context.use(UnmergedDense())
         self.context.gates, self.context.said = None, []
         self.installed = False
@@ -148,26 +136,28 @@ class Adapter:
         finally:
             self.remove()
 
-    def _watch_router_input(self) -> torch.utils.hooks.RemovableHandle | None:
+    def _watch_router_input(self) -> None:
         """Token routing from the embedding or from block 0's output: decide as soon as it is there."""
         router, point = self.token_router, self.method.router_input
         if router is None or point is RouterInput.first_linear:
-            return None
+            return
         # a child of the model, so that optimisers and DDP find it
         self.model.add_module("token_router", router)
+        self._undo.callback(delattr, self.model, "token_router")
         embedding = point is RouterInput.embedding
         watched = self.model.get_input_embeddings() if embedding else blocks_of(self.model)[0]
 
         def decide(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
             self.context.decide(router, output[0] if isinstance(output, tuple) else output)
 
-        return watched.register_forward_hook(decide)
+        self._undo.callback(watched.register_forward_hook(decide).remove)
 
     def _merge_static(self) -> None:
         """Static LoRA does not depend on the token: merging it once is how its authors serve it."""
-        for site in self.linears():
+        for site in self.sites.values():
             if site.static is not None:
-                self._clean_static.append((site, clean_copy(site.base.weight)))
+                self._undo.callback(site.base.weight.data.copy_, clean_copy(site.base.weight))
+                self._undo.callback(setattr, site, "static_merged", False)
                 up_OR = site.static.lora_B[0].detach() * site.static.scaling
                 site.base.weight.data.addmm_(up_OR, site.static.lora_A[0].detach())
                 site.static_merged = True

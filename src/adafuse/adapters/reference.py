@@ -11,7 +11,7 @@ own choices can be given, and `regret` says by how much the worst of them misses
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
+from adafuse.adapters.experts import LoraExperts
 from adafuse.adapters.layers import AdaptedLinear, MixtureMlp, SerialMlp
 from adafuse.adapters.router import NORM_EPS, Router
 from adafuse.config import Normalisation, RouterInput
@@ -83,75 +83,56 @@ class Reference:
         if token is not None and point is not RouterInput.first_linear:
             embedding = point is RouterInput.embedding
             watched = self._oracle.get_input_embeddings() if embedding else blocks_of(self._oracle)[0]
-            handles.append(watched.register_forward_hook(self._share(token)))
+            handles.append(watched.register_forward_hook(partial(self._share, token)))
+        forms = {AdaptedLinear: self._linear, SerialMlp: self._serial, MixtureMlp: self._mixture}
         for path, site in adapter.sites.items():
             module = self._oracle.get_submodule(path)
-            if isinstance(site, SerialMlp):
-                handles.append(module.register_forward_hook(self._serial(site.experts, site.router)))
-            elif isinstance(site, MixtureMlp):
-                handles.append(module.register_forward_hook(self._mixture(site.experts, site.router)))
-            else:
-                if site.decides is not None:
-                    handles.append(module.register_forward_pre_hook(self._share_input(site.decides)))
-                handles.append(module.register_forward_hook(self._linear(site)))
+            if site.decides is not None:
+                handles.append(module.register_forward_pre_hook(partial(self._share, site.decides)))
+            handles.append(module.register_forward_hook(partial(forms[type(site)], site)))
         return handles
 
-    def _share(self, router: Router) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-            self._shared_E = self._gates(router, output[0] if isinstance(output, tuple) else output)
+    def _share(self, router: Router, module: nn.Module, *seen: Tensor | tuple[Tensor, ...]) -> None:
+        """Decide for all layers, from a module's output or, before there is one, from its input."""
+        last = seen[-1]
+        self._shared_E = self._gates(router, last[0] if isinstance(last, tuple) else last)
 
-        return hook
-
-    def _share_input(self, router: Router) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._shared_E = self._gates(router, inputs[0])
-
-        return hook
-
-    def _linear(self, site: AdaptedLinear) -> Callable[..., Tensor]:
+    def _linear(
+        self, site: AdaptedLinear, module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor
+    ) -> Tensor:
         """y = W x + s * sum_e g_e B_e (A_e x), and the same with g = 1 for a static LoRA."""
+        x = inputs[0]
+        if site.experts is not None:
+            if not site.gated:
+                gates_E = torch.ones(*x.shape[:-1], 1)
+            else:
+                gates_E = self._shared_E if site.router is None else self._gates(site.router, x)
+            for e in range(site.experts.count):
+                y = y + gates_E[..., e, None].to(x.device) * _lora(site.experts, e, x)
+        if site.static is not None:
+            y = y + _lora(site.static, 0, x)
+        return y
 
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
-            x = inputs[0]
-            if site.experts is not None:
-                if not site.gated:
-                    gates_E = torch.ones(*x.shape[:-1], 1)
-                else:
-                    gates_E = self._shared_E if site.router is None else self._gates(site.router, x)
-                for e in range(site.experts.count):
-                    y = y + gates_E[..., e, None].to(x.device) * _lora(site.experts, e, x)
-            if site.static is not None:
-                y = y + _lora(site.static, 0, x)
-            return y
-
-        return hook
-
-    def _serial(self, experts: BottleneckExperts, router: Router) -> Callable[..., Tensor]:
+    def _serial(self, site: SerialMlp, mlp: nn.Module, inputs: tuple[Tensor, ...], u: Tensor) -> Tensor:
         """y = u + sum_e g_e U_e gelu(D_e u), u = MLP(x), g = g(x)  (PESC)."""
+        experts, gates_E, y = site.experts, self._gates(site.router, inputs[0]), u
+        for e in range(experts.count):
+            inner = F.gelu(u @ experts.down[e].float().T)
+            y = y + gates_E[..., e, None] * (inner @ experts.up[e].float().T)
+        return y
 
-        def hook(mlp: nn.Module, inputs: tuple[Tensor, ...], u: Tensor) -> Tensor:
-            gates_E, y = self._gates(router, inputs[0]), u
-            for e in range(experts.count):
-                inner = F.gelu(u @ experts.down[e].float().T)
-                y = y + gates_E[..., e, None] * (inner @ experts.up[e].float().T)
-            return y
-
-        return hook
-
-    def _mixture(self, experts: MlpLoraExperts, router: Router) -> Callable[..., Tensor]:
+    def _mixture(
+        self, site: MixtureMlp, mlp: nn.Module, inputs: tuple[Tensor, ...], unused: Tensor
+    ) -> Tensor:
         """y = sum_e g_e MLP_e(x), MLP_e the frozen MLP with expert e's LoRA on its three linears  (MixLoRA)."""
-
-        def hook(mlp: nn.Module, inputs: tuple[Tensor, ...], unused: Tensor) -> Tensor:
-            x = inputs[0]
-            gates_E, y = self._gates(router, x), torch.zeros_like(unused)
-            for e in range(experts.count):
-                gate = mlp.gate_proj(x) + _lora(experts.gate_proj, e, x)
-                up = mlp.up_proj(x) + _lora(experts.up_proj, e, x)
-                inner = mlp.act_fn(gate) * up
-                y = y + gates_E[..., e, None] * (mlp.down_proj(inner) + _lora(experts.down_proj, e, inner))
-            return y
-
-        return hook
+        experts, x = site.experts, inputs[0]
+        gates_E, y = self._gates(site.router, x), torch.zeros_like(unused)
+        for e in range(experts.count):
+            gate = mlp.gate_proj(x) + _lora(experts.gate_proj, e, x)
+            up = mlp.up_proj(x) + _lora(experts.up_proj, e, x)
+            inner = mlp.act_fn(gate) * up
+            y = y + gates_E[..., e, None] * (mlp.down_proj(inner) + _lora(experts.down_proj, e, inner))
+        return y
 
     def _gates(self, router: Router, x: Tensor) -> Tensor:
         """Gates [..., E], zero for experts outside the top k (or outside the choices that were given)."""

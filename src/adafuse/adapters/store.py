@@ -8,7 +8,6 @@ Next: training/stage.py, which saves, evaluation/stage.py and bench/, which load
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
-from adafuse.cell import as_plain
+from adafuse.cell import as_plain, file_hash
 from adafuse.config import LINEARS
 
 FORMAT_VERSION = 1
@@ -50,7 +49,7 @@ def save(adapter: Adapter, folder: Path, base_name: str) -> None:
         "experts": as_plain(adapter.geometry),
         "folders": names,
         "base_model": base_name,
-        "sha256": {file: _sha256(folder / file) for file in files},
+        "sha256": {file: file_hash(folder / file) for file in files},
     }
     (folder / "router_config.json").write_text(json.dumps(description, indent=2) + "\n")
 
@@ -62,7 +61,7 @@ def load(adapter: Adapter, folder: Path) -> Adapter:
         if description[key] != as_plain(ours):
             raise ValueError(f"{folder} was saved with another {key}: train again, or set the saved values")
     for file, digest in description["sha256"].items():
-        if not (folder / file).is_file() or _sha256(folder / file) != digest:
+        if not (folder / file).is_file() or file_hash(folder / file) != digest:
             raise ValueError(
                 f"{folder / file} is missing or was changed after saving: delete {folder} and train again"
             )
@@ -201,7 +200,3 @@ def _other_files(adapter: Adapter) -> dict[str, dict[str, nn.Parameter]]:
             serial |= {f"{path}.down": site.experts.down, f"{path}.up": site.experts.up}
     files = {"router.safetensors": routers, "bottleneck.safetensors": serial}
     return {file: tensors for file, tensors in files.items() if tensors}
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

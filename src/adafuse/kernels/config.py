@@ -74,7 +74,6 @@ class GemvConfig:
     tiles: int
     block: int
     warps: int
-    shrink_rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -125,17 +124,15 @@ def gemv_config(tokens: int, experts: bool) -> GemvConfig:
     return GemvConfig(rows=4, tiles=1, block=2048, warps=8)
 
 
-def fit_gemv(config: GemvConfig, inputs: int, edges: list[int], rows_A: int) -> GemvConfig:
+def fit_gemv(config: GemvConfig, inputs: int, edges: list[int]) -> GemvConfig:
     """`config` cut down to these sizes: a program's rows divide every edge of a member, so none belongs to two."""
-    step, rows, tiles, shrink_rows = math.gcd(*edges), config.rows, config.tiles, config.shrink_rows
+    step, rows, tiles = math.gcd(*edges), config.rows, config.tiles
     while step % (rows * tiles):
         rows, tiles = (rows, tiles // 2) if tiles > 1 else (rows // 2, 1)
-    while rows_A % shrink_rows:
-        shrink_rows //= 2
     block = min(config.block, max(power_of_2(inputs), 16))
     # a block that divides I needs no mask; below 512 a tile has too few loads to be worth it
     even = next((b for b in (block, block // 2, block // 4) if b >= 512 and inputs % b == 0), block)
-    return replace(config, rows=rows, tiles=tiles, shrink_rows=shrink_rows, block=even)
+    return replace(config, rows=rows, tiles=tiles, block=even)
 
 
 def switch_config(itemsize: int, rank: int) -> SwitchConfig:

@@ -59,8 +59,8 @@ def fused(
         raise ValueError(f"flags must be at least two int32, not {len(flags)} of {flags.dtype}")
     x_TI, weight_OI = rows_of(x_TI), weight_OI.contiguous()
     edges = [outputs, *(edge for member in members for edge in member)]
-    cut = fit_gemv(config or gemv_config(tokens, experts=True), inputs, edges, rows_A)
-    num_shrink = tokens * top_k * (rows_A // cut.shrink_rows)
+    cut = fit_gemv(config or gemv_config(tokens, experts=True), inputs, edges)
+    num_shrink = tokens * top_k * rows_A
     h_TKC = torch.empty(tokens, top_k, rows_A, dtype=torch.float32, device=x_TI.device)
     y_TO = torch.empty(tokens, outputs, dtype=x_TI.dtype, device=x_TI.device)
     fused_kernel[(num_shrink + outputs // (cut.rows * cut.tiles),)](
@@ -87,7 +87,6 @@ def fused(
         T=tokens,
         K=top_k,
         R=rank,
-        SHRINK_ROWS=cut.shrink_rows,
         **constants(cut, inputs),
     )
     return y_TO
@@ -109,11 +108,11 @@ def fused_kernel(
     column_0, width_0, column_1, width_1, column_2, width_2,
     scaling, num_shrink, turn, next_turn,
     T: tl.constexpr, K: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
-    SHRINK_ROWS: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """y = W x + b + scaling * sum_k gate_k B[e_k] A[e_k] x, experts and base in one launch.
 
-    Grid: `num_shrink` programs for h = A[e] x, SHRINK_ROWS rows of one (token, choice) pair each, and behind them
+    Grid: `num_shrink` programs for h = A[e] x, one row of one (token, choice) pair each, and behind them
     O / (ROWS * TILES) for y as in `linear_kernel`. The hardware starts programs in the order of their numbers and
     nobody waits for a later one, so it ends. p_flags[turn] counts the programs that have stored their h, and
     p_flags[next_turn] is lowered.
@@ -123,8 +122,8 @@ def fused_kernel(
     """
     i_program = tl.program_id(0)
     if i_program < num_shrink:
-        i_pair = i_program // (rows_A // SHRINK_ROWS)
-        o_c = i_program % (rows_A // SHRINK_ROWS) * SHRINK_ROWS + tl.arange(0, SHRINK_ROWS)
+        i_pair = i_program // rows_A
+        o_c = i_program % rows_A + tl.arange(0, 1)
         i_e = tl.load(p_index + i_pair).to(tl.int64)
         # of a slot without a gate nothing is read, here or below
         if tl.load(p_gate + i_pair) != 0:

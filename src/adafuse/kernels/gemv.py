@@ -22,7 +22,7 @@ def linear(
     (tokens, inputs), outputs = x_TI.shape, weight_OI.shape[0]
     check_tokens(tokens, FUSED_MAX_BATCH)
     x_TI, weight_OI = rows_of(x_TI), weight_OI.contiguous()
-    cut = fit_gemv(config or gemv_config(tokens, experts=False), inputs, [outputs], 1)
+    cut = fit_gemv(config or gemv_config(tokens, experts=False), inputs, [outputs])
     y_TO = torch.empty(tokens, outputs, dtype=x_TI.dtype, device=x_TI.device)
     linear_kernel[(outputs // (cut.rows * cut.tiles),)](
         p_x=x_TI,

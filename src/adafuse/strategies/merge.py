@@ -82,25 +82,25 @@ class SimpleMerge(Strategy):
 
     def __init__(self) -> None:
         self._sites: list[AdaptedLinear] = []
-        self._clean: dict[int, Tensor] = {}
+        self._clean: dict[AdaptedLinear, Tensor] = {}
 
     def prepare(self, adapter: Adapter) -> None:
         """Keep clean copies: adding and subtracting in bf16 does not come back by itself."""
         self._sites = list(adapter.adapted().values())
-        self._clean = {id(site): clean_copy(site.base.weight, self.from_clean) for site in self._sites}
+        self._clean = {site: clean_copy(site.base.weight, self.from_clean) for site in self._sites}
         self._prepare(adapter)
         self.prepared = True
 
     def _prepare(self, adapter: Adapter) -> None:
-        self._up = {id(site): packed_up(site.lora) for site in self._sites}
-        self._selections = {id(site): _selection(adapter, site) for site in self._sites}
+        self._up = {site: packed_up(site.lora) for site in self._sites}
+        self._selections = {site: _selection(adapter, site) for site in self._sites}
 
     def linear(self, site: AdaptedLinear, x_TI: Tensor, gates: Gates) -> Tensor:
-        selection = self._selections[id(site)]
+        selection = self._selections[site]
         selection.shift(gates)
         # W += up @ down, in place (eq. 9)
         chosen = selection.index_S, selection.gate_S
-        site.base.weight.addmm_(*factors(self._up[id(site)], site.lora.lora_A, *chosen))
+        site.base.weight.addmm_(*factors(self._up[site], site.lora.lora_A, *chosen))
         return site.base(x_TI)
 
     def add(self, y: Tensor, experts: Experts, x_TI: Tensor, gates: Gates) -> NoReturn:
@@ -116,7 +116,7 @@ class SimpleMerge(Strategy):
 
     def _copy_clean(self) -> None:
         for site in self._sites:
-            site.base.weight.copy_(self._clean[id(site)])
+            site.base.weight.copy_(self._clean[site])
 
     def _clear(self) -> None:
         for selection in self._selections.values():
@@ -131,20 +131,14 @@ class Switch(SimpleMerge):
     def _prepare(self, adapter: Adapter) -> None:
         self._selection = _selection(adapter, self._sites[0])
         self._plan: SwitchPlan | None = None
-        if self._sites[0].base.weight.is_cuda:
-            self._plan = _kernel().plan(*self._tensors())
-        else:
-            self._up = {id(site): packed_up(site.lora) for site in self._sites}
-
-    def _tensors(self) -> tuple[list[Tensor], list[Tensor] | None, list[Tensor], list[Tensor]]:
-        """Weights, clean weights if needed, down and up factors of all sites, as kernels/switch.py takes them."""
-        sites = self._sites
-        return (
-            [site.base.weight.detach() for site in sites],
-            [self._clean[id(site)] for site in sites] if self.from_clean else None,
-            [site.lora.lora_A.detach() for site in sites],
-            [site.lora.lora_B.detach() for site in sites],
-        )
+        if not self._sites[0].base.weight.is_cuda:
+            self._up = {site: packed_up(site.lora) for site in self._sites}
+            return
+        weights = [site.base.weight.detach() for site in self._sites]
+        clean = [*self._clean.values()] if self.from_clean else None
+        lora_A = [site.lora.lora_A.detach() for site in self._sites]
+        lora_B = [site.lora.lora_B.detach() for site in self._sites]
+        self._plan = _kernel().plan(weights, clean, lora_A, lora_B)
 
     def decide(self, gates: Gates) -> None:
         self._selection.shift(gates)
@@ -164,7 +158,7 @@ class Switch(SimpleMerge):
     def _factors(self, site: AdaptedLinear, index_S: Tensor, gate_S: Tensor) -> tuple[Tensor, Tensor]:
         """Without those of a slot whose gate is zero, which must not count whatever they hold; off a GPU alone."""
         used_S = gate_S != 0
-        return factors(self._up[id(site)], site.lora.lora_A, index_S[used_S], gate_S[used_S])
+        return factors(self._up[site], site.lora.lora_A, index_S[used_S], gate_S[used_S])
 
     def _clear(self) -> None:
         self._selection.clear()
@@ -183,7 +177,7 @@ class Rebase(Switch):
         elif gate_S[:top_k].any():
             for site in self._sites:
                 up, down = self._factors(site, index_S[:top_k], gate_S[:top_k])
-                torch.addmm(self._clean[id(site)], up, down, out=site.base.weight)
+                torch.addmm(self._clean[site], up, down, out=site.base.weight)
         elif gate_S.any():
             self._copy_clean()
 
