@@ -10,7 +10,7 @@ from adafuse import cell, records, stages
 from adafuse.bench import device, kernel
 from adafuse.bench.kernel_work import MERGES, STEPS, Case, Draw, build, sizes_of
 from adafuse.config import Config, Dtype
-from adafuse.kernels import fused, gather, gemv, route, switch
+from adafuse.kernels import fused, gather, route, switch
 from adafuse.kernels.config import FUSED_MAX_BATCH
 from adafuse.refusals import KERNEL_TARGETS, KERNELS
 from synthetic.configurations import compose
@@ -140,7 +140,7 @@ MUTATIONS = [
     ("gather", gather, "expand_all_", scaled),
     ("gather_routed", gather, "expand_routed_", scaled),
     ("fused", fused, "fused", scaled),
-    ("linear", gemv, "linear", scaled),
+    ("linear", fused, "linear", scaled),
     ("route", route, "route", scaled),
 ]
 
@@ -163,7 +163,7 @@ def test_a_kernel_with_a_wrong_result_is_recorded_and_not_timed(
 
 
 def test_what_a_kernel_leaves_unwritten_is_seen(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(gemv, "linear", lambda x, weight, bias: torch.empty(len(x), len(weight)))
+    monkeypatch.setattr(fused, "linear", lambda x, weight, bias: torch.empty(len(x), len(weight)))
     record = measure(tmp_path, "kernel.kernels=[linear]", "kernel.tokens=[1]")
     (line,) = record.of("kernel")
     assert (line["passed"], line["error"], line["ms"]) == (False, None, None)

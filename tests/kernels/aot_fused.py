@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from adafuse.kernels import fused, gemv
+from adafuse.kernels import fused
 from adafuse.kernels.config import fit_gemv, gemv_config
 
 Case = tuple[str, Any, dict[str, str], dict[str, Any], int]
@@ -22,7 +22,7 @@ UNALIGNED = {*fused.UNSPECIALISED, *fused.UNALIGNED}
 def case(kernel: Any, tokens: int, in_features: int, rank: int = 0, top_k: int = 2) -> Case:
     """Name, kernel, signature, constants and warps of one launch in bf16 with the configuration used for its sizes."""
     cut = fit_gemv(gemv_config(tokens, experts=rank > 0), in_features, [4096])
-    constants = {"p_bias": None, "T": tokens, **gemv.constants(cut, in_features)}
+    constants = {"p_bias": None, "T": tokens, **fused.constants(cut, in_features)}
     num_warps = constants.pop("num_warps")
     if rank:
         constants |= {"K": top_k, "R": rank}
@@ -34,7 +34,7 @@ def case(kernel: Any, tokens: int, in_features: int, rank: int = 0, top_k: int =
 
 
 AOT = [
-    *(case(gemv.linear_kernel, tokens, width) for tokens, width in [(1, 4096), (1, 11008), (2, 4096)]),
+    *(case(fused.linear_kernel, tokens, width) for tokens, width in [(1, 4096), (1, 11008), (2, 4096)]),
     *(case(fused.fused_kernel, 1, 4096, rank) for rank in [16, 64, 128]),
     *(case(fused.fused_kernel, tokens, width, 16) for tokens, width in [(1, 11008), (2, 4096)]),
 ]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adafuse.kernels import fused as kernels
-from adafuse.kernels import gemv, naive
+from adafuse.kernels import naive
 from adafuse.kernels.config import FUSED_MAX_BATCH, GemvConfig, fit_gemv
 from synthetic.fused import (
     CASES,
@@ -29,7 +29,7 @@ from synthetic.fused import (
 def test_linear(device, dtype, sizes):
     args = problem(device, dtype, *sizes)
     for bias in (args["bias_O"], None):
-        got = gemv.linear(args["x_TI"], args["weight_OI"], bias)
+        got = kernels.linear(args["x_TI"], args["weight_OI"], bias)
         assert agrees(got, naive.linear(args["x_TI"], args["weight_OI"], bias))
     # with the bias, the comparison sees that `got` has none
     assert not agrees(got, naive.linear(args["x_TI"], args["weight_OI"], args["bias_O"]))
@@ -116,7 +116,7 @@ def test_refusals():
     args = problem(DEVICE, torch.float32, *CASES[0].values)
     flags, many = flags_of(args["x_TI"]), torch.zeros(FUSED_MAX_BATCH + 1, 256, device=DEVICE)
     with pytest.raises(ValueError, match="gather"):
-        gemv.linear(many, args["weight_OI"], None)
+        kernels.linear(many, args["weight_OI"], None)
     with pytest.raises(ValueError, match="gather"):
         kernels.fused(**args | {"x_TI": many}, flags=flags, turn=0)
     with pytest.raises(ValueError, match="4 members"):

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from adafuse.bench.cost import experts_read
 from adafuse.config import Config, StrategyName
-from adafuse.kernels import fused, gather, gemv, naive, route, switch
+from adafuse.kernels import fused, gather, naive, route, switch
 from adafuse.kernels.config import Members
 from adafuse.model.projections import SHARED_INPUT
 from adafuse.refusals import KERNEL_TARGETS
@@ -288,7 +288,7 @@ def _linear(o: Operands) -> Step:
     weight_OI = o.rows()
 
     def launch() -> list[Tensor]:
-        return [gemv.linear(o.x_TI, weight_OI, None)]
+        return [fused.linear(o.x_TI, weight_OI, None)]
 
     return Step(launch, lambda: [o.naive_product(weight_OI)], weight_OI.nbytes)
 

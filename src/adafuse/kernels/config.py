@@ -2,13 +2,17 @@
 
 In: how many tokens, experts, ranks, inputs and outputs there are. Out: limits, which refusals.py holds a configuration
 to, and the cut of each launch. Nothing heavy is imported here, so that a configuration is checked without torch, and
-nothing touches a device. Letters as in naive.py. Next: gather.py, gemv.py, switch.py.
+nothing touches a device. Letters as in naive.py. Next: gather.py, fused.py, switch.py.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Members = list[tuple[int, int]]  # (first column of y, width) of each
 
@@ -173,6 +177,11 @@ def check_tokens(tokens: int, most: int) -> None:
     """Raises ValueError beyond what a kernel for few tokens takes."""
     if not 1 <= tokens <= most:
         raise ValueError(f"{tokens} tokens: this kernel takes 1 to {most}; gather.expand_all_ takes more")
+
+
+def rows_of(matrix: Tensor) -> Tensor:
+    """The matrix with contiguous rows, which may lie apart."""
+    return matrix if matrix.stride(-1) == 1 else matrix.contiguous()
 
 
 def output_tiles(members: Members, block_o: int) -> int:

@@ -1,9 +1,10 @@
-"""One launch for a decode-size linear and its chosen experts, so that experts cost no kernel of their own.
+"""One launch for a decode-size linear and its chosen experts, so that experts cost no kernel of their own; and the
+linear alone, at the speed at which its weight is read: the base that experts are added to, and the fair backbone.
 
 In: up to FUSED_MAX_BATCH rows of x, the joined weight of the linears that share this input, the stacked experts, and
-which experts each token takes (naive.py has the letters). Out: y, rounded once. The first programs of the grid
-multiply x by the chosen experts' A and raise a flag; the others multiply x by their rows of W, wait for the flag and
-add their rows of B. gemv.py is the same product without experts; gather.py serves more tokens. Next: ops.py.
+which experts each token takes (naive.py has the letters, gather.py the names). Out: y, rounded once. The first programs
+of the grid multiply x by the chosen experts' A and raise a flag; the others multiply x by their rows of W, wait for the
+flag and add their rows of B. gather.py serves more tokens. Next: ops.py.
 """
 
 from __future__ import annotations
@@ -21,12 +22,35 @@ from adafuse.kernels.config import (
     fit_gemv,
     flat,
     gemv_config,
+    rows_of,
 )
-from adafuse.kernels.gemv import constants, finish, load_block, rows_of, times_x
 
 # numbers and slices that differ between projections would be compiled once more for each multiple of 16
 UNSPECIALISED = [*flat([(0, 0)]), "num_shrink", "turn", "next_turn"]
 UNALIGNED = ["p_index", "p_gate", "p_flags"]
+
+
+def linear(
+    x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, *, config: GemvConfig | None = None
+) -> Tensor:
+    """y[T, O] = W x + b for T of 1 to FUSED_MAX_BATCH (else ValueError); bf16, fp16 or fp32, summed in fp32."""
+    (tokens, inputs), outputs = x_TI.shape, weight_OI.shape[0]
+    check_tokens(tokens, FUSED_MAX_BATCH)
+    x_TI, weight_OI = rows_of(x_TI), weight_OI.contiguous()
+    cut = fit_gemv(config or gemv_config(tokens, experts=False), inputs, [outputs])
+    y_TO = torch.empty(tokens, outputs, dtype=x_TI.dtype, device=x_TI.device)
+    linear_kernel[(outputs // (cut.rows * cut.tiles),)](
+        p_x=x_TI,
+        p_W=weight_OI,
+        p_bias=bias_O,
+        p_y=y_TO,
+        x_stride=x_TI.stride(0),
+        outputs=outputs,
+        inputs=inputs,
+        T=tokens,
+        **constants(cut, inputs),
+    )
+    return y_TO
 
 
 def fused(
@@ -53,13 +77,12 @@ def fused(
     (tokens, inputs), outputs = x_TI.shape, weight_OI.shape[0]
     top_k, rows_A, (rows_B, rank) = index_TK.shape[1], lora_A_ECI.shape[1], lora_B_EOR.shape[1:]
     check_tokens(tokens, FUSED_MAX_BATCH)
-    member_edges = flat(members)
+    edges = flat(members)
     _check_members(members, outputs, rows_A, rows_B, rank)
     if len(flags) < 2 or flags.dtype != torch.int32:
         raise ValueError(f"flags must be at least two int32, not {len(flags)} of {flags.dtype}")
     x_TI, weight_OI = rows_of(x_TI), weight_OI.contiguous()
-    edges = [outputs, *(edge for member in members for edge in member)]
-    cut = fit_gemv(config or gemv_config(tokens, experts=True), inputs, edges)
+    cut = fit_gemv(config or gemv_config(tokens, experts=True), inputs, [outputs, *edges.values()])
     num_shrink = tokens * top_k * rows_A
     h_TKC = torch.empty(tokens, top_k, rows_A, dtype=torch.float32, device=x_TI.device)
     y_TO = torch.empty(tokens, outputs, dtype=x_TI.dtype, device=x_TI.device)
@@ -79,7 +102,7 @@ def fused(
         inputs=inputs,
         rows_A=rows_A,
         rows_B=rows_B,
-        **member_edges,
+        **edges,
         scaling=float(scaling),
         num_shrink=num_shrink,
         turn=turn,
@@ -101,6 +124,32 @@ def _check_members(members: Members, outputs: int, rows_A: int, rows_B: int, ran
         raise ValueError(f"{members} reach beyond the {outputs} columns of y")
 
 
+def constants(cut: GemvConfig, inputs: int) -> dict[str, int]:
+    """What `linear_kernel` and `fused_kernel` are compiled for; EVEN: no block of I needs a mask."""
+    even = inputs % cut.block == 0
+    return {"ROWS": cut.rows, "TILES": cut.tiles, "BLOCK": cut.block, "EVEN": even, "num_warps": cut.warps}
+
+
+@triton.jit
+def linear_kernel(
+    p_x, p_W, p_bias, p_y,
+    x_stride, outputs, inputs,
+    T: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """y[T, O] = W x + b, without tensor cores, which T rows could not fill.
+
+    Grid: O / (ROWS * TILES). A program takes TILES tiles in turn, each of ROWS rows of W, BLOCK inputs at a time (EVEN:
+    I is a multiple, no mask). p_x [T, I], rows `x_stride` apart; p_W [O, I]; p_bias [O] or None; p_y [T, O].
+    """
+    first = tl.program_id(0) * ROWS * TILES
+    for tile in tl.static_range(TILES):
+        o_o = first + tile * ROWS + tl.arange(0, ROWS)
+        p_rows = p_W + o_o.to(tl.int64) * inputs
+        b_W, b_x = load_block(p_rows, p_x, x_stride, 0, inputs, T, BLOCK, EVEN)
+        b_y = times_x(b_W, b_x, p_rows, p_x, x_stride, inputs, T, BLOCK, EVEN)
+        finish(b_y, p_bias, p_y, o_o, outputs, T)
+
+
 @triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=UNALIGNED)
 def fused_kernel(
     p_x, p_W, p_bias, p_A, p_B, p_index, p_gate, p_h, p_flags, p_y,
@@ -117,7 +166,7 @@ def fused_kernel(
     nobody waits for a later one, so it ends. p_flags[turn] counts the programs that have stored their h, and
     p_flags[next_turn] is lowered.
     p_x [T, I], rows `x_stride` apart; p_W [O, I]; p_bias [O] or None; p_A [E, C = rows_A, I]; p_B [E, rows_B, R];
-    p_index, p_gate [T, K]; p_h [T, K, C] in fp32, scratch; p_y [T, O]. Members as in gather_kernels.py; their rows of h
+    p_index, p_gate [T, K]; p_h [T, K, C] in fp32, scratch; p_y [T, O]. Members as in gather.py; their rows of h
     and columns of the joined B follow each other. README.md, section fused, has the measurements.
     """
     i_program = tl.program_id(0)
@@ -161,6 +210,47 @@ def fused_kernel(
                 b_h = _load_h(p_h, o_pair * rows_A + i_g * R, m_pair, R) * b_gate[:, None]
             b_y += _expand(b_B, b_h, T, K, ROWS)
             finish(b_y, p_bias, p_y, o_o, outputs, T)
+
+
+@triton.jit
+def load_block(
+    p_rows, p_x, x_stride, start, inputs, T: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr
+):
+    """[1, ROWS, BLOCK] of the rows at `p_rows` and [T, 1, BLOCK] of x from `start` on, as they are in memory."""
+    PADDED: tl.constexpr = triton.next_power_of_2(T)
+    o_t, o_i = tl.arange(0, PADDED)[:, None, None], start + tl.arange(0, BLOCK)[None, None, :]
+    p_block, p_x_block, m_i = p_rows[None, :, None] + o_i, p_x + o_t * x_stride + o_i, o_i < inputs
+    if EVEN:
+        b_W = tl.load(p_block, eviction_policy="evict_first")
+    else:
+        b_W = tl.load(p_block, mask=m_i, other=0.0, eviction_policy="evict_first")
+    if EVEN and T == PADDED:
+        b_x = tl.load(p_x_block, eviction_policy="evict_last")
+    else:
+        b_x = tl.load(p_x_block, mask=(o_t < T) & m_i, other=0.0, eviction_policy="evict_last")
+    return b_W, b_x
+
+
+@triton.jit
+def times_x(
+    b_W, b_x, p_rows, p_x, x_stride, inputs, T: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr
+):
+    """[T, ROWS] dot products of the rows at `p_rows` with each row of x; the first block is at hand."""
+    b_sum = b_W.to(tl.float32) * b_x.to(tl.float32)
+    for start in range(BLOCK, inputs, BLOCK):
+        b_W, b_x = load_block(p_rows, p_x, x_stride, start, inputs, T, BLOCK, EVEN)
+        b_sum += b_W.to(tl.float32) * b_x.to(tl.float32)
+    # one sum over the threads at the end, not one a block
+    return tl.sum(b_sum, 2)
+
+
+@triton.jit
+def finish(b_y, p_bias, p_y, o_o, outputs, T: tl.constexpr):
+    """Adds the bias, rounds and stores the rows of y that exist."""
+    if p_bias is not None:
+        b_y += tl.load(p_bias + o_o).to(tl.float32)[None, :]
+    o_t = tl.arange(0, triton.next_power_of_2(T))[:, None]
+    tl.store(p_y + o_t * outputs + o_o[None, :], b_y.to(p_y.dtype.element_ty), mask=o_t < T)
 
 
 @triton.jit

@@ -103,7 +103,7 @@ def _(x: Tensor, router: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor,
 @torch.library.custom_op("adafuse::linear", mutates_args=())
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """naive.linear, for the few tokens of a small batch."""
-    return _on(x, "gemv").linear(x, weight, bias)
+    return _on(x, "fused").linear(x, weight, bias)
 
 
 @torch.library.custom_op("adafuse::fused", mutates_args=())

@@ -2,9 +2,9 @@
 
 In: the hidden states that the routers look at and their fp32 rows. Out: the chosen experts, their weights and the whole
 softmax. Token-level routing runs it once per token step, block-wise routing once per block; gather.py uses what was
-chosen. Layer-wise routing gets its logits with the base product and chooses in gather_kernels.py (`choose_alone`).
+chosen. Layer-wise routing gets its logits with the base product and chooses in gather.py (`choose_alone`).
 `is_slot` is what the kernels ask of a gate: one of exactly zero is no choice at all. Letters as in naive.py, names as
-in gather_kernels.py. Next: gather.py.
+in gather.py. Next: gather.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adafuse.kernels.config import ROUTE_STAGES, ROUTE_TILE, ROUTE_WARPS, cdiv
-from adafuse.kernels.gemv import rows_of
+from adafuse.kernels.config import ROUTE_STAGES, ROUTE_TILE, ROUTE_WARPS, cdiv, rows_of
 
 
 def route(x_TI: Tensor, router_GEI: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 In: the weights W [O, I] of all adapted linears and the adapter's own lora_A [E, R, I] and lora_B [E, O, R] of each,
 which `plan` turns once into a table on the device; then, at each switch, S slots of (expert, gate). Out: W, in place.
 The work is cut into strips, BLOCK_I columns wide and many rows long, one program each. What the functions mean is said
-by naive.py; names in the kernel are those of gather_kernels.py. Next: strategies/merge.py, which calls them.
+by naive.py; names in the kernel are those of gather.py. Next: strategies/merge.py, which calls them.
 """
 
 from __future__ import annotations
