@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,16 +124,13 @@ class Operands:
         """The joined weight, and `spare` rows behind it."""
         return self.draw.normal(self.outputs + spare, self.inputs, std=WEIGHT_STD)
 
-    def product(self, rows_OI: Tensor) -> Tensor:
-        """The library's, of the rows that `naive_product` multiplies in fp32."""
-        return F.linear(self.x_TI, rows_OI)
+    def product(self, rows_OI: Tensor, exact: bool) -> Tensor:
+        """The library's, or `exact`."""
+        return naive.linear(self.x_TI.float(), rows_OI, None) if exact else F.linear(self.x_TI, rows_OI)
 
-    def naive_product(self, rows_OI: Tensor) -> Tensor:
-        return naive.linear(self.x_TI.float(), rows_OI, None)
-
-    def expanded(self, kernels: Any, y_and_u: Tensor) -> list[Tensor]:
+    def expanded(self, y_and_u: Tensor, exact: bool) -> list[Tensor]:
         """y of a product with u = A x behind it, with the chosen experts' B u added in place."""
-        y_TO, u_TS = y_and_u.tensor_split([self.outputs], dim=1)
+        kernels, (y_TO, u_TS) = naive if exact else gather, y_and_u.tensor_split([self.outputs], dim=1)
         kernels.expand_all_(y_TO, u_TS, self.lora_B_EOR, *self.chosen_TGK, self.members, SCALING)
         return [y_TO]
 
@@ -147,10 +143,9 @@ class Operands:
 
 @dataclass
 class Step:
-    """One call of a kernel, and the same in fp32 by naive.py, which leaves the operands alone: call it first."""
+    """One call of a kernel: `run(exact=True)` is the same in fp32 by naive.py and leaves the operands alone."""
 
-    launch: Callable[[], list[Tensor]]
-    wanted: Callable[[], list[Tensor]]
+    run: Callable[[bool], list[Tensor]]
     bytes: float
 
 
@@ -183,7 +178,7 @@ def build(case: Case, draw: Draw) -> Work:
     return Work(
         run=lambda: _launch(steps),
         check=lambda: [pair for step in ends for pair in _pairs(step)],
-        naive=None if plain else lambda: [step.wanted() for step in steps[: len(groups)]],
+        naive=None if plain else lambda: [step.run(True) for step in steps[: len(groups)]],
         bytes=sum(step.bytes for step in steps),
         shape=_shape(draw.sizes, groups),
         dtype=torch.float32 if case.kernel == "route" else draw.dtype,
@@ -193,42 +188,40 @@ def build(case: Case, draw: Draw) -> Work:
 def _launch(steps: list[Step]) -> None:
     """Results are dropped one by one, so that a pass writes to the same little memory, as a decode step does."""
     for step in steps:
-        step.launch()
+        step.run(False)
 
 
 def _pairs(step: Step) -> list[Pair]:
-    wanted = step.wanted()
-    return list(zip(step.launch(), wanted, strict=True))
+    # first, because a kernel may write into its operands
+    wanted = step.run(True)
+    return list(zip(step.run(False), wanted, strict=True))
 
 
 def _shrink_expand(o: Operands) -> Step:
     """The chosen experts alone, for a few tokens, in two launches."""
-    lora_A_ECI, y_TO = o.draw.down(o.columns, o.inputs), o.draw.normal(len(o.x_TI), o.outputs)
+    lora_A_ECI, drawn_TO = o.draw.down(o.columns, o.inputs), o.draw.normal(len(o.x_TI), o.outputs)
 
-    def apply(kernels: Any, y_TO: Tensor) -> list[Tensor]:
+    def run(exact: bool) -> list[Tensor]:
+        kernels, y_TO = naive if exact else gather, _fp32_copy(drawn_TO) if exact else drawn_TO
         h_PTKC = kernels.shrink(o.x_TI, lora_A_ECI, o.index_TK)
         kernels.expand_(y_TO, h_PTKC, o.lora_B_EOR, o.index_TK, o.weight_TK, o.members, SCALING)
         return [y_TO]
 
-    moved = o.chosen_bytes(lora_A_ECI, o.lora_B_EOR)
-    return Step(lambda: apply(gather, y_TO), lambda: apply(naive, _fp32_copy(y_TO)), moved)
+    return Step(run, o.chosen_bytes(lora_A_ECI, o.lora_B_EOR))
 
 
 def _expand_all(o: Operands) -> Step:
     """The chosen experts' B, in one launch; u = A x stands behind y."""
     product = o.draw.normal(len(o.x_TI), o.outputs + o.shrunk)
     moved = o.chosen_bytes(o.lora_B_EOR)
-    return Step(lambda: o.expanded(gather, product), lambda: o.expanded(naive, _fp32_copy(product)), moved)
+    return Step(lambda exact: o.expanded(_fp32_copy(product) if exact else product, exact), moved)
 
 
 def _gather(o: Operands) -> Step:
     """The whole projection: the library's product with all A behind the weight, then `expand_all`."""
     rows_OI = o.rows(spare=o.shrunk)
-    return Step(
-        lambda: o.expanded(gather, o.product(rows_OI)),
-        lambda: o.expanded(naive, o.naive_product(rows_OI)),
-        rows_OI.nbytes + o.chosen_bytes(o.lora_B_EOR),
-    )
+    moved = rows_OI.nbytes + o.chosen_bytes(o.lora_B_EOR)
+    return Step(lambda exact: o.expanded(o.product(rows_OI, exact), exact), moved)
 
 
 def _gather_routed(o: Operands) -> Step:
@@ -242,16 +235,13 @@ def _gather_routed(o: Operands) -> Step:
     routers_CI = rows_OI[o.outputs + o.shrunk :].mul_(0.05)
     routers_CI[:, :experts] = torch.eye(experts, device=draw.where).repeat(groups, 1)
 
-    def routed(kernels: Any, product: Tensor) -> list[Tensor]:
-        y_TO, u_TS, logits_TS = product.tensor_split([o.outputs, o.outputs + o.shrunk], dim=1)
+    def run(exact: bool) -> list[Tensor]:
+        kernels, ends = naive if exact else gather, [o.outputs, o.outputs + o.shrunk]
+        y_TO, u_TS, logits_TS = o.product(rows_OI, exact).tensor_split(ends, dim=1)
         knobs = o.members, draw.sizes.top_k, False, SCALING
         return [y_TO, *kernels.expand_routed_(y_TO, u_TS, logits_TS, o.lora_B_EOR, *knobs)]
 
-    return Step(
-        lambda: routed(gather, o.product(rows_OI)),
-        lambda: routed(naive, o.naive_product(rows_OI)),
-        rows_OI.nbytes + o.chosen_bytes(o.lora_B_EOR),
-    )
+    return Step(run, rows_OI.nbytes + o.chosen_bytes(o.lora_B_EOR))
 
 
 def _dense(o: Operands) -> Step:
@@ -262,41 +252,44 @@ def _dense(o: Operands) -> Step:
     gates_TE = torch.zeros(len(o.x_TI), o.draw.sizes.experts, device=o.draw.where)
     gates_TGE = gates_TE.scatter(-1, o.index_TK, o.weight_TK)[:, None]
 
-    def launch() -> list[Tensor]:
-        y_TO, u_TS = o.product(rows_OI).tensor_split([o.outputs], dim=1)
+    def run(exact: bool) -> list[Tensor]:
+        product = o.product(rows_OI, exact)
+        if exact:
+            return o.expanded(product, exact)
+        y_TO, u_TS = product.tensor_split([o.outputs], dim=1)
         expand_masked_(y_TO, u_TS, gates_TGE, ups)
         return [y_TO]
 
-    moved = rows_OI.nbytes + o.lora_B_EOR.nbytes
-    return Step(launch, lambda: o.expanded(naive, o.naive_product(rows_OI)), moved)
+    return Step(run, rows_OI.nbytes + o.lora_B_EOR.nbytes)
 
 
 def _fused(o: Operands) -> Step:
     """The whole projection in one launch."""
     rows_OI, lora_A_ECI, turn = o.rows(), o.draw.down(o.columns, o.inputs), next(o.draw.turns)
     rest = rows_OI, None, lora_A_ECI, o.lora_B_EOR, o.index_TK, o.weight_TK, o.members, SCALING
-    moved = rows_OI.nbytes + o.chosen_bytes(lora_A_ECI, o.lora_B_EOR)
-    return Step(
-        lambda: [fused.fused(o.x_TI, *rest, o.draw.flags, turn)],
-        lambda: [naive.fused(o.x_TI.float(), *rest)],
-        moved,
-    )
+
+    def run(exact: bool) -> list[Tensor]:
+        if exact:
+            return [naive.fused(o.x_TI.float(), *rest)]
+        return [fused.fused(o.x_TI, *rest, o.draw.flags, turn)]
+
+    return Step(run, rows_OI.nbytes + o.chosen_bytes(lora_A_ECI, o.lora_B_EOR))
 
 
 def _linear(o: Operands) -> Step:
     """The frozen product alone, ours."""
     weight_OI = o.rows()
 
-    def launch() -> list[Tensor]:
-        return [fused.linear(o.x_TI, weight_OI, None)]
+    def run(exact: bool) -> list[Tensor]:
+        return [o.product(weight_OI, exact) if exact else fused.linear(o.x_TI, weight_OI, None)]
 
-    return Step(launch, lambda: [o.naive_product(weight_OI)], weight_OI.nbytes)
+    return Step(run, weight_OI.nbytes)
 
 
 def _library_linear(o: Operands) -> Step:
     """The frozen product alone, the library's."""
     weight_OI = o.rows()
-    return Step(lambda: [o.product(weight_OI)], lambda: [o.naive_product(weight_OI)], weight_OI.nbytes)
+    return Step(lambda exact: [o.product(weight_OI, exact)], weight_OI.nbytes)
 
 
 def _route(o: Operands) -> Step:
@@ -304,7 +297,7 @@ def _route(o: Operands) -> Step:
     std, shape = o.inputs**-0.5, (1, o.outputs, o.inputs)
     router_GEI = o.draw.normal(*shape, std=std, dtype=torch.float32)
     rest = o.x_TI, router_GEI, o.draw.sizes.top_k, False
-    return Step(lambda: [*route.route(*rest)], lambda: [*naive.route(*rest)], router_GEI.nbytes)
+    return Step(lambda exact: [*(naive if exact else route).route(*rest)], router_GEI.nbytes)
 
 
 STEPS: dict[str, Callable[[Operands], Step]] = {
