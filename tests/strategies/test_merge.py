@@ -23,19 +23,17 @@ def some_experts(*pair: int) -> Gates:
 
 def installed(adapter: Adapter, strategy: StrategyName, launched: bool) -> merge.Switch:
     """Ready to decode; `launched`: by the kernel that a GPU launches, in Triton's interpreter."""
-    from adafuse.kernels import switch
-
     adapter.install(strategies.make(strategy))
     decode = adapter.context.decode
     if launched:
-        decode._plan = switch.plan(*decode._tensors())
+        decode._plan = decode._planned()
     return decode
 
 
 def without_third_expert(model, config: Config) -> Adapter:
     """Expert 3 is NaN: a gate of zero must not let it in."""
     adapter = adapted(model, config)
-    for site in adapter.linears():
+    for site in adapter.adapted().values():
         site.experts.lora_A.data[3] = site.experts.lora_B.data[3] = float("nan")
     return adapter
 
@@ -52,13 +50,13 @@ def test_tokens_without_experts_leave_no_trace(strategy, launched, tiny_llama) -
     """Whatever comes before it, a token without experts has the clean weights, and one with experts its own."""
     model, config = tiny_llama(num_hidden_layers=1), compose(*GEOMETRY, "method=adafuse")
     adapter = without_third_expert(model, config)
-    clean = [site.base.weight.clone() for site in adapter.linears()]
+    clean = [site.base.weight.clone() for site in adapter.adapted().values()]
 
     def weights_after(*tokens: Gates) -> list[torch.Tensor]:
         decode = installed(adapter, strategy, launched)
         for gates in tokens:
             decode.decide(gates)
-        found = [site.base.weight.clone() for site in adapter.linears()]
+        found = [site.base.weight.clone() for site in adapter.adapted().values()]
         adapter.remove()
         return found
 
@@ -77,7 +75,7 @@ def test_tokens_without_experts_leave_no_trace(strategy, launched, tiny_llama) -
 def test_nothing_is_written_between_two_tokens_without_experts(strategy, launched, tiny_llama) -> None:
     model, config = tiny_llama(num_hidden_layers=1), compose(*GEOMETRY, "method=adafuse")
     adapter = without_third_expert(model, config)
-    weights = [site.base.weight for site in adapter.linears()]
+    weights = [site.base.weight for site in adapter.adapted().values()]
     clean = [weight.clone() for weight in weights]
     decode = installed(adapter, strategy, launched)
     for before in ([], [some_experts(0, 2), no_experts(3)]):

@@ -24,7 +24,7 @@ from adafuse.kernels.config import Members
 from adafuse.model.projections import SHARED_INPUT
 from adafuse.refusals import KERNEL_TARGETS
 from adafuse.shape import shape_of, widths
-from adafuse.strategies.dense import expand_masked_
+from adafuse.strategies.dense import expand_masked_, members_up
 
 MERGES = ("switch", "rebase")
 WITH_EXPERTS = ("shrink_expand", "expand_all", "gather", "gather_routed", "dense", "fused")
@@ -246,9 +246,7 @@ def _gather_routed(o: Operands) -> Step:
 
 def _dense(o: Operands) -> Step:
     """The whole projection in library products: all experts, and a mask of gates."""
-    rows_OI, parts = o.rows(spare=o.shrunk), o.lora_B_EOR.split([width for _, width in o.members], dim=1)
-    packed = [(part * SCALING).transpose(1, 2).flatten(0, 1) for part in parts]
-    ups = [(column, up_SO) for (column, _), up_SO in zip(o.members, packed, strict=True)]
+    rows_OI, ups = o.rows(spare=o.shrunk), members_up(o.lora_B_EOR, o.members, SCALING)
     gates_TE = torch.zeros(len(o.x_TI), o.draw.sizes.experts, device=o.draw.where)
     gates_TGE = gates_TE.scatter(-1, o.index_TK, o.weight_TK)[:, None]
 

@@ -6,21 +6,30 @@ are not LoRA on a linear take the products of adapters/forward.py. Letters as in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from adafuse.kernels import ops
+from adafuse.kernels.config import Members
 from adafuse.strategies.joined import Appended, Extended, Group
 
+MembersUp = list[tuple[int, Tensor]]
 
-def expand_masked_(y_TO: Tensor, u_TS: Tensor, gates_TGE: Tensor, ups: Sequence[tuple[int, Tensor]]) -> None:
+
+def members_up(lora_B_EOR: Tensor, members: Members, scaling: float) -> MembersUp:
+    """Of each member its first column, and the B of all its experts, with the scaling, as [E * R, width]."""
+    parts = lora_B_EOR.split([width for _, width in members], dim=1)
+    packed = [(part_EOR * scaling).transpose(1, 2).flatten(0, 1) for part_EOR in parts]
+    return [(column, up_SO) for (column, _), up_SO in zip(members, packed, strict=True)]
+
+
+def expand_masked_(y_TO: Tensor, u_TS: Tensor, gates_TGE: Tensor, ups: MembersUp) -> None:
     """Add each member's experts to its columns of y in place; u [T, S = G * E * R] is A x of all experts.
 
-    `ups`: a member's first column, and the B of all its experts, with the scaling, as [E * R, width]. The gates are
-    [T, G, E], or [T, 1, E] for all members.
+    The gates are [T, G, E], or [T, 1, E] for all members.
     """
     u_TGER = u_TS.unflatten(1, (len(ups), gates_TGE.shape[-1], -1))
     h_TGS = (u_TGER * gates_TGE[..., None].to(u_TS.dtype)).flatten(2)
@@ -32,16 +41,10 @@ class Dense(Appended):
     """One slot per expert."""
 
     def lay_out(self, group: Group) -> Callable[[Tensor], Tensor]:
-        ups = [
-            self.pack(up_EOR * group.scaling) for up_EOR in group.lora_B_EOR.split(group.columns[1::2], dim=1)
-        ]
-        return partial(
-            self._compute, group, self.extend(group), list(zip(group.columns[::2], ups, strict=True))
-        )
+        ups = members_up(group.lora_B_EOR, ops.members_of(group.columns), group.scaling)
+        return partial(self._compute, group, self.extend(group), ups)
 
-    def _compute(
-        self, group: Group, extended: Extended, ups: list[tuple[int, Tensor]], x_TI: Tensor
-    ) -> Tensor:
+    def _compute(self, group: Group, extended: Extended, ups: MembersUp, x_TI: Tensor) -> Tensor:
         """One product for the projection and all A, the gates, and one product up that adds to each member."""
         first_router = extended.outputs + sum(up_SO.shape[0] for _, up_SO in ups)
         y_TO, u_TS, _ = extended.product(x_TI).tensor_split([extended.outputs, first_router], dim=1)

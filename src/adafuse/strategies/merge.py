@@ -130,15 +130,17 @@ class Switch(SimpleMerge):
 
     def _prepare(self, adapter: Adapter) -> None:
         self._selection = _selection(adapter, self._sites[0])
-        self._plan: SwitchPlan | None = None
-        if not self._sites[0].base.weight.is_cuda:
+        self._plan = self._planned() if self._sites[0].base.weight.is_cuda else None
+        if self._plan is None:
             self._up = {site: packed_up(site.lora) for site in self._sites}
-            return
+
+    def _planned(self) -> SwitchPlan:
+        """Of the weights of all sites, the clean ones if needed, and their factors (kernels/switch.py)."""
         weights = [site.base.weight.detach() for site in self._sites]
         clean = [*self._clean.values()] if self.from_clean else None
         lora_A = [site.lora.lora_A.detach() for site in self._sites]
         lora_B = [site.lora.lora_B.detach() for site in self._sites]
-        self._plan = _kernel().plan(weights, clean, lora_A, lora_B)
+        return _kernel().plan(weights, clean, lora_A, lora_B)
 
     def decide(self, gates: Gates) -> None:
         self._selection.shift(gates)
