@@ -171,6 +171,18 @@ def test_rebase_is_bit_identical_after_any_number_of_tokens(tiny_llama) -> None:
         adapter.remove()
 
 
+def test_static_lora_comes_out_of_a_weight_that_a_strategy_has_moved(tiny_llama) -> None:
+    """Room for the experts behind q, k and v moves their weight after static LoRA was merged into it."""
+    static = ["method.static_targets=[q_proj]", "method.static_rank=4", "method.static_alpha=8"]
+    model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse", *static)
+    adapter, weight = adapted(model, config), model.model.layers[0].self_attn.q_proj.weight
+    clean, before = weight.clone(), weight.data_ptr()
+    adapter.install(strategies.make(StrategyName.gather))
+    assert weight.data_ptr() != before and not torch.equal(weight, clean)
+    adapter.remove()
+    assert torch.equal(weight, clean)
+
+
 def test_plain_lora_merges_once_per_sequence(tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = tiny_llama(), compose(*GEOMETRY, "method=lora")
     adapter, merges = adapted(model, config), []

@@ -156,11 +156,15 @@ class Adapter:
         """Static LoRA does not depend on the token: merging it once is how its authors serve it."""
         for site in self.sites.values():
             if site.static is not None:
-                self._undo.callback(site.base.weight.data.copy_, clean_copy(site.base.weight))
-                self._undo.callback(setattr, site, "static_merged", False)
+                self._undo.callback(self._unmerge_static, site, clean_copy(site.base.weight))
                 up_OR = site.static.lora_B[0].detach() * site.static.scaling
                 site.base.weight.data.addmm_(up_OR, site.static.lora_A[0].detach())
                 site.static_merged = True
+
+    def _unmerge_static(self, site: AdaptedLinear, clean: Tensor) -> None:
+        """Into the weight as it lies now: a strategy may have moved it since."""
+        site.base.weight.data.copy_(clean)
+        site.static_merged = False
 
     def _place(self, adapted: Collection[str]) -> None:
         """Put the adapter's module at the paths in `adapted`, and the frozen one at its other paths."""
