@@ -123,8 +123,8 @@ def test_a_gpu_stands_first_and_a_shared_cell_once(made):
     paper_cell(made, machine="CPU")
     place = paper_cell(made)
     also = {"experiment": "table6"}
-    made.measured.cells.append(replace(made.measured.cells[-1], **also))
-    made.measured.values += [replace(own, **also) for own in made.measured.values if own.cell == place.cell]
+    made.names.append(replace(made.names[-1], **also))
+    made.values += [replace(own, **also) for own in made.values if own.cell == place.cell]
     found = [
         claim.cell.name
         for claim in all_claims(made.cells, SPECS["claims"], PAPER)

@@ -3,7 +3,8 @@
 import pytest
 
 from adafuse.report import compare, page
-from adafuse.report.measurements import Measurement, values_frame
+from adafuse.report.measurements import values_frame
+from report.made_board import Measurement, frame_of
 
 PUBLISHED = [
     Measurement("table1", "h200 llama b1 paper", "mola_loop", "ratio", 11.0, 9.6, 12.7, 5),
@@ -16,7 +17,7 @@ PUBLISHED = [
 
 
 def outcomes(*own):
-    found = compare.compare(values_frame(own), values_frame(PUBLISHED))
+    found = compare.compare(values_frame(frame_of(own)), values_frame(frame_of(PUBLISHED)))
     text = page.rendered("compare.md", found=found, outcomes=compare.OUTCOMES)
     return {(row.row, row.quantity): row.outcome for row in found.itertuples()}, text
 

@@ -48,7 +48,7 @@ def report_of(records, jobs):
 
 
 def planned(report, name):
-    found = [own for own in figures.plan(figures.Source(report)) if own.spec["name"] == name]
+    found = [own for own in figures.plan(report) if own.spec["name"] == name]
     assert len(found) == 1, f"{len(found)} figures {name}"
     return found[0]
 
@@ -162,13 +162,13 @@ def test_the_headline_compares_the_same_arms_launched_one_by_one_and_captured(ma
     eager = {"base": 10.0, "mola_loop": 110.0, "adafuse_switch": 10.3}
     records = [timed(made, "a", eager), timed(made, "b", GRAPH)]
     report = report_of(records, [("table6", "replicate=0", "a"), ("graph", "replicate=0", "b")])
-    figure = figures.headline(figures.Source(report))
+    figure = figures.headline(report)
     left, right = figure.axes
     assert [text.get_text() for text in left.texts] == ["11.0 ×", "1.03 ×"]
     assert [text.get_text() for text in right.texts] == ["2.00 ×", "1.08 ×"]
     assert [round(text.xy[1]) for text in right.texts] == [3, 4], "beside their rows"
     assert left.get_xlim() == right.get_xlim(), "bars of both panels can be compared"
-    assert figures.headline(figures.Source(report_of(records[:1], [("table6", "replicate=0", "a")]))) is None
+    assert figures.headline(report_of(records[:1], [("table6", "replicate=0", "a")])) is None
 
 
 def test_an_arm_of_two_experiments_has_one_bar(made):
@@ -213,7 +213,7 @@ def test_strategies_that_merge_have_a_panel_of_their_own(made):
 
 @pytest.mark.parametrize("batches", [(1,)])
 def test_one_point_is_no_scan(made, batches):
-    assert not figures.plan(figures.Source(scan(made, batches)))
+    assert not figures.plan(scan(made, batches))
 
 
 def test_a_caption_says_what_all_share_and_nothing_that_the_axis_varies(made):
@@ -230,7 +230,7 @@ def test_several_cells_have_titles_and_names_that_tell_them_apart(made):
     experts = {"targets": ["q_proj", "v_proj"], "count": 8, "top_k": 2}
     records = [timed(made, f"r{rank}", TIMES, experts=experts | {"rank": rank}) for rank in (16, 64)]
     report = report_of(records, [("table6", f"experts.rank={rank}", f"r{rank}") for rank in (16, 64)])
-    found = pd.DataFrame(map(vars, figures.plan(figures.Source(report))))
+    found = pd.DataFrame(map(vars, figures.plan(report)))
     assert list(found["file"]) == ["latency_paper_h200_r16.svg", "latency_paper_h200_r64.svg"]
     assert [title.split(", ")[-1] for title in found["title"]] == ["rank 16", "rank 64"]
     assert not found["caption"].str.contains("rank").any() and set(found["experiment"]) == {"table6"}
@@ -334,7 +334,7 @@ def test_every_backbone_has_its_loss_and_its_pre_training_beside_it(tmp_path):
         tmp_path, "lora", machine=study.GPU | {"name": "cpu", "gpu": None}, changes={"model.name": "small"}
     )
     report = build(archive.load([tmp_path]).records)
-    gpu, cpu = [own for own in figures.plan(figures.Source(report)) if own.spec["kind"] == "loss"]
+    gpu, cpu = [own for own in figures.plan(report) if own.spec["kind"] == "loss"]
     assert "H200" in gpu.title and "CPU" in cpu.title
     under, fitted = figures.loss(gpu).axes
     assert under.lines[0].get_xdata() == pytest.approx([400]), "its own, not another one's"
@@ -359,7 +359,7 @@ def test_the_load_of_the_first_seed_is_drawn_by_family(tmp_path):
     for method, seed, loads in (("adafuse", 1, even), ("adafuse", 0, APART), ("adafuse_layerwise", 0, APART)):
         study.write_evaluation(tmp_path, method, seed=seed)
         study.write_fit(tmp_path, method, seed, loads=loads)
-    (left,) = drawn(build(archive.load([tmp_path]).records), "load").axes
+    left, right = drawn(build(archive.load([tmp_path]).records), "load").axes
     assert (
         labels(left.get_yticklabels()) == list(study.FAMILIES) and left.get_title("left") == "AdaFuse, seed 0"
     )
@@ -367,6 +367,9 @@ def test_the_load_of_the_first_seed_is_drawn_by_family(tmp_path):
     assert squares(left) == pytest.approx(np.array(expected)), (
         "two experts of eight for each of four families"
     )
+    assert labels(right.get_yticklabels()) == ["AdaFuse", "AdaFuse with a gate per layer"]
+    # of AdaFuse's two seeds one tells all of the family, the other nothing
+    assert [bar.get_width() for bar in right.patches] == pytest.approx([50, 100])
 
 
 def test_agreement_is_the_mean_over_adapters_by_block(tmp_path):
@@ -382,9 +385,7 @@ def test_agreement_is_the_mean_over_adapters_by_block(tmp_path):
 def test_without_families_or_agreement_nothing_is_drawn(tmp_path):
     study.write_fit(tmp_path, "adafuse", loads={"copy": [0.125] * 8})
     study.write_fit(tmp_path, "adafuse_layerwise", loads={"copy": [0.125] * 8})
-    assert {
-        own.spec["kind"] for own in figures.plan(figures.Source(build(archive.load([tmp_path]).records)))
-    } == {"loss"}
+    assert {own.spec["kind"] for own in figures.plan(build(archive.load([tmp_path]).records))} == {"loss"}
 
 
 # -- files
@@ -422,7 +423,7 @@ def test_files_are_the_index_and_have_the_same_bytes_twice(everything, tmp_path)
         and found["title"].is_unique
     )
     assert {"bars", "lines", "drift", "loss", "load", "agreement"} == {
-        own.spec["kind"] for own in figures.plan(figures.Source(everything))
+        own.spec["kind"] for own in figures.plan(everything)
     }
     for name, path in files.items():
         assert path.read_bytes() == (tmp_path / "two" / name).read_bytes(), name
@@ -448,7 +449,7 @@ def test_a_number_in_a_text_keeps_its_digits(paper, tmp_path):
 
 
 def test_nothing_is_cut_off_and_no_legend_covers_a_panel(everything):
-    for own in figures.plan(figures.Source(everything)):
+    for own in figures.plan(everything):
         with mpl.rc_context(figures.look()["style"]):
             figure = figures.DRAW[own.spec["kind"]](own)
             figure.draw_without_rendering()

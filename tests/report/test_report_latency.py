@@ -43,7 +43,8 @@ def process(times, offset=1.0):
 def values(records, *experiments):
     """By row and quantity; of these experiments, of all without any."""
     found = latency.measure(frames(records))
-    own = [value for value in found.values if value.experiment in experiments or not experiments]
+    rows = found.values.astype({"n": object}).itertuples(index=False)
+    own = [value for value in rows if value.experiment in experiments or not experiments]
     return {(value.row, value.quantity): value for value in own}
 
 
@@ -262,10 +263,8 @@ def test_a_shared_record_gives_its_numbers_under_each_experiment(made):
     lines = [*blocks("base", 1.0), *blocks("adafuse_switch", 2.0)]
     rows = [[name, "gpu", "latency", "replicate=0", "a"] for name in ("table1", "table6")]
     found = measured([made("a", lines=lines)], rows)
-    ratios = [value for value in found.values if value.quantity == "ratio" and value.row == "adafuse_switch"]
-    assert [value.experiment for value in ratios] == ["table1", "table6"] and ratios[0].value == ratios[
-        1
-    ].value
+    ratios = found.values.query("quantity == 'ratio' and row == 'adafuse_switch'")
+    assert list(ratios["experiment"]) == ["table1", "table6"] and ratios["value"].nunique() == 1
     assert [cell.experiment for cell in found.cells] == ["table1", "table6"]
     assert [row.label for row in found.rows][:3] == ["Backbone", "Backbone (again)", "AdaFuse (switch)"]
 

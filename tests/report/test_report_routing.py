@@ -147,7 +147,7 @@ def test_figures_take_loads_by_family_and_what_each_router_tells(tmp_path: Path)
 
 def test_without_fits_there_is_nothing_to_say(tmp_path: Path) -> None:
     study.write_evaluation(tmp_path, "adafuse")
-    assert routing.measure(read(tmp_path)).values == []
+    assert routing.measure(read(tmp_path)).values.empty
 
 
 def test_effective_number_counts_equal_loads() -> None:

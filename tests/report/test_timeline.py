@@ -50,7 +50,7 @@ def traced(made, key, slower=1.0, failed=()):
 
 def planned(records):
     rows = [["trace", "gpu", "trace", f"replicate={own.path.stem[-1]}", own.path.stem[-1]] for own in records]
-    (own,) = figures.plan(figures.Source(build(records, pd.DataFrame(rows, columns=COLUMNS))))
+    (own,) = figures.plan(build(records, pd.DataFrame(rows, columns=COLUMNS)))
     return own
 
 

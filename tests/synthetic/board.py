@@ -1,6 +1,7 @@
 """Cells made by hand: rows and numbers that a test chooses."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import pandas as pd
 import yaml
 
 from adafuse.report.claims import cells
-from adafuse.report.measurements import CellName, Measured, Measurement, RowName
+from adafuse.report.measurements import CellName, Measured, RowName, told
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 SPECS = {name: yaml.safe_load((RESULTS / f"{name}.yaml").read_text()) for name in ("claims", "tables")}
@@ -34,6 +35,27 @@ MACS = {"base": 6.61e9, "mola_loop": 6.65e9, "pesc_loop": 6.64e9, "moral_loop": 
 PEAKS = {"base": 12.9, "mola_loop": 26.3, "pesc_loop": 13.1, "moral_loop": 13.3, "adafuse_switch": 13.8}
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """One number as a line of a frame has it."""
+
+    experiment: str
+    cell: str
+    row: str
+    quantity: str
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    n: int | None = None
+    reason: str = ""
+    records: tuple[str, ...] = ()
+
+
+def frame_of(values):
+    """These measurements as `Measured.values`."""
+    return told(pd.DataFrame([vars(value) for value in values]))
+
+
 class Place(NamedTuple):
     """Where a cell is."""
 
@@ -45,27 +67,28 @@ class Made:
     """Grows by cells and rows; a number is a value, (value, low, high, n), or a reason."""
 
     def __init__(self):
-        self.measured, self.runs = Measured(), {}
+        self.values, self.names, self.rows, self.runs = [], [], [], {}
 
     @property
     def cells(self):
-        return cells(self.measured, pd.DataFrame.from_dict(self.runs, orient="index", dtype=object))
+        measured = Measured(frame_of(self.values), self.names, self.rows)
+        return cells(measured, pd.DataFrame.from_dict(self.runs, orient="index", dtype=object))
 
     def cell(self, experiment, cell="cell", machine="NVIDIA H200", **facts):
         place = Place(experiment, cell)
         name = CellName(*place, f"{machine} · {cell}", "a caption", machine, machine == "CPU")
-        self.measured.cells.append(name)
+        self.names.append(name)
         record = f"{len(self.runs):012x}"
         self.runs[record] = LLAMA | {"machine": machine, "cpu": "Xeon", "record": record} | facts
         return place
 
     def row(self, place, row, numbers, label="", method="", routing="", strategy="", runtime="eager"):
         own = RowName(*place, row, label or LABELS.get(row, row), method, routing, strategy, runtime)
-        self.measured.rows.append(own)
+        self.rows.append(own)
         self.numbers(place, row, numbers)
 
     def numbers(self, place, row, numbers):
-        index = [tuple(cell) for cell in (Place(c.experiment, c.cell) for c in self.measured.cells)].index(
+        index = [tuple(cell) for cell in (Place(c.experiment, c.cell) for c in self.names)].index(
             tuple(place)
         )
         record = [*self.runs][index]
@@ -78,7 +101,7 @@ class Made:
             else:
                 how = "" if math.isnan(low) else f"t over {n} processes"
                 own = Measurement(*place, row, quantity, value, low, high, n, how, (record,))
-            self.measured.values.append(own)
+            self.values.append(own)
 
 
 def around(value, width=0.02, n=3):

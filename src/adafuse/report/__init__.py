@@ -28,7 +28,8 @@ __all__ = ["Report", "build", "load_measurements", "read"]
 PAPER = Path(__file__).resolve().parents[3] / "results" / "paper_tables.yaml"
 
 
-@dataclass(frozen=True)
+# hashable by what it is, so that what figures need of it can be kept
+@dataclass(frozen=True, eq=False)
 class Report:
     """All that was read, and measured, in the order of tables and as the frame of its file; what rows are called; and
     what the paper prints.
@@ -53,12 +54,12 @@ def build(records: Iterable[Record], rows: pd.DataFrame | None = None) -> Report
 
     Raises ValueError with one line if no record can be used.
     """
-    found, measured = tidy(records, rows), Measured()
-    for part in (latency, accuracy, routing):
-        own = part.measure(found)
-        measured = Measured(
-            measured.values + own.values, measured.cells + own.cells, measured.rows + own.rows
-        )
-    frame = values_frame(measured.values)
-    names = pd.DataFrame(measured.rows, columns=ROWS)
-    return Report(found, measured, frame, names, yaml.safe_load(PAPER.read_text()))
+    found = tidy(records, rows)
+    parts = [part.measure(found) for part in (latency, accuracy, routing)]
+    values = pd.concat([part.values for part in parts], ignore_index=True)
+    cells, names = (
+        [cell for part in parts for cell in part.cells],
+        [row for part in parts for row in part.rows],
+    )
+    frame, own = values_frame(values), pd.DataFrame(names, columns=ROWS)
+    return Report(found, Measured(values, cells, names), frame, own, yaml.safe_load(PAPER.read_text()))

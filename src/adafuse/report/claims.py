@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from adafuse.report import formats, rules
-from adafuse.report.measurements import CellName, Measured, Measurement, RowName
+from adafuse.report.measurements import CellName, Measured, RowName
 from adafuse.report.rules import NOT_TESTABLE, Difference, Number, Verdict
 
 Json = dict[str, Any]
@@ -35,7 +35,7 @@ class Cell:
 
     name: CellName
     facts: Json
-    found: dict[str, dict[str, Measurement | Number]] = field(default_factory=lambda: defaultdict(dict))
+    found: dict[str, dict[str, Number]] = field(default_factory=lambda: defaultdict(dict))
     named: dict[str, RowName] = field(default_factory=dict)
 
     @cached_property
@@ -50,14 +50,11 @@ class Cell:
 
     def number(self, row: str, quantity: str) -> Number:
         """A number, or why there is none; a paired difference of accuracies with its test."""
-        one = self.found.get(row, {}).get(quantity)
-        if one is None:
-            return Number()
-        own = one.value, one.low, one.high, one.n or 0, one.reason, one.records
-        if quantity.partition(".")[0] not in DIFFERENCES or math.isnan(one.value):
-            return Number(*own)
+        one = self.found.get(row, {}).get(quantity, Number())
+        if quantity.partition(".")[0] not in DIFFERENCES or not one:
+            return one
         test, p, spread = (self.number(row, f"{name}.{quantity.removeprefix('minus.')}") for name in TEST)
-        return Difference(*own, test.low, test.high, p.value, spread.value)
+        return Difference(*vars(one).values(), test.low, test.high, p.value, spread.value)
 
     def resolved(self, row: str, ratio: Number) -> bool:
         """Whether a ratio is further from 1 than the A/A arm of its runtime may be, if there is one."""
@@ -99,9 +96,11 @@ def cells(measured: Measured, runs: pd.DataFrame) -> list[Cell]:
     for row in measured.rows:
         every[row.experiment, row.cell].named[row.row] = row
         every[row.experiment, row.cell].found[row.row] = {}
-    for one in measured.values:
-        if cell := every.get((one.experiment, one.cell)):
-            cell.found[one.row][one.quantity] = one
+    for experiment, cell, row, quantity, *number, n, reason, records in measured.values.itertuples(
+        index=False
+    ):
+        if own := every.get((experiment, cell)):
+            own.found[row][quantity] = Number(*number, 0 if pd.isna(n) else n, reason, records)
     known = frozenset(runs.index)
     for cell in every.values():
         own = sorted(cell.key[1] & known)

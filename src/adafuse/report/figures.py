@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, reduce
+from functools import cache, lru_cache, partial
 from io import StringIO
 from itertools import cycle
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from adafuse.report import Report, routing, timeline
+from adafuse.report import Report, latency, routing, timeline
 from adafuse.report.formats import digits
-from adafuse.report.frames import Json
+from adafuse.report.frames import Json, setting
 from adafuse.report.naming import ADAFUSE, BUDGETS, KEYS, LETTERS, TWIN, cell_key, rank
 
 FILE = Path(__file__).resolve().parents[3] / "results" / "figures.yaml"
@@ -57,38 +59,13 @@ DECIMALS, PLACES = re.compile(r"(\.\d\d)\d+"), re.compile(r'="[^"]*\.\d{3}[^"]*"
 NAMES = re.compile(r' id="[\w.]+_\d+"')
 
 
-@dataclass
-class Source:
-    """A report, and what several figures need of it."""
-
-    report: Report
-
-    @cached_property
-    def uses(self) -> routing.Uses:
-        return routing.uses(self.report.frames)
-
-    @cached_property
-    def numbers(self) -> pd.DataFrame:
-        """Every measurement that a figure draws, with what its row is called and the settings of its first record."""
-        own = self.report.measurements.dropna(subset="value")
-        own = own[own["quantity"].isin({name for spec in look()["figures"] for name in spec["quantities"]})]
-        names = self.report.rows.drop_duplicates(ROW)
-        own = own.merge(names.assign(order=range(len(names))), on=ROW, how="left")
-        own["label"] = own["label"].fillna(own["row"])
-        own[["method", "routing", "strategy"]] = own[["method", "routing", "strategy"]].fillna("")
-        # a row of a timed cell is an arm, whose method is not the record's
-        runs = self.report.frames.runs.drop(columns=["method", "strategy"])
-        own = own.assign(first=own["records"].str.split().str[0]).join(runs, on="first", how="inner")
-        return own.sort_values("order", kind="stable")
-
-
 @dataclass(frozen=True)
 class Planned:
     """A figure before it is drawn. `shown`: numbers, or records by whose lines it is drawn, with their settings."""
 
     spec: Json
     shown: pd.DataFrame
-    source: Source
+    report: Report
     file: str
     title: str
     caption: str
@@ -96,23 +73,35 @@ class Planned:
 
 
 def draw(report: Report, folder: Path) -> list[Planned]:
-    """Write every figure that the records allow into `folder`; what was drawn."""
+    """Write every figure that the records allow into `folder`; what was drawn. Raises RuntimeError if one fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = Source(report)
-    planned = plan(source)
+    planned = plan(report)
+    # a second process draws every other one: forked, it has all that was measured; elsewhere than on Linux it may hang
+    forks = sys.platform == "linux"
+    process = get_context("fork" if forks else None).Process(target=_write, args=(planned[1::2], folder))
+    if forks:
+        process.start()
+    _write(planned[::2] if forks else planned, folder)
     with mpl.rc_context(look()["style"]):
-        for own in planned:
-            (folder / own.file).write_text(svg(DRAW[own.spec["kind"]](own), own.title, own.file))
-        head = headline(source)
-        if head:
+        if head := headline(report):
             head.savefig(folder / HEADLINE, dpi=200, metadata={"Software": None})
+    if forks:
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"figures were not drawn: their process ended with {process.exitcode}")
     return planned
 
 
-def plan(source: Source) -> list[Planned]:
+def _write(planned: list[Planned], folder: Path) -> None:
+    with mpl.rc_context(look()["style"]):
+        for own in planned:
+            (folder / own.file).write_text(svg(DRAW[own.spec["kind"]](own), own.title, own.file))
+
+
+def plan(report: Report) -> list[Planned]:
     """What is to be drawn, in the order of figures.yaml."""
     found: dict[str, Planned] = {}
-    for own in (own for spec in look()["figures"] for own in _of_spec(source, spec)):
+    for own in (own for spec in look()["figures"] for own in _of_spec(report, spec)):
         # cells may differ in something that no caption says
         while own.file in found:
             own = replace(own, file=own.file.replace(".svg", "_more.svg"))
@@ -141,25 +130,25 @@ def svg(figure: Figure, title: str, file: str) -> str:
 # -- what a figure shows, and what it is called
 
 
-def _of_spec(source: Source, spec: Json) -> list[Planned]:
+def _of_spec(report: Report, spec: Json) -> list[Planned]:
     """A figure for each cell; for each machine, or backbone, where cells stand in one."""
-    rows = _records(source, spec) if spec["kind"] in LINES else _numbers(source, spec)
+    rows = _records(report, spec) if spec["kind"] in LINES else _numbers(report, spec)
     by = BY.get(spec["kind"], ["folder", "cell"])
     groups = [group for _, group in rows.groupby(by, sort=False) if _can_show(spec, group)]
     groups.sort(key=lambda group: (group["machine"].iloc[0] == "CPU", group["cell"].iloc[0]))
-    every = [_said(source, group) for group in groups]
+    every = [_said(report, group) for group in groups]
     found = []
     for group, said in zip(groups, every, strict=True):
         near = [other for other in every if other["folder"] == said["folder"]]
         differs = [name for name in said if any(other.get(name) != said[name] for other in near)]
-        found.append(Planned(spec, group, source, *_words(spec, group, said, differs)))
+        found.append(Planned(spec, group, report, *_words(spec, group, said, differs)))
     return found
 
 
-def _said(source: Source, group: pd.DataFrame) -> dict[str, str]:
+def _said(report: Report, group: pd.DataFrame) -> dict[str, str]:
     """Of each setting that all records of a figure share what a caption says."""
     says, usual = look()["says"], look()["usual"]
-    runs = source.report.frames.runs.loc[group["records"].str.split().explode().unique()]
+    runs = report.frames.runs.loc[group["records"].str.split().explode().unique()]
     known = {"machine", "model"}.union(*(KEYS[task] for task in runs["task"].unique()))
     known |= {"train_items"} if runs["task"].isin(["train", "evaluate"]).all() else set()
     found = {"folder": str(runs["folder"].iloc[0])}
@@ -182,19 +171,34 @@ def _words(spec: Json, group: pd.DataFrame, said: Mapping[str, str], differs: li
     return f"{file}.svg", title, " · ".join(rest), experiment
 
 
-def _numbers(source: Source, spec: Json) -> pd.DataFrame:
+@lru_cache(maxsize=1)
+def numbers(report: Report) -> pd.DataFrame:
+    """Every measurement that a figure draws, with what its row is called and the settings of its first record."""
+    own = report.measurements.dropna(subset="value")
+    own = own[own["quantity"].isin({name for spec in look()["figures"] for name in spec["quantities"]})]
+    names = report.rows.drop_duplicates(ROW)
+    own = own.merge(names.assign(order=range(len(names))), on=ROW, how="left")
+    own["label"] = own["label"].fillna(own["row"])
+    own[["method", "routing", "strategy"]] = own[["method", "routing", "strategy"]].fillna("")
+    # a row of a timed cell is an arm, whose method is not the record's
+    runs = report.frames.runs.drop(columns=["method", "strategy"])
+    own = own.assign(first=own["records"].str.split().str[0]).join(runs, on="first", how="inner")
+    return own.sort_values("order", kind="stable")
+
+
+def _numbers(report: Report, spec: Json) -> pd.DataFrame:
     """Measurements, experiment by experiment."""
-    own = source.numbers
+    own = numbers(report)
     own = own[own["experiment"].isin(spec["experiments"]) & own["quantity"].isin(spec["quantities"])]
     own = own.sort_values("experiment", key=lambda names: names.map(spec["experiments"].index), kind="stable")
     return _where(own, spec["where"])
 
 
-def _records(source: Source, spec: Json) -> pd.DataFrame:
+def _records(report: Report, spec: Json) -> pd.DataFrame:
     """The records of a figure that hold such lines, each once."""
-    frames, kind = source.report.frames, LINES[spec["kind"]]
+    frames, kind = report.frames, LINES[spec["kind"]]
     # a map takes more than one family
-    told = source.uses.routers["tells_family"].dropna().index.get_level_values("record")
+    told = routing.uses(frames).routers["tells_family"].dropna().index.get_level_values("record")
     held = (told if kind == "routing" else frames.lines(kind)["record"]).unique()
     own = frames.members.loc[frames.members["experiment"].isin(spec["experiments"]), ["experiment", "record"]]
     own = own[own["record"].isin(held)].drop_duplicates("record").join(frames.runs, on="record")
@@ -211,10 +215,7 @@ def _where(shown: pd.DataFrame, where: Json) -> pd.DataFrame:
 
 def _setting(shown: pd.DataFrame, name: str) -> pd.Series:
     """A setting of records: a column, or an entry of their configurations by dotted name."""
-    parts = name.split(".")
-    if len(parts) == 1:
-        return shown[name]
-    return shown["config"].map(lambda config: reduce(lambda own, part: (own or {}).get(part), parts, config))
+    return shown["config"].map(partial(setting, path=name)) if "." in name else shown[name]
 
 
 def _can_show(spec: Json, group: pd.DataFrame) -> bool:
@@ -339,7 +340,7 @@ def _references(axis: Axes, own: Planned, rows: Sequence[str]) -> list[Artist]:
     cannot be told from the backbone, for so far apart are two of the backbone itself.
     """
     printed: dict[str, float] = {}
-    for table in (own.source.report.paper[name] for name in own.spec["paper"]):
+    for table in (own.report.paper[name] for name in own.spec["paper"]):
         ms = {one["arm"]: one["ms_per_token"] for one in table.get("rows", [])}
         printed |= {arm: value / ms["base"] for arm, value in ms.items()}
         printed |= {} if ms else dict.fromkeys(rows, table["adapters_ms"] / table["backbone_ms"])
@@ -355,12 +356,12 @@ def _references(axis: Axes, own: Planned, rows: Sequence[str]) -> list[Artist]:
     return found
 
 
-def headline(source: Source) -> Figure | None:
+def headline(report: Report) -> Figure | None:
     """What a token costs, launched kernel by kernel and as one captured graph, for someone who has read nothing."""
     spec, panels = look()["headline"], []
     labels, routings, *arms = zip(*spec["rows"], strict=True)
     for panel, rows in zip(spec["panels"], arms, strict=True):
-        found = _numbers(source, look()["defaults"] | panel | {"quantities": ["ratio"]})
+        found = _numbers(report, look()["defaults"] | panel | {"quantities": ["ratio"]})
         panels.append(found.drop_duplicates("row").set_index("row").reindex(rows))
     if any(found["value"].isna().all() for found in panels):
         return None
@@ -373,9 +374,9 @@ def headline(source: Source) -> Figure | None:
         axis.set_xticks([1, *range(2, int(right) + 1, 2)])
         axis.set(xlim=(0, 1.22 * right), title=panel["title"], xlabel="time of a token (1 = the model alone)")
         axis.set_yticks(range(len(found)), labels if axis is axes[0] else [""] * len(labels))
-    said = _said(source, pd.concat(panels).dropna(subset="records"))
+    said = _said(report, pd.concat(panels).dropna(subset="records"))
     caption = " · ".join([*spec["about"], *(text for name, text in said.items() if name != "folder")])
-    own = Planned(spec, panels[0], source, HEADLINE, spec["title"], caption)
+    own = Planned(spec, panels[0], report, HEADLINE, spec["title"], caption)
     return lay_out(figure, own, 1.75, 2.4, [], apart=0.11)
 
 
@@ -456,8 +457,8 @@ def _line_names(spec: Json, found: pd.DataFrame) -> list[str]:
     if spec["quantities"][0] == "ratio":
         return list(found["label"])
     names = [_method(method)[1] for method in found["method"]]
-    for setting, words in spec["split"].items():
-        parts = zip(names, _setting(found, setting), strict=True)
+    for path, words in spec["split"].items():
+        parts = zip(names, _setting(found, path), strict=True)
         names = [f"{name}, {words[value]}" if value in words else name for name, value in parts]
     return names
 
@@ -481,7 +482,7 @@ def _levels(axis: Axes, own: Planned) -> None:
     levels = own.spec["levels"]
     if not levels:
         return
-    found = _drawn(own.spec, _numbers(own.source, own.spec | {"where": {}} | levels))
+    found = _drawn(own.spec, _numbers(own.report, own.spec | {"where": {}} | levels))
     same = ["machine", "model", "data", "level", "train_items", "budget", "count", "rank", "top_k"]
     # as text, because what is not set is no number
     near = (found[same].map(str) == own.shown[same].map(str).iloc[0]).all(axis=1)
@@ -495,22 +496,18 @@ def _levels(axis: Axes, own: Planned) -> None:
 
 def drift(own: Planned) -> Figure:
     """Errors of weights and logits over the number of switches, a line for each strategy and dtype."""
-    keys = own.source.report.frames.lines("drift")[["strategy", "dtype", "switches"]].drop_duplicates()
-    keys, words = keys.sort_values(["strategy", "dtype"]), keys.astype(str)
-    # as the rows are called
-    keys["row"] = words["strategy"] + " " + words["dtype"] + " " + words["switches"]
-    keys = keys.assign(place=keys["switches"], line=words["strategy"] + ", " + words["dtype"])
+    keys = own.report.frames.lines("drift")[["strategy", "dtype", "switches"]].drop_duplicates()
+    keys = keys.join(latency.drift_rows(keys)).sort_values(["strategy", "dtype"])
+    keys = keys.rename(columns={"label": "line", "switches": "place"})
     found = keys.merge(own.shown[["row", "quantity", "value"]], on="row")
     found["value"] = found["value"].where(found["value"] > 0)
-    strategies, looks = look()["strategies"], {}
-    for row in keys.itertuples():
-        looks[str(row.line)] = {"color": strategies.get(row.strategy, FAINT), **look()["dtypes"][row.dtype]}
+    strategies, dtypes, rows = look()["strategies"], look()["dtypes"], keys.itertuples()
+    looks = {row.line: {"color": strategies.get(row.strategy, FAINT), **dtypes[row.dtype]} for row in rows}
     figure, axes = blank(across=2)
     for axis, (quantity, label) in zip(axes, own.spec["words"].items(), strict=True):
         curves(axis, found[found["quantity"] == quantity], looks)
-        axis.set(
-            xscale="log", yscale="log", xlabel="switches", ylabel=label, title=quantity.replace("_", " ")
-        )
+        axis.set(xscale="log", yscale="log", title=quantity.replace("_", " "))
+        axis.set(xlabel="switches", ylabel=label)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
@@ -520,16 +517,14 @@ def drift(own: Planned) -> Figure:
 
 def loss(own: Planned) -> Figure:
     """Training loss, mean over seeds: of the backbone, if it was pre-trained here, and of each method on it."""
-    runs, every = own.source.report.frames.runs, own.source.report.frames.lines("loss")
+    runs, every = own.report.frames.runs, own.report.frames.lines("loss")
     near = runs[(runs["task"] == "pretrain") & (runs["folder"] == own.shown["folder"].iloc[0])]
     # what a backbone is made of
     made = [[config.get("model"), config.get("pretrain")] for config in own.shown["config"]]
-    under = [
-        key for key, config in near["config"].items() if [config.get("model"), config.get("pretrain")] in made
-    ]
-    fitted = every.merge(own.shown[["record", "method"]], on="record")
+    under = near.index[[[config.get("model"), config.get("pretrain")] in made for config in near["config"]]]
     stages = {"pre-training the backbone": every[every["record"].isin(under)].assign(method="base")}
-    stages = {name: part for name, part in (stages | {"training adapters": fitted}).items() if len(part)}
+    stages |= {"training adapters": every.merge(own.shown[["record", "method"]], on="record")}
+    stages = {name: part for name, part in stages.items() if len(part)}
     figure, axes = blank(across=len(stages))
     for axis, (name, part) in zip(axes, stages.items(), strict=True):
         steps = np.sort(part["step"].unique())
@@ -545,21 +540,29 @@ def loss(own: Planned) -> Figure:
 
 
 def load(own: Planned) -> Figure:
-    """The token router's load by family in the first seed: experts have no common numbers over seeds, so that their
-    loads cannot be averaged.
+    """The token router's load by family in the first seed, as experts have no common numbers over seeds, so that their
+    loads cannot be averaged; and how much a router of each method tells of the family, mean over routers and seeds.
     """
-    first = own.shown[own.shown["method"] == ADAFUSE].sort_values("seed", kind="stable").iloc[0]
-    loads = 100 * routing.load_map(own.source.uses, first["record"])
-    figure, (axis,) = blank()
-    _mesh(axis, loads, "% of the chosen slots")
-    axis.set(xlabel="expert", title=f"AdaFuse, seed {first['seed']}")
-    return lay_out(figure, own, 0.95, 0.5 + 0.22 * len(loads), right=3.6)
+    uses, shown = routing.uses(own.report.frames), own.shown.sort_values("seed", kind="stable")
+    first = shown[shown["method"] == ADAFUSE].iloc[0]
+    loads = 100 * routing.load_map(uses, first["record"])
+    told = uses.routers["tells_family"].groupby(level="record").mean()
+    told = 100 * shown.join(told, on="record").groupby("method")["tells_family"].mean().dropna()
+    told = told.loc[sorted(told.index, key=rank, reverse=True)]
+    colours, names = zip(*map(_method, told.index), strict=True)
+    figure, (left, right) = blank(across=2)
+    _mesh(left, loads, "% of the chosen slots")
+    left.set(xlabel="expert", title=f"AdaFuse, seed {first['seed']}")
+    right.barh(names, told, height=0.55, color=colours)
+    right.set(xlabel="% of what there is to know", title="told of the family")
+    right.tick_params(axis="y", length=0)
+    return lay_out(figure, own, 0.95, 0.5 + 0.22 * len(loads), right=0.3, apart=1.5)
 
 
 def agreement(own: Planned) -> Figure:
     """Routers of two blocks, mean over adapters and pairs. None is compared with itself."""
     records = own.shown.loc[own.shown["method"] == TWIN, "record"]
-    found = routing.agreement(own.source.report.frames, records)
+    found = routing.agreement(own.report.frames, records)
     assert found is not None, "planned for records that compare routers"
     blocks, pairs = routing.blocks(found[0]), np.where(np.eye(len(found[0])), np.nan, found[1])
     long = pd.DataFrame(pairs, blocks, blocks).groupby(level=0, sort=False).mean()
@@ -584,7 +587,7 @@ def _mesh(axis: Axes, values: pd.DataFrame, words: str) -> None:
 def launches(own: Planned) -> Figure:
     """One token of each arm, launch by launch."""
     figure, (axis,) = blank()
-    lanes = timeline.lanes(own.source.report.frames, own.shown)
+    lanes = timeline.lanes(own.report.frames, own.shown)
     handles, longest = timeline.draw(axis, lanes, look()["parts"]), max(len(lane.label) for lane in lanes)
     return lay_out(figure, own, 0.2 + CHARACTER * longest, 0.2 + 0.38 * len(lanes), handles)
 

@@ -371,15 +371,20 @@ def _kernel(cells: Cells) -> pd.DataFrame:
 
 def _drift(cells: Cells) -> pd.DataFrame:
     """Errors after so many switches: medians over processes, none where one was not finite."""
-    lines = cells.lines("drift")
-    lines["row"] = lines["strategy"] + " " + lines["dtype"] + " " + lines["switches"].astype(str)
-    lines["label"] = lines["strategy"] + ", " + lines["dtype"]
+    lines = cells.lines("drift").join(drift_rows(cells.lines("drift")))
     own = _grouped(lines, [*ARM, "label", "strategy"], [*DRIFTED, "identical"])
     finite = own.count().eq(own.size(), axis=0)
     wide = own.median().where(finite, math.inf).assign(identical=own["identical"].min())
     found = _long(wide).join(behind(lines, ARM), on=ARM)
     gone = np.isinf(found["value"])
     return found.assign(value=found["value"].mask(gone), reason=np.where(gone, "not finite", ""))
+
+
+def drift_rows(lines: pd.DataFrame) -> pd.DataFrame:
+    """The row of each line, and its label, which all numbers of switches share."""
+    words = lines[["strategy", "dtype", "switches"]].astype(str)
+    label = words["strategy"] + ", " + words["dtype"]
+    return pd.DataFrame({"row": words.agg(" ".join, axis=1), "label": label})
 
 
 def _trace(cells: Cells) -> pd.DataFrame:

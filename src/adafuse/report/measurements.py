@@ -14,30 +14,14 @@ the hashes of the records behind it, space-separated: in the file the first digi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from operator import attrgetter
 from pathlib import Path
 
 import pandas as pd
 
-NUMBERS = ("value", "low", "high", "n")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One number; nan where there is none, `reason` then says why."""
-
-    experiment: str
-    cell: str
-    row: str
-    quantity: str
-    value: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    n: int | None = None
-    reason: str = ""
-    records: tuple[str, ...] = ()
+KEY = ["experiment", "cell", "row", "quantity"]
+NUMBERS = dict.fromkeys(("value", "low", "high"), "float64") | {"n": "Int64"}
+COLUMNS = [*KEY, *NUMBERS, "reason", "records"]
 
 
 @dataclass(frozen=True)
@@ -68,33 +52,25 @@ class RowName:
 
 @dataclass
 class Measured:
-    """What a module measured. `values` is all numbers; the names are for labels alone, in the order of tables."""
+    """What a module measured. `values`: all numbers, of COLUMNS; the names are for labels alone, in tables' order."""
 
-    values: list[Measurement] = field(default_factory=list)
+    values: pd.DataFrame
     cells: list[CellName] = field(default_factory=list)
     rows: list[RowName] = field(default_factory=list)
 
 
-COLUMNS, ROWS = ([one.name for one in fields(kind)] for kind in (Measurement, RowName))
-KEY = COLUMNS[:4]
+ROWS = [one.name for one in fields(RowName)]
 
 
-def told(found: pd.DataFrame) -> list[Measurement]:
-    """Measurements from a frame with a line for each, which lacks the columns that say nothing."""
-    values = []
-    for line in found.reindex(columns=COLUMNS).astype(object).to_numpy().tolist():
-        n, reason, records = line[-3:]
-        line[-3:] = [int(n) if pd.notna(n) else None, reason if isinstance(reason, str) else "", records]
-        line[-1] = records if isinstance(records, tuple) else ()
-        values.append(Measurement(*line))
-    return values
+def told(found: pd.DataFrame) -> pd.DataFrame:
+    """All columns of a frame with a line for each measurement, which lacks those that say nothing."""
+    found = found.reindex(columns=COLUMNS).astype(NUMBERS).fillna({"reason": ""})
+    return found.assign(records=[own if isinstance(own, tuple) else () for own in found["records"]])
 
 
-def values_frame(values: Iterable[Measurement]) -> pd.DataFrame:
+def values_frame(values: pd.DataFrame) -> pd.DataFrame:
     """The frame of measurements, in one order whatever the order of records."""
-    found = pd.DataFrame(map(attrgetter(*COLUMNS), values), columns=COLUMNS)
-    found["records"] = found["records"].map(" ".join)
-    found = found.astype({"value": float, "low": float, "high": float, "n": "Int64"})
+    found = values.assign(records=values["records"].map(" ".join))
     return found.sort_values(KEY, kind="stable", ignore_index=True)
 
 
@@ -118,7 +94,7 @@ def write(found: pd.DataFrame, path: Path) -> None:
 
 def load_measurements(path: Path | str) -> pd.DataFrame:
     """A written frame of measurements. Raises ValueError with one line for a file that is none."""
-    kinds = dict.fromkeys(COLUMNS, "str") | dict.fromkeys(NUMBERS, "float64") | {"n": "Int64"}
+    kinds = dict.fromkeys(COLUMNS, "str") | NUMBERS
     empty = {name: [""] for name in NUMBERS}
     try:
         found = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=empty)[COLUMNS]
