@@ -129,18 +129,19 @@ def test_items_nested_in_seeds_are_covered_by_seeds_alone(offset):
     over_seeds = np.mean([f.low <= 0.05 <= f.high for f in found])
     assert 0.93 <= over_seeds <= 0.98
     # an interval that knows the items only: as wide whatever the seeds do
-    over_items = np.mean([abs(f.value - 0.05) <= 1.96 * f.items_error / math.sqrt(f.n_seeds) for f in found])
+    # of one item the difference has variance 0.05 * 0.95
+    error = math.sqrt(0.05 * 0.95 / 100 / 5)
+    over_items = np.mean([abs(f.value - 0.05) <= 1.96 * error for f in found])
     assert over_items <= 0.85 if offset else over_items >= 0.9
 
 
-def test_the_spread_is_split_into_seeds_and_items():
+def test_the_spread_is_that_of_items_and_of_what_seeds_add():
     rng = np.random.default_rng(5)
     alike, apart = ([nested(rng, 20, offset) for _ in range(50)] for offset in (0.0, 0.1))
     # of one item the difference has variance 0.05 * 0.95
     expected = math.sqrt(0.05 * 0.95 / 100)
-    assert np.mean([f.items_error for f in alike]) == pytest.approx(expected, rel=0.05)
     assert np.mean([f.spread for f in alike]) == pytest.approx(expected, rel=0.05)
-    assert np.mean([f.spread for f in apart]) > 2 * np.mean([f.items_error for f in apart])
+    assert np.mean([f.spread for f in apart]) > 2 * expected
 
 
 @pytest.mark.parametrize("truth", [-2.0, 2.0])

@@ -41,11 +41,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference with its 95 % interval, in the unit of the input.
-
-    `items_error` is the standard error that the items alone leave in one seed: where `spread` is not much larger,
-    more items would narrow the interval as well as more seeds.
-    """
+    """A mean difference with its 95 % interval, in the unit of the input."""
 
     value: float
     low: float
@@ -54,7 +50,6 @@ class Difference:
     n_items: int
     method: str
     by_seed: tuple[float, ...] = ()
-    items_error: float = math.nan
 
     @property
     def spread(self) -> float:
@@ -118,15 +113,12 @@ def paired_difference(
         [_item_differences(a, b) for a, b in zip(tasks_a, tasks_b, strict=True)] for tasks_a, tasks_b in pairs
     ]
     values = tuple(float(np.mean([task.mean() for task in tasks])) for tasks in by_seed)
-    error = float(np.sqrt(np.mean([_items_variance(tasks) for tasks in by_seed])))
     count, n_items = len(values), sum(task.size for task in by_seed[0])
     if count > 1:
         centre, low, high = mean_interval(values)
-        return Difference(centre, low, high, count, n_items, f"t over {count} seeds", values, error)
-    half = float(special.ndtri((1 + LEVEL) / 2)) * error
-    return Difference(
-        values[0], values[0] - half, values[0] + half, 1, n_items, "one seed: items only", values, error
-    )
+        return Difference(centre, low, high, count, n_items, f"t over {count} seeds", values)
+    half, value = float(special.ndtri((1 + LEVEL) / 2)) * _items_error(by_seed[0]), values[0]
+    return Difference(value, value - half, value + half, 1, n_items, "one seed: items only", values)
 
 
 def equivalence(by_seed: ArrayLike, margin: float) -> Equivalence:
@@ -158,10 +150,10 @@ def mean_interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float
     return centre, centre - half, centre + half
 
 
-def _items_variance(tasks: Sequence[NDArray[np.float64]]) -> float:
+def _items_error(tasks: Sequence[NDArray[np.float64]]) -> float:
     """Of one seed's mean over tasks: tasks are fixed, items are drawn, so the variances of the tasks' means add up."""
     variances = [task.var(ddof=1) / task.size if task.size > 1 else math.nan for task in tasks]
-    return float(sum(variances)) / len(tasks) ** 2
+    return math.sqrt(sum(variances) / len(tasks) ** 2)
 
 
 def _bootstrap_median(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -217,21 +217,15 @@ def _accuracies(own: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     average = whole[["value"]].mean().assign(stderr=error, task="average", reason="").reset_index()
     how = scores["metric"] + ", " + scores["n"].astype(str) + " items"
     by = pd.concat([scores.assign(reason=how), average]).groupby([*ROW, "task"], sort=False)
-    found = by.agg(
-        values=("value", list), error=("stderr", "first"), reason=("reason", "first")
-    ).reset_index()
-    found = _over_seeds(found[[not math.isnan(sum(values)) for values in found["values"]]])
+    found = by.agg(values=("value", list), error=("stderr", "first"), reason=("reason", "first"))
+    found = found[[not math.isnan(sum(values)) for values in found["values"]]].reset_index()
+    ends = [mean_interval(own) if len(own) > 1 else (own[0], math.nan, math.nan) for own in found["values"]]
+    found[["value", "low", "high"]] = np.reshape(ends, (-1, 3))
+    found["n"] = found["values"].map(len)
     error = (found["values"].map(np.std) / (found["n"] - 1) ** 0.5).where(found["n"] > 1, found["error"])
     errors = found[[*ROW, "n"]].assign(quantity="error." + found["task"], value=error)
     without = without.drop(pd.MultiIndex.from_frame(average[ROW]).unique()).reset_index()
     return pd.concat([found.assign(quantity="accuracy." + found["task"]), errors, without])
-
-
-def _over_seeds(found: pd.DataFrame) -> pd.DataFrame:
-    """The mean of `values` with its interval, and how many they are."""
-    ends = [mean_interval(own) if len(own) > 1 else (own[0], math.nan, math.nan) for own in found["values"]]
-    columns = ["value", "low", "high"]
-    return found.join(pd.DataFrame(ends, found.index, columns)).assign(n=found["values"].map(len))
 
 
 def _training(own: pd.DataFrame) -> pd.DataFrame:

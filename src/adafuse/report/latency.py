@@ -390,12 +390,9 @@ def drift_rows(lines: pd.DataFrame) -> pd.DataFrame:
 def _trace(cells: Cells) -> pd.DataFrame:
     """Where one token's time goes; of several processes the token of median length."""
     lines = cells.lines("trace").merge(cells.lines("spans")[[*ARM, "record"]].drop_duplicates())
+    lines = median_tokens(lines, ARM)
     parts = pd.DataFrame(lines["parts_ms"].tolist(), lines.index).add_suffix("_ms")
-    token_ms = parts.sum(axis=1) + lines["gap_ms"]
-    lines = lines.assign(token_ms=token_ms, gap_share=lines["gap_ms"] / token_ms, **parts)
-    lines = lines.sort_values("token_ms", kind="stable")
-    same = lines.groupby(ARM)["record"]
-    lines = lines[same.cumcount() == (same.transform("size") - 1) // 2].set_index(ARM)
+    lines = lines.assign(gap_share=lines["gap_ms"] / lines["token_ms"], **parts)
     wide = lines.reindex(columns=["token_ms", "gap_share", *TRACED, *parts]).astype(float)
     words = _long(lines.reindex(columns=["attributed_by", "disagreement"]).replace("", None))
     found = pd.concat([_long(wide), words.rename(columns={"value": "reason"})])
@@ -404,6 +401,14 @@ def _trace(cells: Cells) -> pd.DataFrame:
     why = [_why(cells, arm[:3], arm[3]) for arm in lacking.itertuples(index=False, name=None)]
     found = found.join(behind(lines.reset_index(), ARM), on=ARM)
     return pd.concat([found, lacking.assign(quantity="token_ms", reason=why)])
+
+
+def median_tokens(lines: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Of the traces that share `by`, which becomes the index, that of median length, in the order of `token_ms`."""
+    token_ms = [sum(parts.values()) for parts in lines["parts_ms"]] + lines["gap_ms"]
+    lines = lines.assign(token_ms=token_ms.astype(float)).sort_values("token_ms", kind="stable")
+    same = lines.groupby(by)["record"]
+    return lines[same.cumcount() == (same.transform("size") - 1) // 2].set_index(by)
 
 
 def _backbones(cells: Cells) -> pd.DataFrame:

@@ -10,7 +10,7 @@ whole. Next: latency.py, accuracy.py.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -83,16 +83,13 @@ def title(run: pd.Series) -> str:
 
 def caption(runs: pd.DataFrame) -> str:
     """Where the numbers of these records come from: processor, libraries, profile, commit, what was left out."""
-    facts = ["host", "machine", "driver", "torch", "profile", "commit", "dirty", "status", "name"]
-    every = list(runs[facts].itertuples(index=False, name=None))
-    hosts, machines, drivers, torches, profiles, commits, dirty, statuses, names = zip(*every, strict=True)
-    cards = [f"{gpu}, driver {driver}" for gpu, driver in zip(machines, drivers, strict=True) if driver]
-    names_of = [str(commit or "unknown")[:12] for commit in commits]
-    sources = [name + " (dirty)" * bool(changed) for name, changed in zip(names_of, dirty, strict=True)]
-    left = [name for name, status in zip(names, statuses, strict=True) if status == "unfinished"]
+    every = list[Any](runs.itertuples())
+    cards = [f"{run.machine}, driver {run.driver}" for run in every if run.driver]
+    sources = [str(run.commit or "unknown")[:12] + " (dirty)" * bool(run.dirty) for run in every]
+    left = [run.name for run in every if run.status == "unfinished"]
     count = len(runs) - len(left)
-    parts = [" and ".join(sorted(set(hosts))), _distinct(cards), f"torch {_distinct(torches)}"]
-    parts += [f"profile {_distinct(profiles)}", f"commit {_distinct(sources)}"]
+    parts = [" and ".join(sorted(set(runs["host"]))), _distinct(cards), f"torch {_distinct(runs['torch'])}"]
+    parts += [f"profile {_distinct(runs['profile'])}", f"commit {_distinct(sources)}"]
     parts += [f"{count} record{'s' * (count != 1)}"]
     parts += [f"left out as unfinished: {', '.join(left)}"] if left else []
     return " · ".join(filter(None, parts))

@@ -110,12 +110,8 @@ def sentence(cells: list[Cell], spec: Json, judged: list[Claim]) -> str:
     own = [cell for cell in own if not cell.name.is_cpu or spec.get("only") != "gpu"]
     for cell in sorted(own, key=lambda cell: not agrees(cell.facts, spec.get("prefer", {}))):
         words: Json = {"claim": {claim.id: claim for claim in judged if claim.cell is cell and claim.ours}}
-        words |= {
-            "number": partial(_number, cell),
-            "best": partial(_best, cell),
-            "spared": partial(_spared, cell),
-        }
-        words |= {"studies": partial(_studies, cells)}
+        words |= {"number": partial(_number, cell), "best": partial(_best, cell)}
+        words |= {"spared": partial(_spared, cell), "studies": partial(_studies, cells)}
         values = {name: evaluated(how)(**words) for name, how in spec["values"].items()}
         if all(values.values()):
             values |= {"model": cell.facts.get("model"), "machine": cell.name.machine}
@@ -155,11 +151,8 @@ def _spared(cell: Cell, share: str, cost: str) -> Json:
         if own and isinstance(lost, Difference):
             costs[own.value] = lost
     kept = list(takewhile(lambda own: 100 * costs[own].low90 > -rules.MARGIN, sorted(costs)))
-    if not costs:
-        return {}
+    if not kept:
+        return {"share": 0.0, "cost": None} if costs else {}
     # with the interval that decided, which is narrower than the one of 95 %
-    last = costs[kept[-1]] if kept else None
-    return {
-        "share": kept[-1] if kept else 0.0,
-        "cost": last and replace(last, low=last.low90, high=last.high90),
-    }
+    last = costs[kept[-1]]
+    return {"share": kept[-1], "cost": replace(last, low=last.low90, high=last.high90)}

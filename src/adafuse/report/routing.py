@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -112,17 +113,12 @@ def _used(used: Uses) -> pd.DataFrame:
 
 def _agreed(found: Frames) -> pd.DataFrame:
     """By adapter how much two of its routers tell of each other; columns as of `_used`."""
-    rows, lines = [], _compared(found)
-    for record, routers, information in zip(
-        lines["record"], lines["routers"], lines["information"], strict=True
-    ):
-        own, matrix = np.array(blocks(routers)), np.array(information, float)
+    rows = []
+    for line in list[Any](_compared(found).itertuples()):
+        own, matrix = np.array(blocks(line.routers)), np.array(line.information, float)
         apart = ~np.eye(len(own), dtype=bool)
-        for quantity, pairs in {
-            "between_layers": apart,
-            "within_block": apart & (own[:, None] == own),
-        }.items():
-            rows += [(record, quantity, matrix[pairs].mean(), 1)] if pairs.any() else []
+        pairs = {"between_layers": apart, "within_block": apart & (own[:, None] == own)}
+        rows += [(line.record, name, matrix[at].mean(), 1) for name, at in pairs.items() if at.any()]
     return pd.DataFrame(rows, columns=["record", "quantity", "total", "count"])
 
 

@@ -81,13 +81,10 @@ def _of_cell(cell: Cell, spec: Json, paper: Json) -> Section:
         notes += [f"Paper, {labels[one['arm']]}: {one['why']}." for one in table["exceptions"]]
     lines = [_line(cell, row, columns) for row in rows]
     if prefix:
-        at = [
-            (row, name.removeprefix(prefix))
-            for row in rows
-            for name in cell.found[row]
-            if prefix in name[: len(prefix)]
+        parts = [
+            (row, name[len(prefix) :]) for row in rows for name in cell.found[row] if name.startswith(prefix)
         ]
-        lines = [_line(cell, row, [_filled(column, part) for column in columns]) for row, part in at]
+        lines = [_line(cell, row, [_filled(column, part) for column in columns]) for row, part in parts]
     word = spec.get("words", {}).get(cell.name.experiment)
     heading = f"{word}: {cell.name.title}" if word else cell.name.title
     return _section(heading, cell.name.caption, lines, notes)
@@ -134,10 +131,8 @@ def _columns(cell: Cell, rows: list[str], spec: Json) -> list[Json]:
             parts = sorted(parts, key=float) if "by_size" in column else parts
             found += [_filled(column | {"quantity": prefix + "{}"}, part) for part in parts]
         elif quantity:
-            held = [row for row, own in cell.found.items() if quantity in own]
-            found += [
-                _filled(column, cell.row(row).label) | {"row": row, "quantity": quantity} for row in held
-            ]
+            held = [{"row": row, "quantity": quantity} for row, own in cell.found.items() if quantity in own]
+            found += [_filled(column, cell.row(one["row"]).label) | one for one in held]
         else:
             found.append(column)
     return found
@@ -163,11 +158,8 @@ def _line(cell: Cell, row: str, columns: list[Json]) -> Line:
 
 def _number_text(cell: Cell, row: str, column: Json) -> str:
     """A number as its column prints it, or why there is none."""
-    quantity, form, number = (
-        column["quantity"],
-        column.get("format", "digits"),
-        cell.number(row, column["quantity"]),
-    )
+    quantity, form = column["quantity"], column.get("format", "digits")
+    number = cell.number(row, quantity)
     if form == "word" or not number:
         told = form == "word" or column.get("reason")
         return number.reason if told and quantity in cell.found.get(row, {}) else ""
@@ -179,10 +171,9 @@ def _number_text(cell: Cell, row: str, column: Json) -> str:
             said += word + formats.plain(form, beside.value)
     other = column.get("more_than")
     base = cell.number(other.get("row", row), other.get("quantity", quantity)) if other else None
-    more = (
-        f" ({formats.percent_text(number.value / base.value)})" if base and base.value != number.value else ""
-    )
-    return (f"{number.reason} " if column.get("named") else "") + said + more
+    if base and base.value != number.value:
+        said += f" ({formats.percent_text(number.value / base.value)})"
+    return f"{number.reason} {said}" if column.get("named") else said
 
 
 def _printed(table: Json) -> Section:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from adafuse.report.formats import digits
 from adafuse.report.frames import Frames, Json
+from adafuse.report.latency import median_tokens
 from adafuse.report.naming import arms_of
 
 # columns of the longest lane, one for three points of the page; height of a lane; room that its text takes
@@ -48,14 +49,11 @@ def lanes(frames: Frames, traced: pd.DataFrame) -> list[Lane]:
     backbone = {arm for arm, own in arms.items() if (own.method, own.strategy) == ("base", "dense")}
     spans = frames.lines("spans")[["record", "arm", "spans"]]
     found = frames.lines("trace").merge(spans, on=["record", "arm"])
-    found = found[found["record"].isin(traced["record"])]
-    found["token_ms"] = [sum(parts.values()) for parts in found["parts_ms"]] + found["gap_ms"]
+    found = median_tokens(found[found["record"].isin(traced["record"])], ["arm"])
     shown: dict[str, Lane] = {}
     for arm in sorted(arms, key=lambda arm: arm not in backbone):
-        own = found[found["arm"] == arm].sort_values("token_ms", kind="stable")
-        if len(own):
-            line = own.iloc[(len(own) - 1) // 2]
-            key = arms[arm].runtime if arm in backbone else arm
+        if arm in found.index:
+            key, line = arms[arm].runtime if arm in backbone else arm, found.loc[arm]
             shown[key] = Lane(arm, arms[arm].label, line["token_ms"], line["gap_ms"], line["spans"])
     return list(shown.values())
 
@@ -98,14 +96,9 @@ def _lane(axis: Axes, place: int, lane: Lane, width_ms: float, parts: Json) -> N
         boxes = _boxes(edges, place + LANE * (0.5 - below), place + LANE * (0.5 - below - share))
         below = below + share
         if len(boxes):
-            outline, label = Outline.make_compound_path_from_polys(boxes), f"{lane.arm} {part}"
-            look: Any = {
-                "facecolor": parts[part]["colour"],
-                "linewidth": 0,
-                "antialiased": False,
-                "zorder": 2,
-            }
-            axis.add_artist(PathPatch(outline, label=label, **look))
+            outline, colour = Outline.make_compound_path_from_polys(boxes), parts[part]["colour"]
+            label: Any = {"label": f"{lane.arm} {part}"}
+            axis.add_artist(PathPatch(outline, fc=colour, lw=0, antialiased=False, zorder=2, **label))
     text = f"{digits(lane.token_ms)} ms, {100 * lane.gap_ms / lane.token_ms:.0f} % gap"
     axis.annotate(text, (lane.token_ms, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
 
