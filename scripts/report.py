@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import re
 import sys
 import tempfile
@@ -205,4 +206,7 @@ def _print_records(found: report.Report) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    # to give back the memory of all records piece by piece takes a second
+    os._exit(status)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import yaml
 from adafuse import archive
 from adafuse.records import Record
 from adafuse.report import accuracy, latency, membership, routing
+from adafuse.report.beside import beside
 from adafuse.report.frames import Frames
 from adafuse.report.frames import frames as tidy
 from adafuse.report.measurements import ROWS, Measured, load_measurements, values_frame
@@ -55,7 +57,9 @@ def build(records: Iterable[Record], rows: pd.DataFrame | None = None) -> Report
     Raises ValueError with one line if no record can be used.
     """
     found = tidy(records, rows)
-    parts = [part.measure(found) for part in (latency, accuracy, routing)]
+    timed = beside(partial(latency.measure, found))
+    studied = [accuracy.measure(found), routing.measure(found)]
+    parts = [timed(), *studied]
     values = pd.concat([part.values for part in parts], ignore_index=True)
     cells, names = (
         [cell for part in parts for cell in part.cells],

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from io import StringIO
 from itertools import cycle
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +34,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from adafuse.report import Report, latency, routing, timeline
+from adafuse.report.beside import beside
 from adafuse.report.formats import digits
 from adafuse.report.frames import Json, setting
 from adafuse.report.naming import ADAFUSE, BUDGETS, KEYS, LETTERS, TWIN, cell_key, rank
@@ -73,29 +72,23 @@ class Planned:
 
 
 def draw(report: Report, folder: Path) -> list[Planned]:
-    """Write every figure that the records allow into `folder`; what was drawn. Raises RuntimeError if one fails."""
+    """Write every figure that the records allow into `folder`; what was drawn."""
     folder.mkdir(parents=True, exist_ok=True)
     planned = plan(report)
-    # a second process draws every other one: forked, it has all that was measured; elsewhere than on Linux it may hang
-    forks = sys.platform == "linux"
-    process = get_context("fork" if forks else None).Process(target=_write, args=(planned[1::2], folder))
-    if forks:
-        process.start()
-    _write(planned[::2] if forks else planned, folder)
-    with mpl.rc_context(look()["style"]):
-        if head := headline(report):
-            head.savefig(folder / HEADLINE, dpi=200, metadata={"Software": None})
-    if forks:
-        process.join()
-        if process.exitcode:
-            raise RuntimeError(f"figures were not drawn: their process ended with {process.exitcode}")
+    others = beside(partial(_write, planned[1::2], folder, report))
+    _write(planned[::2], folder)
+    others()
     return planned
 
 
-def _write(planned: list[Planned], folder: Path) -> None:
+def _write(planned: list[Planned], folder: Path, headed: Report | None = None) -> None:
+    """Some figures, and of the report that is `headed` the headline."""
     with mpl.rc_context(look()["style"]):
         for own in planned:
             (folder / own.file).write_text(svg(DRAW[own.spec["kind"]](own), own.title, own.file))
+        head = headline(headed) if headed else None
+        if head:
+            head.savefig(folder / HEADLINE, dpi=200, metadata={"Software": None})
 
 
 def plan(report: Report) -> list[Planned]:
