@@ -142,8 +142,8 @@ def _in_rows(cell: pd.DataFrame, usual: Json) -> pd.DataFrame:
     cell["is_usual"], cell["through"] = cell["at"].map(usual.__eq__), ""
     if not _is_as_trained(cell).all():
         cell["through"], cell["at"] = cell["strategy"], pd.Series(cell[HOW].to_dict("records"), cell.index)
-        ends = cell["restored"].map({True: "", False: " (restored=False)"})
-        cell["row"] = cell["strategy"] + " " + cell["evaluate_dtype"] + ends
+        how = cell[HOW].itertuples(index=False, name=None)
+        cell["row"] = [f"{name} {dtype}" + ("" if kept else " (restored=False)") for name, dtype, kept in how]
     seen = cell.groupby(["row", "seed"], sort=False).ngroup()
     places = zip(cell["at"], cell["row"], seen, strict=True)
     keys = [([*map(_order, at.values())], rank(row), place) for at, row, place in places]
@@ -179,7 +179,7 @@ def _evaluations(found: Frames) -> pd.DataFrame:
     said = said.join(jobs.groupby("record").agg(fits=("record_fit", tuple), losses=("loss", tuple)))
     for kind, name in {"backbone": "sha256", "parameters": "trainable", "error": "message"}.items():
         said = said.join(found.lines(kind).drop_duplicates("record").set_index("record")[name].rename(kind))
-    why = ("error: " + said["error"].astype(object)).fillna("not in the record")
+    why = said["error"].map("error: {}".format, na_action="ignore").fillna("not in the record")
     return said.assign(why=why.mask(said.pop("status") == "unfinished", UNFINISHED)).drop(columns="error")
 
 
@@ -215,7 +215,7 @@ def _accuracies(own: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     whole = scores[size == scores["tasks"]].groupby([*ROW, "seed"], sort=False)
     error = whole["stderr"].agg(lambda own: float(np.linalg.norm(own) / len(own)))
     average = whole[["value"]].mean().assign(stderr=error, task="average", reason="").reset_index()
-    how = scores["metric"] + ", " + scores["n"].astype(str) + " items"
+    how = [f"{metric}, {n} items" for metric, n in zip(scores["metric"], scores["n"], strict=True)]
     by = pd.concat([scores.assign(reason=how), average]).groupby([*ROW, "task"], sort=False)
     found = by.agg(values=("value", list), error=("stderr", "first"), reason=("reason", "first"))
     found = found[[not math.isnan(sum(values)) for values in found["values"]]].reset_index()
@@ -223,9 +223,9 @@ def _accuracies(own: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     found[["value", "low", "high"]] = np.reshape(ends, (-1, 3))
     found["n"] = found["values"].map(len)
     error = (found["values"].map(np.std) / (found["n"] - 1) ** 0.5).where(found["n"] > 1, found["error"])
-    errors = found[[*ROW, "n"]].assign(quantity="error." + found["task"], value=error)
+    errors = found[[*ROW, "n"]].assign(quantity=found["task"].map("error.{}".format), value=error)
     without = without.drop(pd.MultiIndex.from_frame(average[ROW]).unique()).reset_index()
-    return pd.concat([found.assign(quantity="accuracy." + found["task"]), errors, without])
+    return pd.concat([found.assign(quantity=found["task"].map("accuracy.{}".format)), errors, without])
 
 
 def _training(own: pd.DataFrame) -> pd.DataFrame:
@@ -287,21 +287,25 @@ def _differences(own: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """
     pairs = _pairs(own)
     lacking = pairs[pairs["row_other"].isna() & pairs["is_alone"] & pairs["is_method"]]
-    lacking = lacking.assign(quantity="minus." + lacking["name"], reason="not run for " + lacking["name"])
+    reasons = lacking["name"].map("not run for {}".format)
+    lacking = lacking.assign(quantity=lacking["name"].map("minus.{}".format), reason=reasons)
     both = _beside(pairs, scores)
     is_tested = ~both["name"].str.startswith("default.") & (both["name"] != "dense")
-    both = both.assign(quantity="minus." + both["name"], size=both["tasks"], is_tested=is_tested)
+    both = both.assign(quantity=both["name"].map("minus.{}".format), size=both["tasks"], is_tested=is_tested)
     # run because of what the first ones showed, but independent of them
     later = both[both["is_method"] & (both[["nth", "nth_other"]] > MIN_SEEDS).all(axis=1)]
-    later = later.assign(quantity="later." + later["name"])
+    later = later.assign(quantity=later["name"].map("later.{}".format))
     ends = both[both["is_alone"] & both["name"].isin(ENDS) & (both["tasks"] > 1)]
     alone = pd.concat([ends, both[both["name"] == "dense"]])
-    alone = alone.assign(quantity=alone["quantity"] + "." + alone["task"], size=1, is_tested=False)
+    named = zip(alone["name"], alone["task"], strict=True)
+    alone = alone.assign(quantity=[f"minus.{name}.{task}" for name, task in named], size=1, is_tested=False)
     rest = ends[[*PLACE, "task"]].drop_duplicates().rename(columns={"task": "without"}).merge(ends, on=PLACE)
     rest = rest[rest["task"] != rest["without"]]
-    rest["quantity"] = "rest." + rest["name"] + "." + rest["without"]
+    named = zip(rest["name"], rest["without"], strict=True)
+    rest["quantity"] = [f"rest.{name}.{task}" for name, task in named]
     losses = _beside(pairs[pairs["is_method"]], _losses_as_scores(own))
-    losses = losses.assign(quantity="loss_minus." + losses["name"], size=losses["tasks"], is_tested=False)
+    losses["quantity"] = losses["name"].map("loss_minus.{}".format)
+    losses = losses.assign(size=losses["tasks"], is_tested=False)
     every = pd.concat([both, later, alone, rest.assign(size=rest["tasks"] - 1), losses])
     whole = every[every.groupby([*KEY, "seed"])["task"].transform("size") == every["size"]]
     return pd.concat([lacking, _paired(own, whole)])

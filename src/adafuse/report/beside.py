@@ -1,10 +1,6 @@
-"""Work in a second process: half of measuring and of drawing, which is where the report's time goes.
+"""Work in a second process: half of measuring and half of drawing, which take most of the report's time.
 
 In: something to call. Out: a function that waits for what it returns. Next: __init__.py and figures.py, which use it.
-
-    timed = beside(partial(latency.measure, found))
-    others = accuracy.measure(found)             # meanwhile
-    timed()
 """
 
 from __future__ import annotations

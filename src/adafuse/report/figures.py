@@ -26,22 +26,21 @@ mpl.use("Agg")
 
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from adafuse.report import Report, latency, routing, timeline
+from adafuse.report import Report, latency, routing, specification, timeline
 from adafuse.report.beside import beside
 from adafuse.report.formats import digits
 from adafuse.report.frames import Json, setting
+from adafuse.report.measurements import ROWS
 from adafuse.report.naming import ADAFUSE, BUDGETS, KEYS, LETTERS, TWIN, cell_key, rank
 
-FILE = Path(__file__).resolve().parents[3] / "results" / "figures.yaml"
 HEADLINE = "headline.png"
-ROW = ["experiment", "cell", "row"]
+ROW = ROWS[:3]
 INK, FAINT = "#1f2328", "#6e7781"
 MARKS = ("o", "s", "D", "^", "v", "P", "X")
 DASHED: Any = {"linewidth": 1.0, "linestyle": (0, (4, 3))}
@@ -105,7 +104,7 @@ def plan(report: Report) -> list[Planned]:
 @cache
 def look() -> Json:
     """figures.yaml, where each field is explained; its figures with what they leave unsaid."""
-    found = yaml.load(FILE.read_text(), yaml.CSafeLoader)
+    found = specification("figures")
     return found | {"figures": [found["defaults"] | spec for spec in found["figures"]]}
 
 
@@ -169,7 +168,7 @@ def numbers(report: Report) -> pd.DataFrame:
     """Every measurement that a figure draws, with what its row is called and the settings of its first record."""
     own = report.measurements.dropna(subset="value")
     own = own[own["quantity"].isin({name for spec in look()["figures"] for name in spec["quantities"]})]
-    names = report.rows.drop_duplicates(ROW)
+    names = pd.DataFrame(report.measured.rows, columns=ROWS).drop_duplicates(ROW)
     own = own.merge(names.assign(order=range(len(names))), on=ROW, how="left")
     own["label"] = own["label"].fillna(own["row"])
     own[["method", "routing", "strategy"]] = own[["method", "routing", "strategy"]].fillna("")

@@ -250,9 +250,9 @@ def _checks(cells: Cells) -> pd.DataFrame:
     worst = lines.sort_values(["failed", "size"], ascending=False).drop_duplicates("order")
     worst = worst.sort_values("order").drop(columns="record").join(behind(lines, each), on=each)
     nearest = lines.sort_values("near", ascending=False, kind="stable").drop_duplicates(ARM)
-    parts = [worst.assign(quantity="check." + worst["check"], reason=worst["detail"])]
-    parts.append(worst.assign(quantity="bound." + worst["check"], value=worst["bound"]))
-    parts.append(worst.assign(quantity="passed." + worst["check"], value=1.0 - worst["failed"]))
+    parts = [worst.assign(quantity=worst["check"].map("check.{}".format), reason=worst["detail"])]
+    parts.append(worst.assign(quantity=worst["check"].map("bound.{}".format), value=worst["bound"]))
+    parts.append(worst.assign(quantity=worst["check"].map("passed.{}".format), value=1.0 - worst["failed"]))
     parts.append(nearest.assign(quantity="check", reason=nearest["check"]))
     return pd.concat([*parts, nearest.assign(quantity="check_bound", value=nearest["bound"])])
 
@@ -298,9 +298,10 @@ def _memory(cells: Cells) -> pd.DataFrame:
     errors = own.merge(cells.frames.lines("error"), on="record").drop_duplicates(ARM).set_index(ARM)
     peaks = found[found["quantity"] == "peak_gib"]
     lacking = arms[~pd.MultiIndex.from_frame(arms[ARM]).isin(pd.MultiIndex.from_frame(peaks[ARM]))]
-    reasons = sizes.assign(reason="a peak needs a GPU")["reason"].combine_first("error: " + errors["message"])
+    failed = errors["message"].map("error: {}".format)
+    reasons = sizes.assign(reason="a peak needs a GPU")["reason"].combine_first(failed)
     lacking = lacking[ARM].join(reasons, on=ARM).assign(quantity="peak_gib")
-    without = "not measured: task=memory arms.run=[" + lacking["row"] + "]"
+    without = lacking["row"].map("not measured: task=memory arms.run=[{}]".format)
     lacking["reason"] = lacking["reason"].fillna(without)
     runtime = [*PLACE, "runtime"]
     plain = arms[(arms["method"] == BASE) & (arms["task"] == "latency")].drop_duplicates(runtime)
@@ -338,7 +339,7 @@ def _layer(cells: Cells) -> pd.DataFrame:
     lines["label"] = [f"{word}, rank {rank}" for word, (*_, rank) in zip(words, points, strict=True)]
     # as many of each part as the one that has fewer
     lines["number"] = lines.groupby([*each, "record", "part"]).cumcount()
-    adapters, backbone = (lines[lines["part"] + "_ms" == part].rename(columns={"ms": part}) for part in parts)
+    adapters, backbone = (lines[lines["part"] == part[:-3]].rename(columns={"ms": part}) for part in parts)
     key = [*each, "record", "number"]
     both = adapters.merge(backbone[[*key, "backbone_ms"]], on=key)
     wide = both.groupby([*each, "record"], sort=False)[parts].median().groupby(each, sort=False).median()
@@ -354,9 +355,10 @@ def _kernel(cells: Cells) -> pd.DataFrame:
     lines = cells.lines("kernel")
     optional = {*OF_KERNEL, "targets", "rank", "tokens", "passed"}.difference(lines)
     lines = lines.reindex(columns=[*lines, *sorted(optional)])
-    lines["row"], lines["label"] = lines["kernel"] + " " + lines["targets"], lines["kernel"]
-    for name in ("rank", "tokens"):
-        lines["row"] += lines[name].map(f" {name}{{:g}}".format, na_action="ignore").fillna("")
+    forms = {"kernel": "{}", "targets": "{}", "rank": "rank{:g}", "tokens": "tokens{:g}"}
+    words = [lines[name].map(form.format, na_action="ignore").fillna("") for name, form in forms.items()]
+    lines["row"] = [" ".join(filter(None, own)) for own in zip(*words, strict=True)]
+    lines["label"] = lines["kernel"]
     lines["error"] = lines["error"].fillna(math.inf)
     own = _grouped(lines, [*ARM, "label"], [*OF_KERNEL, "error", "passed"])
     wide = own[OF_KERNEL].median().assign(error=own["error"].max(), passed=own["passed"].min())
@@ -364,7 +366,9 @@ def _kernel(cells: Cells) -> pd.DataFrame:
     failed = wide.loc[wide["ms"].isna(), []].reset_index().assign(quantity="ms", reason="check failed")
     # a size of which nothing could be measured at all
     errors = cells.lines("error").query("task == 'kernel'")
-    errors = errors.assign(row=errors["where"], quantity="ms", reason="error: " + errors["message"])
+    errors = errors.assign(
+        row=errors["where"], quantity="ms", reason=errors["message"].map("error: {}".format)
+    )
     found = pd.concat([_long(wide), failed, errors.drop(columns="record")])
     return found.join(behind(pd.concat([lines, errors]), ARM), on=ARM)
 

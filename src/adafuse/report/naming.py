@@ -83,7 +83,9 @@ def title(run: pd.Series) -> str:
 
 def caption(runs: pd.DataFrame) -> str:
     """Where the numbers of these records come from: processor, libraries, profile, commit, what was left out."""
-    every = list[Any](runs[["machine", "driver", "commit", "dirty", "status", "name"]].itertuples(index=False))
+    every = list[Any](
+        runs[["machine", "driver", "commit", "dirty", "status", "name"]].itertuples(index=False)
+    )
     cards = [f"{run.machine}, driver {run.driver}" for run in every if run.driver]
     sources = [str(run.commit or "unknown")[:12] + " (dirty)" * bool(run.dirty) for run in every]
     left = [run.name for run in every if run.status == "unfinished"]

@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from adafuse.report import Report, claims, figures, formats, measurements, rules, tables
+from adafuse.report import Report, claims, figures, formats, measurements, rules, specification, tables
 from adafuse.report.claims import Cell, Claim, Json, agrees, of
 from adafuse.report.formats import environment, rendered
 from adafuse.report.rules import Difference, Number
 
-RESULTS = Path(__file__).resolve().parents[3] / "results"
 # what the README's block may hold of its 15 KB
 BLOCK_BYTES = 5000
 # where a claim's number stands on the page, by kind
@@ -41,9 +39,9 @@ class Page:
     tables: list[Json]
 
 
-def page(report: Report, folder: Path = RESULTS) -> Page:
-    """What is told of a report; `folder` holds the specifications."""
-    spec, shown = (yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in ("claims", "tables"))
+def page(report: Report) -> Page:
+    """What is told of a report."""
+    spec, shown = specification("claims"), specification("tables")
     cells = claims.cells(report.measured, report.frames.runs)
     judged, goals = claims.all_claims(cells, spec, report.paper), claims.all_goals(cells, spec)
     said = [text for one in spec["sentences"] if (text := sentence(cells, one, judged))]

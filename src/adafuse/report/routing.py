@@ -102,7 +102,8 @@ def _used(used: Uses) -> pd.DataFrame:
     """By adapter and quantity the sum over its routers and their number: columns record, quantity, total, count."""
     routers = used.routers.reset_index()
     by_family = used.lines.dropna(subset="family").melt(["record", "family"], BY_FAMILY, "quantity")
-    by_family["quantity"] += "." + by_family["family"].astype(str)
+    named = zip(by_family["quantity"], by_family["family"], strict=True)
+    by_family["quantity"] = [f"{quantity}.{family}" for quantity, family in named]
     every = used.lines.melt("record", BY_FAMILY[2:], "quantity")
     parts = [routers.melt("record", BY_ROUTER, "quantity"), every, by_family]
     long = pd.concat(parts).astype({"value": float}).dropna(subset="value")
