@@ -54,7 +54,7 @@ class Cell:
         if quantity.partition(".")[0] not in DIFFERENCES or not one:
             return one
         test, p, spread = (self.number(row, f"{name}.{quantity.removeprefix('minus.')}") for name in TEST)
-        return Difference(*vars(one).values(), test.low, test.high, p.value, spread.value)
+        return Difference(**vars(one), low90=test.low, high90=test.high, p=p.value, spread=spread.value)
 
     def resolved(self, row: str, ratio: Number) -> bool:
         """Whether a ratio is further from 1 than the A/A arm of its runtime may be, if there is one."""
@@ -96,11 +96,10 @@ def cells(measured: Measured, runs: pd.DataFrame) -> list[Cell]:
     for row in measured.rows:
         every[row.experiment, row.cell].named[row.row] = row
         every[row.experiment, row.cell].found[row.row] = {}
-    for experiment, cell, row, quantity, *number, n, reason, records in measured.values.itertuples(
-        index=False
-    ):
-        if own := every.get((experiment, cell)):
-            own.found[row][quantity] = Number(*number, 0 if pd.isna(n) else n, reason, records)
+    for one in list[Any](measured.values.itertuples(index=False)):
+        if cell := every.get((one.experiment, one.cell)):
+            number = one.value, one.low, one.high, 0 if pd.isna(one.n) else one.n, one.reason, one.records
+            cell.found[one.row][one.quantity] = Number(*number)
     known = frozenset(runs.index)
     for cell in every.values():
         own = sorted(cell.key[1] & known)

@@ -494,7 +494,9 @@ def drift(own: Planned) -> Figure:
     found = keys.merge(own.shown[["row", "quantity", "value"]], on="row")
     found["value"] = found["value"].where(found["value"] > 0)
     strategies, dtypes, rows = look()["strategies"], look()["dtypes"], keys.itertuples()
-    looks = {row.line: {"color": strategies.get(row.strategy, FAINT), **dtypes[row.dtype]} for row in rows}
+    looks = {
+        str(row.line): {"color": strategies.get(row.strategy, FAINT), **dtypes[row.dtype]} for row in rows
+    }
     figure, axes = blank(across=2)
     for axis, (quantity, label) in zip(axes, own.spec["words"].items(), strict=True):
         curves(axis, found[found["quantity"] == quantity], looks)

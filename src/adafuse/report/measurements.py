@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -65,7 +66,8 @@ ROWS = [one.name for one in fields(RowName)]
 def told(found: pd.DataFrame) -> pd.DataFrame:
     """All columns of a frame with a line for each measurement, which lacks those that say nothing."""
     found = found.reindex(columns=COLUMNS).astype(NUMBERS).fillna({"reason": ""})
-    return found.assign(records=[own if isinstance(own, tuple) else () for own in found["records"]])
+    records: Any = [own if isinstance(own, tuple) else () for own in found["records"]]
+    return found.assign(records=records)
 
 
 def values_frame(values: pd.DataFrame) -> pd.DataFrame:

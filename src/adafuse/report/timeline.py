@@ -53,7 +53,8 @@ def lanes(frames: Frames, traced: pd.DataFrame) -> list[Lane]:
     shown: dict[str, Lane] = {}
     for arm in sorted(arms, key=lambda arm: arm not in backbone):
         if arm in found.index:
-            key, line = arms[arm].runtime if arm in backbone else arm, found.loc[arm]
+            line: Any = found.loc[arm]
+            key = arms[arm].runtime if arm in backbone else arm
             shown[key] = Lane(arm, arms[arm].label, line["token_ms"], line["gap_ms"], line["spans"])
     return list(shown.values())
 
