@@ -55,7 +55,7 @@ def planned(records):
 
 
 def lanes_of(own):
-    return timeline.lanes(own.source.report.frames, own.shown)
+    return timeline.lanes(own.report.frames, own.shown)
 
 
 @pytest.fixture

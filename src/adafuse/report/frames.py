@@ -33,12 +33,8 @@ SETTINGS = {"": ["batch", "context", "evaluate_dtype", "budget"], "model.": ["pa
 SETTINGS |= {"experts.": ["rank", "count", "top_k"], "data.": ["level", "train_items"]}
 SETTINGS |= {"latency.": ["gates", "bypass_share", "queries", "block_tokens", "trained_adapters"]}
 PATHS = {name: group + name for group, names in SETTINGS.items() for name in names}
-PATHS |= {
-    "strategy": "evaluate_strategy",
-    "restored": "evaluate_restore",
-    "arms": "arms.name",
-    "method": "method.name",
-}
+PATHS |= {"strategy": "evaluate_strategy", "restored": "evaluate_restore"}
+PATHS |= {"arms": "arms.name", "method": "method.name"}
 
 
 # two are the same only if they are one: what is derived from one is kept by it
