@@ -4,7 +4,7 @@ import pytest
 
 from adafuse.report import compare, page
 from adafuse.report.measurements import values_frame
-from report.made_board import Measurement, frame_of
+from synthetic.board import Measurement, frame_of
 
 PUBLISHED = [
     Measurement("table1", "h200 llama b1 paper", "mola_loop", "ratio", 11.0, 9.6, 12.7, 5),

@@ -12,7 +12,7 @@ from adafuse.report import latency
 from adafuse.report.frames import frames
 from adafuse.report.measurements import COLUMNS, load_measurements, values_frame, write
 from adafuse.report.naming import KEYS
-from report.made_board import Measurement, frame_of
+from synthetic.board import Measurement, frame_of
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = ["experiment", "cell", "row", "quantity"]
