@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from adafuse import archive, cell, membership, records, stages
-from adafuse.config import Task
 from adafuse.model import backbone
 from adafuse.records import Record
 from synthetic.configurations import ROOT, compose
@@ -111,7 +110,7 @@ def test_records_and_folders_of_a_former_name_are_used(
         path.with_name(path.name.replace(cell.cell_hash(config), former)).write_bytes(sealed(body))
         path.unlink()
     now = cell.adapter_dir(configs[0], configs[0].method)
-    now.rename(now.with_name(now.name[:-12] + cell.former_hashes(configs[0], Task.train)[0]))
+    now.rename(now.with_name(now.name[:-12] + cell.former_hashes(configs[0])[0]))
     data = cell.data_dir(configs[0])
     manifest = json.loads((data / "manifest.json").read_text())
     manifest["recipe"]["text"] = f"2 of Python {platform.python_version()}"

@@ -12,17 +12,15 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from adafuse.config import Config, Fit, Method, Task, Weights
 from adafuse.data.items import former_version, pretraining_version, recipe
+from adafuse.records import as_plain
 from adafuse.shape import shape_of
 
 SLUG_CHARACTERS = 80
-# the tasks that measure arms
-OF_ARMS = (Task.latency, Task.memory, Task.trace)
 # A checkpoint is known by its sizes and evenly spaced samples: to read 13 GB whole takes longer than many a cell.
 SAMPLES, SAMPLE_BYTES = 64, 65536
 WEIGHT_FILES = ("*.safetensors", "tokenizer*")
@@ -43,13 +41,10 @@ LATER: dict[str, Any] = {
 PUBLISHED_PYTHONS = ("3.11.7", "3.12.3")
 
 
-def identity(config: Config, task: Task | None = None, method: Method | None = None) -> dict[str, Any]:
-    """The settings that decide the result of `task` (and of nothing else), ready for `content_hash`.
-
-    `method` stands in for the selected one where the task has a method.
-    """
-    parts = _PARTS[task or config.task](config, method or config.method)
-    settled: dict[str, Any] = _without_unused({"task": (task or config.task).name, **parts})
+def identity(config: Config) -> dict[str, Any]:
+    """The settings that decide the result of the cell's task (and of nothing else), ready for `content_hash`."""
+    parts = {"task": config.task, **_PARTS[config.task](config)}
+    settled: dict[str, Any] = _without_unused(as_plain(parts))
     return settled
 
 
@@ -59,63 +54,60 @@ def content_hash(obj: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def cell_hash(config: Config, task: Task | None = None, method: Method | None = None) -> str:
+def cell_hash(config: Config) -> str:
     """The hash that the files of this cell bear."""
-    return content_hash(identity(config, task, method))
+    return content_hash(identity(config))
 
 
-def former_hashes(
-    config: Config, task: Task | None = None, method: Method | None = None, *, other_pythons: bool = True
-) -> list[str]:
+def former_hashes(config: Config, *, other_pythons: bool = True) -> list[str]:
     """The hashes that this cell had in earlier versions, where they differ from today's.
 
     They named generated text by the running Python's patch level, and a local checkpoint by its absolute path. A
     finished record stands for its cell whichever of the published Pythons it was made under; a folder that others are
     built on (`other_pythons=False`) must hold this Python's own text.
     """
-    now = identity(config, task, method)
+    now = identity(config)
     versions = [former_version(), *map(former_version, PUBLISHED_PYTHONS if other_pythons else ())]
     found = [content_hash(_as_before(now, version, config)) for version in versions if version is not None]
     return [known for known in dict.fromkeys(found) if known != content_hash(now)]
 
 
-def cell_id(config: Config, task: Task | None = None, method: Method | None = None) -> str:
+def cell_id(config: Config) -> str:
     """A readable name of at most 80 characters, safe as a file name; the hash beside it makes it unique."""
-    words = _words(config, task or config.task, method or config.method)
-    slug = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", str(word)) for word in words)
+    slug = "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", str(word)) for word in _words(config))
     return slug[:SLUG_CHARACTERS]
 
 
-def record_path(config: Config, task: Task | None = None, method: Method | None = None) -> Path:
+def record_path(config: Config) -> Path:
     """Where the record of this cell will be written."""
-    return _record_paths(config, task, method, [cell_hash(config, task, method)])[0]
+    return next(iter(known_records(config)))
 
 
 def known_records(config: Config, *, other_pythons: bool = True) -> dict[Path, str]:
     """Where a record of this cell may be, and the hash that it has there: today's first, then `former_hashes`."""
+    folder, name = Path(config.runs_dir) / "records" / config.task.name, cell_id(config)
     hashes = [cell_hash(config), *former_hashes(config, other_pythons=other_pythons)]
-    return dict(zip(_record_paths(config, None, None, hashes), hashes, strict=True))
+    return {folder / f"{name}-{known}.jsonl": known for known in hashes}
 
 
 def backbone_dir(config: Config) -> Path:
     """Folder of the backbone that is pre-trained here."""
-    return _folder("backbones", config, Task.pretrain)
+    return _folder("backbones", dataclasses.replace(config, task=Task.pretrain))
 
 
 def pretrained_dir(config: Config) -> Path | None:
     """`backbone_dir` for a backbone that is fitted here; None for one that comes from elsewhere."""
-    ours = config.model.path is None and config.model.weights is Weights.scratch
-    return backbone_dir(config) if ours else None
+    return backbone_dir(config) if config.model.is_made_here else None
 
 
 def adapter_dir(config: Config, method: Method) -> Path:
     """Folder of the trained adapter of `method`."""
-    return _folder("adapters", config, Task.train, method)
+    return _folder("adapters", dataclasses.replace(config, task=Task.train, method=method))
 
 
 def data_dir(config: Config) -> Path:
     """Folder of the training, validation and test items."""
-    now, name = _data(config), f"{config.data.name}-s{config.seed}"
+    now, name = recipe(config.data, config.seed), f"{config.data.name}-s{config.seed}"
     before = now | {"text": former_version()}
     folders = [Path(config.runs_dir) / "data" / f"{name}-{content_hash(known)}" for known in (now, before)]
     return _first_there(folders)
@@ -125,16 +117,16 @@ def needs(config: Config) -> Iterator[Config]:
     """The cells that this one stands on, in order."""
     if config.task in (Task.pretrain, Task.layer, Task.kernel):
         return
-    if config.model.path is None and config.model.weights is Weights.scratch:
+    if config.model.is_made_here:
         yield dataclasses.replace(config, task=Task.pretrain)
-    if config.task is Task.evaluate and config.method.is_trained:
-        yield dataclasses.replace(config, task=Task.train)
-    if config.task in OF_ARMS and config.latency.trained_adapters:
-        for name in dict.fromkeys(config.arms.table[arm].method for arm in config.arms.run):
-            if config.methods[name].has_experts:
-                yield dataclasses.replace(config, task=Task.train, method=config.methods[name])
-    if config.task is Task.drift and config.latency.trained_adapters:
-        yield dataclasses.replace(config, task=Task.train)
+    fitted: list[Method] = []
+    if config.task is Task.evaluate:
+        fitted = [config.method] if config.method.is_trained else []
+    elif config.latency.trained_adapters and config.task is not Task.train:
+        own = [config.method] if config.task is Task.drift else methods_of_arms(config).values()
+        fitted = [method for method in own if method.has_experts]
+    for method in fitted:
+        yield dataclasses.replace(config, task=Task.train, method=method)
 
 
 def with_needs(config: Config) -> Iterator[Config]:
@@ -144,40 +136,20 @@ def with_needs(config: Config) -> Iterator[Config]:
         yield from with_needs(needed)
 
 
-def as_plain(value: Any) -> Any:
-    """Dataclasses, enums and paths as JSON's own types."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): as_plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_plain(inner) for inner in value]
-    if isinstance(value, Enum):
-        return value.name
-    return str(value) if isinstance(value, Path) else value
+def methods_of_arms(config: Config) -> dict[str, Method]:
+    """The methods of the arms that run, by name, in their order."""
+    return {arm.method: config.methods[arm.method] for arm in config.arms.chosen.values()}
 
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a whole file, in hex."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _record_paths(config: Config, task: Task | None, method: Method | None, hashes: list[str]) -> list[Path]:
-    folder, name = (
-        Path(config.runs_dir) / "records" / (task or config.task).name,
-        cell_id(config, task, method),
-    )
-    return [folder / f"{name}-{known}.jsonl" for known in hashes]
-
-
-def _folder(kind: str, config: Config, task: Task, method: Method | None = None) -> Path:
-    name = cell_id(config, task, method)
-    hashes = [cell_hash(config, task, method), *former_hashes(config, task, method, other_pythons=False)]
-    return _first_there([Path(config.runs_dir) / kind / f"{name}-{known}" for known in hashes])
+def _folder(kind: str, config: Config) -> Path:
+    known = known_records(config, other_pythons=False)
+    return _first_there([Path(config.runs_dir) / kind / path.stem for path in known])
 
 
 def _first_there(folders: list[Path]) -> Path:
@@ -185,8 +157,9 @@ def _first_there(folders: list[Path]) -> Path:
     return next((folder for folder in folders if folder.exists()), folders[0])
 
 
-def _words(config: Config, task: Task, method: Method) -> list[object]:
+def _words(config: Config) -> list[object]:
     """What the name of a cell says."""
+    task, method = config.task, config.method
     model, geometry = _model(config), f"{config.experts.count}x{config.experts.rank}"
     seed, run = f"s{config.seed}", [f"s{config.seed}", f"r{config.replicate}"]
     if task is Task.pretrain:
@@ -233,94 +206,78 @@ def _as_before(value: Any, text: str, config: Config) -> Any:
     return found
 
 
-def _pretrain(config: Config, method: Method) -> dict[str, Any]:
+def _pretrain(config: Config) -> dict[str, Any]:
     model = config.model
     settings = {"shape": model.shape, "dtype": model.dtype, "fit": _fit(config.pretrain)}
-    return as_plain(settings | {"text": pretraining_version(), "seed": model.seed})
+    return settings | {"text": pretraining_version(), "seed": model.seed}
 
 
-def _train(config: Config, method: Method) -> dict[str, Any]:
-    parts = {"backbone": _backbone(config), "method": method}
-    if method.has_experts:
-        parts["experts"] = config.experts
-    return as_plain(parts | {"data": _data(config), "fit": _fit(config.train), "seed": config.seed})
+def _train(config: Config) -> dict[str, Any]:
+    experts = {"experts": config.experts} if config.method.has_experts else {}
+    fit = {"data": recipe(config.data, config.seed), "fit": _fit(config.train), "seed": config.seed}
+    return {"backbone": _backbone(config), "method": config.method, **experts, **fit}
 
 
-def _evaluate(config: Config, method: Method) -> dict[str, Any]:
-    parts = {"suite": config.suite, "seed": config.seed}
-    parts["dtype"] = config.evaluate_dtype
-    if method.is_trained:
+def _evaluate(config: Config) -> dict[str, Any]:
+    parts = {"suite": config.suite, "seed": config.seed, "dtype": config.evaluate_dtype}
+    if config.method.is_trained:
         how = {"strategy": config.evaluate_strategy, "restore": config.evaluate_restore}
-        return as_plain({"train": _train(config, method), **how, **parts})
+        return {"train": _train(config), **how, **parts}
     # the plain backbone sees the test items only, whatever the adapters were trained on
-    data = _data(config)
+    data = recipe(config.data, config.seed)
     data["items"] = {"test": data["items"]["test"]}
-    return as_plain({"backbone": _backbone(config), "method": method.name, "data": data, **parts})
+    return {"backbone": _backbone(config), "method": config.method.name, "data": data, **parts}
 
 
-def _latency(config: Config, method: Method) -> dict[str, Any]:
-    return {**_cell(config), "knobs": as_plain(config.latency)}
-
-
-def _memory(config: Config, method: Method) -> dict[str, Any]:
-    return {**_cell(config), "knobs": {"block_tokens": config.latency.block_tokens}}
-
-
-def _trace(config: Config, method: Method) -> dict[str, Any]:
-    knobs = {"settle_tokens": config.latency.settle_tokens, "gates": config.latency.gates}
-    return {**_cell(config), "knobs": as_plain(knobs)}
-
-
-def _cell(config: Config) -> dict[str, Any]:
+def _of_arms(config: Config, knobs: Any) -> dict[str, Any]:
     """Arms, adapters and workload, whatever of them is measured."""
-    arms = {name: config.arms.table[name] for name in config.arms.run}
-    methods = {name: config.methods[name] for name in sorted({arm.method for arm in arms.values()})}
-    untrained = {name: dataclasses.replace(m, learning_rate_factor=1.0) for name, m in methods.items()}
-    adapters: dict[str, Any] = {"experts": config.experts, "methods": untrained}
+    methods = methods_of_arms(config)
+    adapters: dict[str, Any] = {
+        "experts": config.experts,
+        "methods": {name: dataclasses.replace(m, learning_rate_factor=1.0) for name, m in methods.items()},
+    }
     if config.latency.trained_adapters:
-        adapters = {n: _train(config, m) if m.has_experts else None for n, m in methods.items()}
-    return as_plain(
-        {
-            "backbone": _backbone(config),
-            # a label is prose: it may change without the cell being measured again
-            "arms": {name: [arm.method, arm.strategy, arm.runtime] for name, arm in arms.items()},
-            "adapters": adapters,
-            "batch": config.batch,
-            "context": config.context,
-            **_repeat(config),
+        adapters = {
+            name: _train(dataclasses.replace(config, method=m)) if m.has_experts else None
+            for name, m in methods.items()
         }
-    )
+    return {
+        "backbone": _backbone(config),
+        # a label is prose: it may change without the cell being measured again
+        "arms": {name: [arm.method, arm.strategy, arm.runtime] for name, arm in config.arms.chosen.items()},
+        "adapters": adapters,
+        "batch": config.batch,
+        "context": config.context,
+        "knobs": knobs,
+        **_repeat(config),
+    }
 
 
-def _layer(config: Config, method: Method) -> dict[str, Any]:
-    experts = {"count": config.experts.count, "top_k": config.experts.top_k, "gates": method.normalisation}
+def _alone(config: Config, knobs: Any, **gates: Any) -> dict[str, Any]:
+    """A linear or a kernel by itself: of the backbone its sizes alone."""
+    experts = {"count": config.experts.count, "top_k": config.experts.top_k, **gates}
     model = {"shape": _sizes(config), "dtype": config.model.dtype}
-    return as_plain({**model, "experts": experts, "knobs": config.layer, **_repeat(config)})
+    return {**model, "experts": experts, "knobs": knobs, **_repeat(config)}
 
 
-def _kernel(config: Config, method: Method) -> dict[str, Any]:
-    experts = {"count": config.experts.count, "top_k": config.experts.top_k}
-    model = {"shape": _sizes(config), "dtype": config.model.dtype}
-    return as_plain({**model, "experts": experts, "knobs": config.kernel, **_repeat(config)})
-
-
-def _drift(config: Config, method: Method) -> dict[str, Any]:
-    adapter: Any = {"experts": config.experts, "method": method}
-    if config.latency.trained_adapters:
-        adapter = _train(config, method)
+def _drift(config: Config) -> dict[str, Any]:
+    trained = config.latency.trained_adapters
+    adapter = _train(config) if trained else {"experts": config.experts, "method": config.method}
     parts = {"backbone": _backbone(config), "adapter": adapter, "context": config.context}
-    return as_plain({**parts, "knobs": config.drift, **_repeat(config)})
+    return {**parts, "knobs": config.drift, **_repeat(config)}
 
 
-_PARTS: dict[Task, Callable[[Config, Method], dict[str, Any]]] = {
+_PARTS: dict[Task, Callable[[Config], dict[str, Any]]] = {
     Task.pretrain: _pretrain,
     Task.train: _train,
     Task.evaluate: _evaluate,
-    Task.latency: _latency,
-    Task.memory: _memory,
-    Task.trace: _trace,
-    Task.layer: _layer,
-    Task.kernel: _kernel,
+    Task.latency: lambda config: _of_arms(config, config.latency),
+    Task.memory: lambda config: _of_arms(config, {"block_tokens": config.latency.block_tokens}),
+    Task.trace: lambda config: _of_arms(
+        config, {"settle_tokens": config.latency.settle_tokens, "gates": config.latency.gates}
+    ),
+    Task.layer: lambda config: _alone(config, config.layer, gates=config.method.normalisation),
+    Task.kernel: lambda config: _alone(config, config.kernel),
     Task.drift: _drift,
 }
 
@@ -333,19 +290,15 @@ def _fit(fit: Fit) -> dict[str, Any]:
     return {key: value for key, value in as_plain(fit).items() if key != "save_every_steps"}
 
 
-def _data(config: Config) -> dict[str, Any]:
-    return recipe(config.data, config.seed)
-
-
 def _backbone(config: Config) -> dict[str, Any]:
     model = config.model
     if model.path is not None:
-        return {"folder": _model(config), "dtype": model.dtype.name, "files": _files(Path(model.path))}
+        return {"folder": _model(config), "dtype": model.dtype, "files": _files(Path(model.path))}
     if model.weights is Weights.hub:
-        return {"hub": f"{model.hub_id}@{model.revision}", "dtype": model.dtype.name}
-    if model.weights is Weights.scratch:
-        return {"pretrain": _pretrain(config, config.method)}
-    return {"random": as_plain(model.shape), "dtype": model.dtype.name, "seed": model.seed}
+        return {"hub": f"{model.hub_id}@{model.revision}", "dtype": model.dtype}
+    if model.is_made_here:
+        return {"pretrain": _pretrain(config)}
+    return {"random": model.shape, "dtype": model.dtype, "seed": model.seed}
 
 
 def _sizes(config: Config) -> dict[str, Any]:

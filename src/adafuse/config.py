@@ -46,6 +46,11 @@ class Model:
     # model_type and the sizes of a transformers config; needed for scratch and random weights
     shape: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_made_here(self) -> bool:
+        """True for a backbone that task=pretrain makes."""
+        return self.path is None and self.weights is Weights.scratch
+
 
 @dataclass
 class Experts:
@@ -119,6 +124,11 @@ class Arms:
     name: str = MISSING
     table: dict[str, Arm] = field(default_factory=dict)
     run: list[str] = MISSING
+
+    @property
+    def chosen(self) -> dict[str, Arm]:
+        """The arms that run, by name, in their order."""
+        return {name: self.table[name] for name in self.run}
 
 
 @dataclass

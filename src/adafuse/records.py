@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -230,6 +230,24 @@ def read_bytes(path: Path) -> bytes:
         return stream.read()
 
 
+def as_plain(value: Any) -> Any:
+    """Dataclasses, enums (by name), paths and arrays as JSON's own types.
+
+    A number that is not finite becomes null, which every JSON reader accepts.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: as_plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): as_plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(inner) for inner in value]
+    if isinstance(value, (Enum, Path)):
+        return value.name if isinstance(value, Enum) else str(value)
+    if hasattr(value, "tolist"):
+        return as_plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _unfinished(path: Path, data: bytes) -> Record:
     """The lines up to the first that a crash left broken; without a header there is nothing to say what it is."""
     whole, good = data[: data.rfind(b"\n") + 1], b""
@@ -273,17 +291,4 @@ def _damaged(path: Path, what: str) -> ValueError:
 
 
 def _encode(line: dict[str, Any]) -> bytes:
-    return json.dumps(_plain(line), allow_nan=False).encode()
-
-
-def _plain(value: Any) -> Any:
-    """JSON's own types; a number that is not finite becomes null, which every JSON reader accepts."""
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, (Enum, Path)):
-        return value.name if isinstance(value, Enum) else str(value)
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(as_plain(line), allow_nan=False).encode()

@@ -29,10 +29,10 @@ def adapters(config: Config, model: nn.Module) -> dict[str, Adapter]:
     """One adapter per method in use, with the table of gates that its blocks read; `base` has none."""
     dtype = next(model.parameters()).dtype
     found = {}
-    for name in dict.fromkeys(config.arms.table[arm].method for arm in config.arms.run):
-        if not config.methods[name].has_experts:
+    for name, method in cell.methods_of_arms(config).items():
+        if not method.has_experts:
             continue
-        adapter = adapter_of(config, model, config.methods[name])
+        adapter = adapter_of(config, model, method)
         if adapter.token_router is not None:
             adapter.context.gate_table = gate_table.make(
                 config.latency.gates,
