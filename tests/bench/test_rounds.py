@@ -3,8 +3,10 @@ that must not count is kept and marked.
 """
 
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,34 +19,41 @@ class Arm:
     def __init__(self, log: list[str], name: str, ms: float = 0.0, broken: bool = False) -> None:
         self.log, self.name, self.ms, self.broken = log, name, ms, broken
 
-    def enter(self, number: int) -> None:
+    @contextmanager
+    def __call__(self, number: int) -> Iterator[Callable[[], object]]:
         self.log.append(f"enter {self.name} {number}")
-        if self.broken:
-            raise RuntimeError("no memory")
+        try:
+            if self.broken:
+                raise RuntimeError("no memory")
+            yield lambda: time.sleep(self.ms / 1e3)
+        finally:
+            self.log.append(f"leave {self.name}")
 
-    def block(self) -> None:
-        time.sleep(self.ms / 1e3)
 
-    def leave(self) -> None:
-        self.log.append(f"leave {self.name}")
+class Lines:
+    """A recorder that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self.flags: list[Flag] = []
+        self.errors: list[str] = []
+
+    def write(self, kind: str, **fields: Any) -> None:
+        if kind == "block":
+            self.blocks.append(Block(**fields))
+        else:
+            self.flags.append(Flag(**fields))
+
+    def fail(self, where: str, error: Exception) -> None:
+        self.errors.append(f"{where}: {error}")
 
 
 def measure(
-    arms: dict[str, Arm], rounds: int = 6, seed: int = 0, flags: list[Flag] | None = None
-) -> tuple[list[Block], list[str]]:
-    blocks: list[Block] = []
-    errors: list[str] = []
-    run_rounds(
-        arms,
-        rounds=rounds,
-        tokens=64,
-        seed=seed,
-        where="cpu",
-        on_block=blocks.append,
-        on_error=lambda name, error: errors.append(f"{name}: {error}"),
-        on_flag=[].append if flags is None else flags.append,
-    )
-    return blocks, errors
+    arms: dict[str, Arm], rounds: int = 6, seed: int = 0
+) -> tuple[list[Block], list[str], list[Flag]]:
+    lines = Lines()
+    run_rounds(arms, rounds, tokens=64, seed=seed, where="cpu", record=lines)
+    return lines.blocks, lines.errors, lines.flags
 
 
 def arms(**kwargs) -> dict[str, Arm]:
@@ -53,7 +62,7 @@ def arms(**kwargs) -> dict[str, Arm]:
 
 
 def test_every_round_has_every_arm_once_in_a_seeded_random_order() -> None:
-    blocks, _ = measure(arms())
+    blocks, *_ = measure(arms())
     orders = [[b.arm for b in blocks if b.round == r] for r in range(6)]
     assert all(sorted(order) == ["a", "b", "c"] for order in orders)
     assert len({tuple(order) for order in orders}) > 1
@@ -64,7 +73,7 @@ def test_every_round_has_every_arm_once_in_a_seeded_random_order() -> None:
 def test_one_block_is_run_before_the_first_and_is_nobodys() -> None:
     """Of the arm that is first, as a round of its own."""
     made = arms()
-    blocks, _ = measure(made, rounds=2)
+    blocks, *_ = measure(made, rounds=2)
     first = blocks[0].arm
     assert made["a"].log[:4] == [f"enter {first} 2", f"leave {first}", f"enter {first} 0", f"leave {first}"]
     assert len(blocks) == 6 and sum(line.startswith("enter") for line in made["a"].log) == 7
@@ -72,8 +81,8 @@ def test_one_block_is_run_before_the_first_and_is_nobodys() -> None:
 
 def test_an_arm_that_breaks_at_once_does_not_spare_the_next_a_cold_start() -> None:
     broken = arms(**{name: {"broken": name != "b"} for name in "abc"})
-    blocks, errors = measure(broken, rounds=2)
-    assert sorted(errors) == ["a: no memory", "c: no memory"] and [block.arm for block in blocks] == [
+    blocks, errors, _ = measure(broken, rounds=2)
+    assert sorted(errors) == ["arm a: no memory", "arm c: no memory"] and [block.arm for block in blocks] == [
         "b",
         "b",
     ]
@@ -82,21 +91,21 @@ def test_an_arm_that_breaks_at_once_does_not_spare_the_next_a_cold_start() -> No
 
 
 def test_the_clock_runs_during_the_block_alone() -> None:
-    blocks, _ = measure(arms(b={"ms": 20.0}), rounds=2)
+    blocks, *_ = measure(arms(b={"ms": 20.0}), rounds=2)
     times = {b.arm: b.block_ms for b in blocks}
     assert times["b"] >= 20 and times["a"] < 10
 
 
 def test_an_arm_that_breaks_is_reported_once_and_the_others_go_on() -> None:
     broken = arms(b={"broken": True})
-    blocks, errors = measure(broken)
-    assert errors == ["b: no memory"]
+    blocks, errors, _ = measure(broken)
+    assert errors == ["arm b: no memory"]
     assert {b.arm for b in blocks} == {"a", "c"} and len(blocks) == 12
     assert broken["b"].log.count("leave b") == 1, "what it had entered is given back"
 
 
 def test_a_preempted_block_is_flagged_not_dropped() -> None:
-    blocks, _ = measure(arms(b={"ms": 50.0}), rounds=2)
+    blocks, *_ = measure(arms(b={"ms": 50.0}), rounds=2)
     assert all("preempted" in b.excluded for b in blocks if b.arm == "b"), (
         "a sleeping block did not have the CPU"
     )
@@ -123,9 +132,7 @@ def test_a_low_clock_is_flagged_after_the_last_round_and_kept(gpu_states: list[d
     usual = gpu_states[0]
     # before the run, then before and after each block
     gpu_states[:] = [usual, usual, usual, usual, usual | {"sm_mhz": 1900.0}, usual]
-    flags: list[Flag] = []
-    alone = {"a": arms()["a"]}
-    blocks, _ = measure(alone, flags=flags)
+    blocks, _, flags = measure({"a": arms()["a"]})
     assert len(blocks) == 6 and all(b.excluded is None for b in blocks)
     assert [(flag.arm, flag.round) for flag in flags] == [("a", 1)] and flags[0].reason.startswith("SM clock")
     assert blocks[1].state["sm_mhz"] == 1900
@@ -134,8 +141,7 @@ def test_a_low_clock_is_flagged_after_the_last_round_and_kept(gpu_states: list[d
 def test_a_neighbour_who_comes_excludes_from_then_on(gpu_states: list[dict]) -> None:
     usual = gpu_states[0]
     gpu_states[:] = [usual, usual, usual, usual | {"foreign_processes": 1}]
-    flags: list[Flag] = []
-    blocks, _ = measure({"a": arms()["a"]}, rounds=3, flags=flags)
+    blocks, _, flags = measure({"a": arms()["a"]}, rounds=3)
     assert [b.excluded is None for b in blocks] == [True, False, False] and not flags
     assert blocks[1].excluded.startswith("foreign process")
 
@@ -146,7 +152,7 @@ def test_the_machine_is_asked_outside_the_clock(gpu_states: list[dict], monkeypa
         return {}
 
     monkeypatch.setattr(device, "state", slow)
-    blocks, _ = measure(arms(), rounds=1)
+    blocks, *_ = measure(arms(), rounds=1)
     assert all(b.block_ms < 15 for b in blocks)
 
 
@@ -154,13 +160,8 @@ def test_blocks_and_flags_are_record_lines(gpu_states: list[dict], tmp_path: Pat
     usual = gpu_states[0]
     gpu_states[:] = [usual, usual | {"sm_mhz": 1000.0}, usual]
     run = {"task": "latency", "cell_id": "c", "config_hash": "0", "config": {}, "machine": {}}
-    flags: list[Flag] = []
-    blocks, _ = measure({"a": arms()["a"]}, flags=flags)
     with records.open_record(tmp_path / "cell.jsonl", run) as record:
-        for block in blocks:
-            record.write("block", **asdict(block))
-        for flag in flags:
-            record.write("flag", **asdict(flag))
+        run_rounds({"a": arms()["a"]}, rounds=6, tokens=64, seed=0, where="cpu", record=record)
     read = records.read(tmp_path / "cell.jsonl")
     assert len(read.of("block")) == 6
     assert [(line["arm"], line["round"]) for line in read.of("flag")] == [("a", 0)]

@@ -7,7 +7,7 @@ from adafuse import strategies
 from adafuse.adapters import gate_table
 from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.bench import routing
-from adafuse.bench.latency import DecodeArm, QueryArm
+from adafuse.bench.latency import decode_arm, query_arm
 from adafuse.config import Config, GateSource, Runtime, StrategyName
 from adafuse.engine.decode import generate
 from adafuse.engine.decoders import Decoder
@@ -34,13 +34,14 @@ def test_every_query_is_another_and_is_answered_whole(strategy, runtime, tiny_ll
     decoder = made(config, model, strategy, runtime)
     clean = [p.clone() for p in model.parameters()]
     counts, run = [], decoder.run
+    asked, start = [], decoder.start
     monkeypatch.setattr(decoder, "run", lambda count: counts.append(count) or run(count), raising=False)
-    arm = QueryArm(decoder, prompts, config)
+    monkeypatch.setattr(decoder, "start", lambda ids: asked.append(ids) or start(ids), raising=False)
+    arm = query_arm(decoder, prompts, config.latency)
     for number in (0, 1, 2):
-        arm.enter(number)
-        assert torch.equal(arm._ids, prompts(number + 1)), "all arms answer the same query in a round"
-        arm.block()
-        arm.leave()
+        with arm(number) as block:
+            block()
+        assert torch.equal(asked[-1], prompts(number + 1)), "all arms answer the same query in a round"
     # the first of 64 new tokens is prefill's
     assert counts == [2, 63] * 3
     assert all(torch.equal(a, b) for a, b in zip(clean, model.parameters(), strict=True))
@@ -49,11 +50,10 @@ def test_every_query_is_another_and_is_answered_whole(strategy, runtime, tiny_ll
 def test_a_block_of_tokens_goes_on_from_the_same_prompt(tiny_llama) -> None:
     model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse", *LATENCY)
     decoder = made(config, model, StrategyName.gather, Runtime.graph)
-    arm, seen = DecodeArm(decoder, prompts(0), config), []
+    arm, seen = decode_arm(decoder, prompts(0), config.latency), []
     for number in range(2):
-        arm.enter(number)
-        seen.append(decoder.run(16))
-        arm.leave()
+        with arm(number):
+            seen.append(decoder.run(16))
     assert torch.equal(*seen)
     decoder.adapter.install(strategies.make(StrategyName.dense))
     whole = generate(model, decoder.adapter, prompts(0), None, 20)[:, 10:]
@@ -68,12 +68,10 @@ def test_a_block_uses_the_rows_that_are_told_of_its_table(runtime: Runtime, tiny
     decoder = made(config, model, StrategyName.gather, runtime)
     table = gate_table.make(GateSource.uniform, config.experts, 1, 0, "cpu")
     decoder.adapter.context.gate_table = table
-    told_BNK, arm = routing._of_table(table), DecodeArm(decoder, prompts(0), config)
+    told_BNK, arm = routing._of_table(table), decode_arm(decoder, prompts(0), config.latency)
     for number in range(2):
-        arm.enter(number)
         used, replace = [], table.replace
-        with pytest.MonkeyPatch.context() as patch:
+        with arm(number) as block, pytest.MonkeyPatch.context() as patch:
             patch.setattr(table, "replace", lambda *a: (used.append(replace(*a)), used[-1])[1])  # noqa: B023
-            arm.block()
-        arm.leave()
+            block()
         assert torch.equal(torch.stack([gates.index_TK for gates in used], dim=1), told_BNK)

@@ -39,19 +39,14 @@ SETTING_BITS = 0x1 | 0x2 | 0x10
 def timed_ms(where: str, work: Callable[[], object]) -> float:
     """Milliseconds of `work`, the device's queue drained before and after."""
     if where == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-        start.record()
-        work()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end)
+        return queued_ms(work, 1)[0]
     begin = time.perf_counter()
     work()
     return (time.perf_counter() - begin) * 1e3
 
 
-def queued_ms(replay: Callable[[], None], times: int) -> list[float]:
+def queued_ms(replay: Callable[[], object], times: int) -> list[float]:
     """Milliseconds of each of `times` replays that queue behind each other, so that the host's launch is in none."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]
     events[0].record()

@@ -7,9 +7,11 @@ query as the paper times it. Next: report/.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
+from itertools import chain, repeat
 
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ from adafuse.bench import calibration, cost, routing
 from adafuse.bench.checks import PADDING, run_checks
 from adafuse.bench.rounds import TimedArm, run_rounds
 from adafuse.bench.workload import adapters, prompts
-from adafuse.config import Config
+from adafuse.config import Config, Latency
 from adafuse.engine.decoders import Decoder
 from adafuse.engine.make import make
 from adafuse.records import Recorder
@@ -42,8 +44,7 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
     for own in own_adapters.values():
         make_room(own)
     float_model = float_view(model)
-    for name in config.arms.run:
-        arm = config.arms.table[name]
+    for name, arm in config.arms.chosen.items():
         adapter = own_adapters.get(arm.method)
         try:
             decoder = make(model, adapter, arm.strategy, arm.runtime, length)
@@ -54,25 +55,15 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
                 if adapter is not None and adapter.routers() and arm.method not in seen:
                     seen[arm.method] = routing.shares(adapter, checked.choices)
                 _account(record, name, decoder, prompt, bandwidth["read_gbps"], seen.get(arm.method))
-                arms[name] = _timed(decoder, config, model, where)
+                arms[name] = (
+                    query_arm(decoder, partial(prompts, config, model, where), knobs)
+                    if knobs.queries
+                    else decode_arm(decoder, prompt, knobs)
+                )
         except Exception as error:  # an arm's failure is a record; the other arms go on
             record.fail(f"arm {name}", error)
-    run_rounds(
-        arms,
-        rounds=knobs.rounds,
-        tokens=knobs.block_tokens * config.batch,
-        seed=config.seed + 1000 * config.replicate,
-        where=where,
-        on_block=lambda block: record.write("block", **asdict(block)),
-        on_error=lambda name, error: record.fail(f"arm {name}", error),
-        on_flag=lambda flag: record.write("flag", **asdict(flag)),
-    )
-
-
-def _timed(decoder: Decoder, config: Config, model: nn.Module, where: str) -> TimedArm:
-    if config.latency.queries:
-        return QueryArm(decoder, lambda query: prompts(config, model, where, query), config)
-    return DecodeArm(decoder, prompts(config, model, where), config)
+    seed = config.seed + 1000 * config.replicate
+    run_rounds(arms, knobs.rounds, knobs.block_tokens * config.batch, seed, where, record)
 
 
 def _account(
@@ -92,62 +83,46 @@ def _account(
     )
 
 
-class DecodeArm:
+def decode_arm(decoder: Decoder, prompt: Tensor, knobs: Latency) -> TimedArm:
     """Greedy decode of one block from the end of the prompt."""
+    starts = chain([decoder.start], repeat(decoder.again))
 
-    def __init__(self, decoder: Decoder, prompt: Tensor, config: Config) -> None:
-        self.decoder, self.prompt = decoder, prompt
-        self.tokens, self.settle = config.latency.block_tokens, config.latency.settle_tokens
-        self._stack, self._started = ExitStack(), False
-
-    def enter(self, number: int) -> None:
+    @contextmanager
+    def entered(number: int) -> Iterator[Callable[[], object]]:
         """Install, go to the end of the prompt, and decode a few untimed tokens: caches and allocator settle."""
-        self._stack = ExitStack()
-        self._stack.enter_context(self.decoder.installed())
-        (self.decoder.again if self._started else self.decoder.start)(self.prompt)
-        self._started = True
-        self._stack.enter_context(self.decoder.decoding())
-        restart_gates(self.decoder)
-        self.decoder.run(self.settle)
-        # the block's rows are the first ones, whatever settled: routing.py tells of those
-        restart_gates(self.decoder)
+        with decoder.installed():
+            next(starts)(prompt)
+            with decoder.decoding():
+                restart_gates(decoder)
+                decoder.run(knobs.settle_tokens)
+                # the block's rows are the first ones, whatever settled: routing.py tells of those
+                restart_gates(decoder)
+                yield lambda: decoder.run(knobs.block_tokens)
 
-    def block(self) -> None:
-        self.decoder.run(self.tokens)
-
-    def leave(self) -> None:
-        self._stack.close()
+    return entered
 
 
-class QueryArm:
+def query_arm(decoder: Decoder, prompts: Callable[[int], Tensor], knobs: Latency) -> TimedArm:
     """One query after the other, each with a prompt of its own: its prefill and all its new tokens are timed, and
     whatever the arm has to put right before the next query.
     """
 
-    def __init__(self, decoder: Decoder, prompts: Callable[[int], Tensor], config: Config) -> None:
-        self.decoder, self.prompts = decoder, prompts
-        self.tokens, self.settle = config.latency.block_tokens, config.latency.settle_tokens
-        self._stack, self._ids = ExitStack(), prompts(0)
-
-    def enter(self, number: int) -> None:
-        """Install, settle on a few untimed tokens of the query before, and fetch that of this round."""
-        self._stack, self._ids = ExitStack(), self.prompts(number)
-        self._stack.enter_context(self.decoder.installed())
-        self._answer(self.settle)
-        self._ids = self.prompts(number + 1)
-
-    def block(self) -> None:
-        self._answer(self.tokens)
-
-    def _answer(self, tokens: int) -> None:
+    def answer(ids_BS: Tensor, tokens: int) -> None:
         """The first new token is prefill's."""
-        self.decoder.start(self._ids)
-        with self.decoder.decoding():
-            restart_gates(self.decoder)
-            self.decoder.run(tokens - 1)
+        decoder.start(ids_BS)
+        with decoder.decoding():
+            restart_gates(decoder)
+            decoder.run(tokens - 1)
 
-    def leave(self) -> None:
-        self._stack.close()
+    @contextmanager
+    def entered(number: int) -> Iterator[Callable[[], object]]:
+        """Install, settle on a few untimed tokens of the query before, and fetch that of this round."""
+        with decoder.installed():
+            answer(prompts(number), knobs.settle_tokens)
+            ids_BS = prompts(number + 1)
+            yield lambda: answer(ids_BS, knobs.block_tokens)
+
+    return entered
 
 
 def restart_gates(decoder: Decoder) -> None:

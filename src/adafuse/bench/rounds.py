@@ -1,6 +1,6 @@
 """Interleaved timing: every round times each arm once, in random order, so that drift hits all arms alike.
 
-In: arms that can be entered, run and left. Out: one block line per arm and round, in the order measured. Entering,
+In: arms that can be entered, run and left. Out: one `block` line per arm and round, in the order measured. Entering,
 settling, leaving and asking the machine for its state are outside the clock, and before all of it is one block that is
 not measured. Nothing is dropped: a block that must not count carries its reason, "cause: details", or gets a flag after
 the last round. No rule looks at how fast the block was:
@@ -18,16 +18,17 @@ Next: device.py, which tells the states; latency.py, which has the arms.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from random import Random
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
 from adafuse.bench import device
+from adafuse.records import Recorder
 
 # Half of the time. Not stricter: on a busy machine every block loses some time, alike for all arms of a round, and
 # pairing takes that out.
@@ -41,21 +42,14 @@ OUTSIDE_GROWTH_GIB = 1.0
 # what betrays a neighbour: by how much it may grow, and what is said of more
 FOREIGN = {
     "foreign_processes": (0, "{:.0f} more on the GPU than when the run began"),
-    "outside_gib": (
-        OUTSIDE_GROWTH_GIB,
-        "{:.1f} GiB more in use on the GPU than when the run began, not by us",
-    ),
+    "outside_gib": (OUTSIDE_GROWTH_GIB, "{:.1f} GiB more used on the GPU than when the run began, not by us"),
 }
 
 State = Mapping[str, Any]
 
 
-class TimedArm(Protocol):
-    """`enter` makes ready for this round and settles, `block` is timed, `leave` gives everything back."""
-
-    def enter(self, number: int) -> None: ...
-    def block(self) -> None: ...
-    def leave(self) -> None: ...
+# of a round's number: entering makes ready and settles, what it gives is timed, leaving gives everything back
+TimedArm = Callable[[int], AbstractContextManager[Callable[[], object]]]
 
 
 @dataclass
@@ -81,14 +75,7 @@ class Flag:
 
 
 def run_rounds(
-    arms: Mapping[str, TimedArm],
-    rounds: int,
-    tokens: int,
-    seed: int,
-    where: str,
-    on_block: Callable[[Block], None],
-    on_error: Callable[[str, Exception], None],
-    on_flag: Callable[[Flag], None],
+    arms: Mapping[str, TimedArm], rounds: int, tokens: int, seed: int, where: str, record: Recorder
 ) -> None:
     """Time every arm `rounds` times; an arm that raises is reported once and left out from then on. Flags come last."""
     order, rng = list(arms), Random(seed)
@@ -97,59 +84,43 @@ def run_rounds(
         for number in range(rounds):
             rng.shuffle(order)
             if number == 0:
-                _warm(arms, order, rounds, where, on_error)
+                _warm(arms, order, rounds, where, record)
             for position, name in enumerate(list(order)):
                 try:
                     measured = _measure(arms[name], number, where, start)
                 except Exception as error:  # an arm's failure is a record; the other arms go on
-                    on_error(name, error)
+                    record.fail(f"arm {name}", error)
                     order.remove(name)
                     continue
                 blocks.append(Block(name, number, position, tokens, *measured))
-                on_block(blocks[-1])
+                record.write("block", **asdict(blocks[-1]))
                 bar.update()
     for flag in clock_flags(blocks):
-        on_flag(flag)
+        record.write("flag", **asdict(flag))
 
 
-def _warm(
-    arms: Mapping[str, TimedArm],
-    order: list[str],
-    number: int,
-    where: str,
-    on_error: Callable[[str, Exception], None],
-) -> None:
+def _warm(arms: Mapping[str, TimedArm], order: list[str], number: int, where: str, record: Recorder) -> None:
     """One block of the first arm in `order` that does not break, as a round that never comes: a process's first block
     is a cold start, which took 8 to 127 % more than its arm's median in 19 of 19 processes that launched eagerly.
     """
     for name in list(order):
         try:
-            with _entered(arms[name], number):
-                device.timed_ms(where, arms[name].block)
+            with arms[name](number) as block:
+                device.timed_ms(where, block)
             return
         except Exception as error:  # an arm's failure is a record; the other arms go on
-            on_error(name, error)
+            record.fail(f"arm {name}", error)
             order.remove(name)
 
 
 def _measure(arm: TimedArm, number: int, where: str, start: State) -> tuple[float, str | None, State]:
-    with _entered(arm, number):
+    with arm(number) as block:
         before = device.state(where)
         wall, cpu = time.perf_counter(), time.process_time()
-        block_ms = device.timed_ms(where, arm.block)
+        block_ms = device.timed_ms(where, block)
         share = (time.process_time() - cpu) / (time.perf_counter() - wall)
         seen = device.over_block(before, device.state(where)) | {"cpu_share": round(share, 3)}
     return block_ms, exclusion(where, seen, start, block_ms), seen
-
-
-@contextmanager
-def _entered(arm: TimedArm, number: int) -> Iterator[None]:
-    """Left again, also where entering broke off half way."""
-    try:
-        arm.enter(number)
-        yield
-    finally:
-        arm.leave()
 
 
 def exclusion(where: str, seen: State, start: State, block_ms: float) -> str | None:
