@@ -225,7 +225,7 @@ def test_a_full_disk_is_one_line_whatever_the_library_calls_it(tmp_path: Path, m
 
     config = compose("task=layer", f"runs_dir={tmp_path}")
     monkeypatch.setitem(stages._STAGES, config.task, no_room)
-    with pytest.raises(OSError, match="the disk is full; make room") as error:
+    with pytest.raises(OSError, match="No space left on device; make room") as error:
         stages.run(config, "test")
     assert "\n" not in str(error.value)
     monkeypatch.setitem(stages._STAGES, config.task, a_bug)

@@ -6,6 +6,7 @@ A misspelt key is refused by the schema, an impossible combination by refusals.p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("mul", lambda *xs: _product(xs), replace=True)
+    OmegaConf.register_new_resolver("mul", _product, replace=True)
     OmegaConf.register_new_resolver("by_profile", by_profile, replace=True)
 
 
@@ -36,10 +37,8 @@ def by_profile(profile: str, values: Mapping[str, Any]) -> Any:
     return values[profile]
 
 
-def _product(factors: tuple[float, ...]) -> float | int:
-    result: float = 1
-    for value in factors:
-        result *= value
+def _product(*factors: float) -> float | int:
+    result = math.prod(factors)
     return int(result) if float(result).is_integer() else result
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -78,13 +79,7 @@ def _jobs(experiment: str, profile: str) -> Iterator[list[str]]:
         return
     params = OmegaConf.to_container(composed.hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
-    axes = [
-        [f"{axis.key_or_group}={value}" for value in axis.sweep_string_iterator()]
-        if axis.is_sweep_override()
-        else [str(axis.input_line)]
-        for axis in parsed
-    ]
-    yield from map(list, itertools.product(*axes))
+    yield from itertools.chain(*BasicSweeper.split_arguments(parsed, None))
 
 
 def _keys(experiment: str, profile: str, overrides: Sequence[str]) -> list[Key]:
@@ -96,7 +91,7 @@ def _keys(experiment: str, profile: str, overrides: Sequence[str]) -> list[Key]:
     return [
         (one.task.name, known)
         for one in cell.with_needs(config)
-        for known in (cell.cell_hash(one), *cell.former_hashes(one))
+        for known in cell.known_records(one).values()
     ]
 
 

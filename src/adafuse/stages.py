@@ -8,17 +8,18 @@ happen only when a cell has to run. Next: backbone.py, adapters/, training/, eva
 from __future__ import annotations
 
 import datetime
+import errno
 import importlib
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 from adafuse import cell, machine, membership, records, tracking
-from adafuse.config import Config, Task, Weights
+from adafuse.config import Config, Task
 from adafuse.distributed import MAIN_PROCESS, Silent, wait_for_everyone
-from adafuse.locking import Busy, wait_for_writer
+from adafuse.locking import Busy, disk_error, wait_for_writer
 from adafuse.model import backbone
 from adafuse.records import Recorder
 from adafuse.refusals import refuse_device, refuse_untrained
@@ -51,16 +52,14 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
             )
     path = cell.record_path(config)
     print(f"{task.name}: {path}")
-    if not MAIN_PROCESS:
-        _STAGES[task](config, Silent())
-        wait_for_everyone()
-        return "done"
-    with (
-        records.open_record(path, run_fields(config, command, experiment)) as record,
-        _full_disk_in_one_line(config),
-    ):
+    recorded: AbstractContextManager[Any] = nullcontext(Silent())
+    if MAIN_PROCESS:
+        recorded = records.open_record(path, run_fields(config, command, experiment))
+    with recorded as record, _full_disk_in_one_line(config):
         _STAGES[task](config, record)
     wait_for_everyone()
+    if not MAIN_PROCESS:
+        return "done"
     tracking.track(path, config.tracker)
     return "failed" if records.read(path).status == "error" else "done"
 
@@ -70,10 +69,8 @@ def finished(config: Config) -> Path | None:
 
     Raises ValueError with one line for one that is damaged.
     """
-    others = config.task not in (
-        Task.pretrain,
-        Task.train,
-    )  # what others are built on is of this Python's text
+    # what others are built on is of this Python's text
+    others = config.task not in (Task.pretrain, Task.train)
     for path, known in cell.known_records(config, other_pythons=others).items():
         if records.is_done(path, known) and _result_there(config, path):
             return path
@@ -118,7 +115,7 @@ def _bring_up(needed: Config, command: str, experiment: str | None) -> Outcome:
 
 
 def _name_backbone(config: Config, record: Recorder) -> None:
-    if config.model.path is None and config.model.weights is Weights.scratch:
+    if config.model.is_made_here:
         record.write("backbone", sha256=cell.file_hash(cell.backbone_dir(config) / backbone.WEIGHTS_FILE))
 
 
@@ -144,20 +141,16 @@ def _evaluate(config: Config, record: Recorder) -> None:
 
 def _on_backbone(config: Config, record: Recorder) -> None:
     model, _ = backbone.load(config, cell.pretrained_dir(config))
-    bench = importlib.import_module(f"adafuse.bench.{config.task.name}")
-    bench.run(config, model, backbone.device(config), record)
+    _bench(config).run(config, model, backbone.device(config), record)
 
 
-def _layer(config: Config, record: Recorder) -> None:
-    from adafuse.bench import layer
-
-    layer.run(config, backbone.device(config), record)
+def _alone(config: Config, record: Recorder) -> None:
+    _bench(config).run(config, backbone.device(config), record)
 
 
-def _kernel(config: Config, record: Recorder) -> None:
-    from adafuse.bench import kernel
-
-    kernel.run(config, backbone.device(config), record)
+def _bench(config: Config) -> Any:
+    """The module of bench/ that is called as its task."""
+    return importlib.import_module(f"adafuse.bench.{config.task.name}")
 
 
 _STAGES: dict[Task, Callable[[Config, Any], None]] = {
@@ -167,8 +160,8 @@ _STAGES: dict[Task, Callable[[Config, Any], None]] = {
     Task.latency: _on_backbone,
     Task.memory: _on_backbone,
     Task.trace: _on_backbone,
-    Task.layer: _layer,
-    Task.kernel: _kernel,
+    Task.layer: _alone,
+    Task.kernel: _alone,
     Task.drift: _on_backbone,
 }
 
@@ -203,7 +196,4 @@ def _full_disk_in_one_line(config: Config) -> Iterator[None]:
         full = "No space left" in str(error) or shutil.disk_usage(config.runs_dir).free < FULL_BYTES
         if not full or isinstance(error, OSError):
             raise
-        raise OSError(
-            f"cannot write below {config.runs_dir}: the disk is full; make room or set runs_dir, then run again "
-            "(finished records are untouched)"
-        ) from error
+        raise disk_error(Path(config.runs_dir), OSError(errno.ENOSPC, "")) from error

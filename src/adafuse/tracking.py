@@ -64,7 +64,7 @@ def _log(run: wandb.Run, record: Record) -> None:
         run.log({"blocks": wandb.Table(columns=BLOCK_COLUMNS, data=blocks)})
     for line in record.of("loss"):
         run.log({key: line[key] for key in ("loss", "balance_loss", "learning_rate")}, step=line["step"])
-    run.log_artifact(_artifact(record), aliases=[(record.run.get("commit") or "no-commit")[:12]])
+    run.log_artifact(str(record.path), name=record.path.stem, type="record", aliases=[_commit(record)])
 
 
 def run_settings(record: Record) -> dict[str, Any]:
@@ -74,13 +74,12 @@ def run_settings(record: Record) -> dict[str, Any]:
     run = record.run
     arms = run["config"].get("arms", {}).get("run", []) if run["task"] == "latency" else []
     tags = [run["config"].get("model", {}).get("name"), run["machine"].get("name"), *arms]
-    commit = (run.get("commit") or "no-commit")[:12]
     return {
         "project": PROJECT,
         "group": run.get("experiment") or run["task"],
         "job_type": run["task"],
         "name": run["cell_id"],
-        "id": f"{run['config_hash']}-{run.get('replicate')}-{commit}",
+        "id": f"{run['config_hash']}-{run.get('replicate')}-{_commit(record)}",
         # wandb refuses tags of more than 64 characters
         "tags": [str(tag)[:64] for tag in tags if tag],
         "config": run["config"],
@@ -105,9 +104,5 @@ def _counted(record: Record) -> list[dict[str, Any]]:
     return [b for b in blocks if b["excluded"] is None and (b["arm"], b["round"]) not in flagged]
 
 
-def _artifact(record: Record) -> wandb.Artifact:
-    import wandb
-
-    artifact = wandb.Artifact(record.path.stem, type="record", metadata={"status": record.status})
-    artifact.add_file(str(record.path))
-    return artifact
+def _commit(record: Record) -> str:
+    return (record.run.get("commit") or "no-commit")[:12]

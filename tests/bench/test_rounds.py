@@ -130,8 +130,8 @@ def gpu_states(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
 def test_a_low_clock_is_flagged_after_the_last_round_and_kept(gpu_states: list[dict]) -> None:
     usual = gpu_states[0]
-    # before the run, then before and after each block
-    gpu_states[:] = [usual, usual, usual, usual, usual | {"sm_mhz": 1900.0}, usual]
+    # before the run, then before and after each block, the first of which is nobody's
+    gpu_states[:] = [*[usual] * 6, usual | {"sm_mhz": 1900.0}, usual]
     blocks, _, flags = measure({"a": arms()["a"]})
     assert len(blocks) == 6 and all(b.excluded is None for b in blocks)
     assert [(flag.arm, flag.round) for flag in flags] == [("a", 1)] and flags[0].reason.startswith("SM clock")
@@ -140,7 +140,7 @@ def test_a_low_clock_is_flagged_after_the_last_round_and_kept(gpu_states: list[d
 
 def test_a_neighbour_who_comes_excludes_from_then_on(gpu_states: list[dict]) -> None:
     usual = gpu_states[0]
-    gpu_states[:] = [usual, usual, usual, usual | {"foreign_processes": 1}]
+    gpu_states[:] = [*[usual] * 5, usual | {"foreign_processes": 1}]
     blocks, _, flags = measure({"a": arms()["a"]}, rounds=3)
     assert [b.excluded is None for b in blocks] == [True, False, False] and not flags
     assert blocks[1].excluded.startswith("foreign process")
@@ -158,7 +158,7 @@ def test_the_machine_is_asked_outside_the_clock(gpu_states: list[dict], monkeypa
 
 def test_blocks_and_flags_are_record_lines(gpu_states: list[dict], tmp_path: Path) -> None:
     usual = gpu_states[0]
-    gpu_states[:] = [usual, usual | {"sm_mhz": 1000.0}, usual]
+    gpu_states[:] = [usual, usual, usual, usual | {"sm_mhz": 1000.0}, usual]
     run = {"task": "latency", "cell_id": "c", "config_hash": "0", "config": {}, "machine": {}}
     with records.open_record(tmp_path / "cell.jsonl", run) as record:
         run_rounds({"a": arms()["a"]}, rounds=6, tokens=64, seed=0, where="cpu", record=record)

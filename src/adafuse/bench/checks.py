@@ -169,14 +169,16 @@ def _decode(
     """
     ids, steps = prompt, [decoder.start(prompt)]
     choices, weights = [decoder.choices()], {}
+    # after one step a single rounding hides little
+    looked_at = {FIRST: 1, LAST: tokens - 1}
     with decoder.decoding():
         for done in range(1, tokens):
             token = steps[-1].argmax(-1, keepdim=True)
             ids = torch.cat([ids, token], dim=1)
             steps.append(decoder.step(token))
             choices.append(decoder.choices())
-            for name in due(done, tokens - 1):
-                if found := worst(decoder, clean, done):
+            for name, step in looked_at.items():
+                if done == step and (found := worst(decoder, clean, done)):
                     weights[name] = found
     ids = torch.cat([ids, steps[-1].argmax(-1, keepdim=True)], dim=1)
     return ids, Pass(torch.stack(steps, dim=1).float(), _side_by_side(choices)), weights
@@ -264,11 +266,6 @@ def worst(decoder: Decoder, clean: Mapping[int, Tensor], tokens: int) -> Merged 
         for site in adapter.adapted().values()
     ]
     return nearest(found)
-
-
-def due(done: int, last: int) -> list[str]:
-    """The checks after `done` of `last` decode steps. After one step a single rounding hides little."""
-    return [name for name, step in ((FIRST, 1), (LAST, last)) if done == step]
 
 
 def nearest(found: Sequence[Merged]) -> Merged:

@@ -40,8 +40,7 @@ class Held:
 
 def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
     """Measure the arm and write its line to `record`; one that does not fit leaves an error of one line."""
-    (name,) = config.arms.run
-    arm = config.arms.table[name]
+    ((name, arm),) = config.arms.chosen.items()
     try:
         weights_gib, held = _decode(config, arm, model, where)
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:

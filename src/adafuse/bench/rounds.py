@@ -80,37 +80,30 @@ def run_rounds(
     """Time every arm `rounds` times; an arm that raises is reported once and left out from then on. Flags come last."""
     order, rng = list(arms), Random(seed)
     start, blocks = device.state(where), []
+
+    def attempt(name: str, number: int) -> tuple[float, str | None, State] | None:
+        """None for an arm that breaks."""
+        try:
+            return _measure(arms[name], number, where, start)
+        except Exception as error:  # an arm's failure is a record; the other arms go on
+            record.fail(f"arm {name}", error)
+            order.remove(name)
+            return None
+
     with tqdm(total=rounds * len(order), desc="timed blocks", unit="block") as bar:
         for number in range(rounds):
             rng.shuffle(order)
             if number == 0:
-                _warm(arms, order, rounds, where, record)
+                # One block that is nobody's, as a round that never comes: a process's first is a cold start, which took
+                # 8 to 127 % more than its arm's median in 19 of 19 processes that launched eagerly.
+                any(attempt(name, rounds) for name in list(order))
             for position, name in enumerate(list(order)):
-                try:
-                    measured = _measure(arms[name], number, where, start)
-                except Exception as error:  # an arm's failure is a record; the other arms go on
-                    record.fail(f"arm {name}", error)
-                    order.remove(name)
-                    continue
-                blocks.append(Block(name, number, position, tokens, *measured))
-                record.write("block", **asdict(blocks[-1]))
-                bar.update()
+                if (measured := attempt(name, number)) is not None:
+                    blocks.append(Block(name, number, position, tokens, *measured))
+                    record.write("block", **asdict(blocks[-1]))
+                    bar.update()
     for flag in clock_flags(blocks):
         record.write("flag", **asdict(flag))
-
-
-def _warm(arms: Mapping[str, TimedArm], order: list[str], number: int, where: str, record: Recorder) -> None:
-    """One block of the first arm in `order` that does not break, as a round that never comes: a process's first block
-    is a cold start, which took 8 to 127 % more than its arm's median in 19 of 19 processes that launched eagerly.
-    """
-    for name in list(order):
-        try:
-            with arms[name](number) as block:
-                device.timed_ms(where, block)
-            return
-        except Exception as error:  # an arm's failure is a record; the other arms go on
-            record.fail(f"arm {name}", error)
-            order.remove(name)
 
 
 def _measure(arm: TimedArm, number: int, where: str, start: State) -> tuple[float, str | None, State]:
