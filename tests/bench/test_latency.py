@@ -146,14 +146,14 @@ def test_layer_lines(tmp_path: Path) -> None:
 def test_flags_of_the_rounds_are_written_and_their_blocks_kept(
     tiny_llama, tmp_path: Path, monkeypatch
 ) -> None:
-    clocks = iter([1980.0] * 7 + [1000.0] + [1980.0] * 100)
+    clocks = iter([1980.0] * 9 + [1000.0] + [1980.0] * 100)
     monkeypatch.setattr(device, "state", lambda where: {"sm_mhz": next(clocks)})
     # on a busy machine the slow block may have lost the CPU too, which is said first
     monkeypatch.setattr(rounds, "preempted", lambda where, seen: None)
     overrides = ("arms=smoke", "arms.run=[base]", "latency.rounds=5")
     record = measure(tiny_llama(num_hidden_layers=2), tmp_path, *overrides)
     (flag,) = record.of("flag")
-    # one sample before the run, two for each block
+    # one sample before the run, two for each block and for the one before the first
     assert (flag["arm"], flag["round"]) == ("base", 3) and "SM clock" in flag["reason"]
     assert len(record.of("block")) == 5
     assert record.of("calibration")[0]["rmw_gbps"] > 0
