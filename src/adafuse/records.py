@@ -47,6 +47,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "drift": ("strategy", "switches", "weight_error", "delta_error", "logit_error"),
     # of a fit: one router's choices over held-out items of one family; of a timed arm: what its tokens touched
     "routing": (),
+    # while a timed method decoded: how often each router chose other experts, and for how many tokens a choice stood
+    "selections": ("method", "routers", "changed_share", "lasts_tokens"),
     # how much two routers' first choices tell of each other, 0 to 1, for every pair
     "agreement": ("routers", "information"),
     "parameters": ("trainable",),

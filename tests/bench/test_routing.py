@@ -46,6 +46,21 @@ def test_a_table_is_seen_as_it_is(source, rows, changed, distinct, tiny_llama) -
     }
 
 
+def test_a_selection_lasts_until_its_experts_change(tiny_llama) -> None:
+    adapter = adapter_of(tiny_llama(), "method=mola")
+    names = list(adapter.routers())
+    stays = torch.tensor([[0, 1], [1, 0], [0, 1], [1, 0]]).expand(
+        2, -1, -1
+    )  # two sequences, the same two experts
+    once = torch.tensor([[0, 1], [0, 1], [0, 2], [0, 2]]).expand(2, -1, -1)
+    half = torch.stack([stays[0], torch.tensor([[0, 1], [2, 3], [0, 1], [2, 3]])])
+    chosen = dict.fromkeys(names, stays) | {names[1]: once, names[2]: half}
+    seen = routing.selections(adapter, chosen)
+    assert seen["routers"] == names
+    assert seen["changed_share"][:4] == pytest.approx([0, 1 / 3, 1 / 2, 0], abs=1e-3)
+    assert seen["lasts_tokens"][:4] == pytest.approx([4, 2, 4 / 2.5, 4], abs=1e-3)
+
+
 def test_tokens_that_are_left_to_the_backbone_use_no_expert(tiny_llama) -> None:
     model = tiny_llama()
     adapter = adapter_of(model, "method=adafuse", "method.null_expert=true")

@@ -54,6 +54,9 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
             if checked.passed:
                 if adapter is not None and adapter.routers() and arm.method not in seen:
                     seen[arm.method] = routing.shares(adapter, checked.choices)
+                    if adapter.context.gate_table is None:
+                        stood = routing.selections(adapter, checked.choices)
+                        record.write("selections", method=arm.method, **stood)
                 _account(record, name, decoder, prompt, bandwidth["read_gbps"], seen.get(arm.method))
                 arms[name] = (
                     query_arm(decoder, partial(prompts, config, model, where), knobs)

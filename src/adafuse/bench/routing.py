@@ -1,11 +1,14 @@
 """How the experts in use change while an arm decodes: said beside every time, because a cost depends on it.
 
-In: an adapter, and what its routers chose while a check decoded (checks.py). Out: the `routing` line of one arm. Next:
-cost.py, whose floor counts the experts seen. Letters: N steps, R routers, B sequences, K chosen experts. All of it is
-reduced on the device: a MoLA of 32 blocks has thousands of such choices, and a `float()` of each takes seconds.
+In: an adapter, and what its routers chose while a check decoded (checks.py). Out: the `routing` line of an arm, and the
+`selections` line of a method. Next: cost.py, whose floor counts the experts seen. Letters: N steps, R routers, B
+sequences, K chosen experts. All is reduced on the device: a MoLA of 32 blocks has thousands of such choices, and a
+`float()` of each takes seconds.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +19,7 @@ from adafuse.adapters.gate_table import GateTable
 
 # of a table: as many as the shortest block has, which begins at the first row (latency.py)
 STEPS = 64
+DIGITS = 4
 
 
 def shares(adapter: Adapter, choices: dict[str, Tensor]) -> dict[str, float]:
@@ -40,6 +44,22 @@ def shares(adapter: Adapter, choices: dict[str, Tensor]) -> dict[str, float]:
         "used_share": _share(used_NRBK),
         "merged_share": _share(used_NRBK[1:] | used_NRBK[:-1]),
         "routers": float(len(counts)),
+    }
+
+
+def selections(adapter: Adapter, choices: dict[str, Tensor]) -> dict[str, list[Any]]:
+    """For each of the `routers` by name, given its `choices` [B, N, K]: `changed_share`, the tokens whose experts are
+    others than those of the token before, and `lasts_tokens`, for how many tokens in a row a choice stands. A strategy
+    that merges would save what does not change.
+    """
+    names = list(adapter.routers())
+    index_NRBK = _side_by_side([choices[name] for name in names])
+    changed_NRB = (index_NRBK[1:] != index_NRBK[:-1]).any(-1).float()
+    stands_R = 1 + changed_NRB.sum(0).mean(-1)
+    return {
+        "routers": names,
+        "changed_share": [round(share, DIGITS) for share in changed_NRB.mean((0, 2)).tolist()],
+        "lasts_tokens": [round(tokens, DIGITS) for tokens in (index_NRBK.shape[0] / stands_R).tolist()],
     }
 
 
