@@ -74,7 +74,7 @@ def test_a_profile_that_has_no_choice_is_one_line(tmp_path: Path) -> None:
     done = run("--config-dir", str(tmp_path), "experiment=table2", "profile=mine")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2
-    assert "profile=mine has no value here: add it beside cpu, gpu, paper" in line
+    assert "profile=mine has no value here: add it beside cpu, gpu, real, paper" in line
 
 
 def test_cfg_shows_the_configuration_and_runs_nothing() -> None:
