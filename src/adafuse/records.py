@@ -39,6 +39,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "trace": ("arm", "tokens", "launches", "graph_nodes", "parts_ms", "gap_ms"),
     # [start us, length us, part] of every launch of that token, in order
     "spans": ("arm", "spans"),
+    # of a fit: how many rows of a family were cut into how many tokens, and how many of those are learnt
+    "tokens": ("split", "family", "rows", "tokens", "label_tokens"),
     "loss": ("step", "loss", "balance_loss", "learning_rate"),
     "metric": ("suite_task", "metric", "value", "stderr", "n"),
     "items": ("suite_task", "metric", "correct"),

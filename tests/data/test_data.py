@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,19 +14,17 @@ from adafuse.config import Data
 from adafuse.data import items as training_data
 from adafuse.data import standard_library
 from adafuse.data.families import FAMILIES, NAMES, Item, generate
+from adafuse.data.tokens import training_rows
 from adafuse.model.backbone import byte_tokenizer
 
 SMALL = Data(name="small", families=["copy", "cloze"], train_items=12, validation_items=4, test_items=5)
 
 
-def own_folder(folder: Path, rows: list[dict] | None = None) -> Path:
+def own_folder(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
-    rows = rows or [
-        {"prompt": "2+2=", "answer": "4"},
-        {"prompt": "sky?", "choices": ["red", "blue"], "label": 1},
-    ]
     for split in ("train", "validation", "test"):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        row = {"prompt": f"sky of {split}?", "choices": ["red", "blue"], "label": 1}
+        (folder / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
     return folder
 
 
@@ -118,50 +118,70 @@ def test_missing_data_and_damaged_manifest_are_refused(tmp_path: Path) -> None:
 def test_labels_cover_the_answer_and_its_end_alone(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     folder = training_data.write(SMALL, tmp_path, seed=0)
-    rows = training_data.training_dataset(SMALL, folder, tokenizer, 128, "train")
-    assert len(rows) == 24
-    items = [item for family in SMALL.families for item in training_data.load_items(folder, family, "train")]
-    for row, item in zip(rows, items, strict=True):
-        taught = tokenizer.decode([token for token in row["labels"] if token != -100])
-        assert taught == (item.answer if item.choices else item.answer + "\n")
-        assert len(row["labels"]) == len(row["input_ids"])
-        assert tokenizer.decode(row["input_ids"]) == item.prompt + taught
+    for family in SMALL.families:
+        items = training_data.load_items(folder, family, "train")
+        encoded = training_data.dataset_of(family, folder, tokenizer, 128, "train")
+        assert len(encoded.rows) == encoded.said.rows == 12
+        for row, item in zip(encoded.rows, items, strict=True):
+            taught = tokenizer.decode([token for token in row["labels"] if token != -100])
+            assert taught == (item.answer if item.choices else item.answer + "\n")
+            assert len(row["labels"]) == len(row["input_ids"])
+            assert tokenizer.decode(row["input_ids"]) == item.prompt + taught
 
 
-def test_a_long_item_loses_its_beginning(tmp_path: Path) -> None:
+def test_the_rows_of_the_published_studies_are_cut_as_they_were() -> None:
+    """Bytes merge nothing, so the answer's tokens are those that follow the prompt's own length."""
     tokenizer = byte_tokenizer()
-    row = training_data._tokenised([Item("abcdefgh", "xy")], tokenizer, 5)[0]
-    assert tokenizer.decode(row["input_ids"]) == "ghxy\n" and row["labels"][:2] == [-100, -100]
+    for name, level in ((name, level) for name in NAMES for level in (1, 2, 3)):
+        items = generate(name, "train", 40, 0, level)
+        for item, row in zip(items, training_rows(items, tokenizer, 256).rows, strict=True):
+            whole = item.prompt + item.answer + ("" if item.choices else "\n")
+            ids, prompt = tokenizer(whole)["input_ids"], tokenizer(item.prompt)["input_ids"]
+            assert row == {"input_ids": ids, "labels": [-100] * len(prompt) + ids[len(prompt) :]}
 
 
 def test_own_items_replace_the_families_in_training(tmp_path: Path) -> None:
     data = own(own_folder(tmp_path / "own"))
     folder = training_data.write(data, tmp_path / "data", seed=0)
-    items = training_data.load_items(folder, "local", "test")
-    assert items == [Item("2+2=", "4"), Item("sky?", "blue", ["red", "blue"], 1)]
-    rows = training_data.training_dataset(data, folder, byte_tokenizer(), 64, "train")
-    assert byte_tokenizer().decode(rows[1]["input_ids"]) == "sky?blue"
+    assert training_data.families_of(data) == ["local"]
+    assert training_data.load_items(folder, "local", "test") == [
+        Item("sky of test?", "blue", ["red", "blue"], 1)
+    ]
+    rows = training_data.dataset_of("local", folder, byte_tokenizer(), 64, "train").rows
+    assert byte_tokenizer().decode(rows[0]["input_ids"]) == "sky of train?blue"
 
 
 def test_own_items_that_have_changed_are_noticed(tmp_path: Path) -> None:
     data = own(own_folder(tmp_path / "own"))
     training_data.write(data, tmp_path / "data", seed=0)
-    own_folder(tmp_path / "own", [{"prompt": "2+3=", "answer": "5"}])
+    (tmp_path / "own" / "test.jsonl").write_text('{"prompt": "2+3=", "answer": "5"}')
     with pytest.raises(ValueError, match="other settings"):
         training_data.write(data, tmp_path / "data", seed=0)
 
 
-@pytest.mark.parametrize(
-    "line",
-    ['{"prompt": "p"}', "not json", '{"prompt": "p", "choices": ["a"], "label": 3}', "[1]", ""],
-    ids=["no answer", "no json", "label beyond choices", "no object", "empty"],
-)
-def test_bad_own_files_are_refused_in_one_line(line: str, tmp_path: Path) -> None:
+def test_an_item_without_a_place_for_its_answer_names_its_family(tmp_path: Path) -> None:
+    folder = training_data.write(SMALL, tmp_path, seed=0)
+    with pytest.raises(ValueError, match="copy, train items: train.max_length=1 leaves no room"):
+        training_data.dataset_of("copy", folder, byte_tokenizer(), 1, "train")
+
+
+def test_own_rows_are_looked_at_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    """The hash of a cell covers them, and it is the first thing that a run asks for."""
     folder = own_folder(tmp_path / "own")
-    (folder / "validation.jsonl").write_text(line)
-    with pytest.raises(ValueError, match="validation.jsonl") as refusal:
-        training_data.write(own(folder), tmp_path / "data", seed=0)
-    assert "\n" not in str(refusal.value)
-    (folder / "validation.jsonl").unlink()
-    with pytest.raises(ValueError, match="data.path: .*validation.jsonl is missing"):
-        training_data.write(own(folder), tmp_path / "data", seed=0)
+    (folder / "test.jsonl").write_text('{"prompt": "p", "answer": null}')
+    code = f"""
+import sys
+from adafuse.config import Data
+from adafuse.data.items import recipe
+data = Data("own", [], 1, {str(folder)!r}, 1, 1, 1)
+try:
+    recipe(data, 0)
+except ValueError as error:
+    print(error)
+print([name for name in ("torch", "transformers", "datasets", "lm_eval") if name in sys.modules])
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == [
+        f"{folder}/test.jsonl, line 1, answer: is missing, and so are choices",
+        "[]",
+    ]

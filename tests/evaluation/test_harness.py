@@ -15,10 +15,11 @@ from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.config import Data, Experts, Method, Routing, StrategyName, Suite
 from adafuse.data import items as training_data
 from adafuse.data.families import NAMES
-from adafuse.evaluation import adapted_lm, suites
-from adafuse.evaluation.harness import evaluate
+from adafuse.evaluation import adapted_lm, harness, suites
+from adafuse.evaluation.harness import TaskResult, evaluate
 from adafuse.evaluation.tasks.loader import before_the_first_error
 from adafuse.model.backbone import byte_tokenizer
+from synthetic.tokenizers import KINDS
 
 DATA = Data(
     name="tiny", families=["copy", "majority", "cloze"], train_items=4, validation_items=4, test_items=6
@@ -30,10 +31,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return training_data.write(DATA, tmp_path_factory.mktemp("data"), seed=0)
 
 
-def tiny(positions: int = 128) -> LlamaForCausalLM:
+def tiny(positions: int = 128, vocabulary: int = 260) -> LlamaForCausalLM:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=260, max_position_embeddings=positions, **shape)).eval()
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=vocabulary, max_position_embeddings=positions, **shape)
+    ).eval()
 
 
 def adapted(model: LlamaForCausalLM, strategy: StrategyName) -> Adapter:
@@ -141,22 +144,63 @@ def test_limit_and_shots_reach_lm_eval(folder: Path) -> None:
     assert result.task_hash != shown.task_hash
 
 
-def test_own_items_are_evaluated_by_kind(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "metric", "row"),
+    [
+        ("local_answers", "exact_match", '{{"prompt": "a{}", "answer": "b"}}\n'),
+        ("local_choices", "acc", '{{"prompt": "c{}", "choices": ["d", "e"], "label": 0}}\n'),
+    ],
+)
+def test_own_items_are_evaluated(task: str, metric: str, row: str, tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.mkdir()
     for split in ("train", "validation", "test"):
-        (own / f"{split}.jsonl").write_text(
-            '{"prompt": "a", "answer": "b"}\n{"prompt": "c", "choices": ["d", "e"], "label": 0}\n'
-        )
+        (own / f"{split}.jsonl").write_text(row.format(split) + row.format(split + "!"))
     data = Data(name="own", families=[], path=str(own), train_items=1, validation_items=1, test_items=1)
     folder = training_data.write(data, tmp_path / "data", seed=0)
-    tasks = suite("local_answers", "local_choices")
-    suites.check_suite(tasks, data)
-    results = evaluate(tiny(), byte_tokenizer(), None, tasks, folder, merging=False, seed=0)
-    assert [(r.suite_task, r.metric, r.n) for r in results] == [
-        ("local_answers", "exact_match", 1),
-        ("local_choices", "acc", 1),
-    ]
+    suites.check_suite(suite(task), data)
+    results = evaluate(tiny(), byte_tokenizer(), None, suite(task), folder, merging=False, seed=0)
+    assert [(r.suite_task, r.metric, r.n) for r in results] == [(task, metric, 2)]
+
+
+@pytest.mark.parametrize("kind", ["appends its end", "metaspace", "without special tokens"])
+def test_any_tokenizer_is_evaluated(kind: str, folder: Path) -> None:
+    tokenizer = KINDS[kind]()
+    model = tiny(vocabulary=len(tokenizer))
+    results = evaluate(model, tokenizer, None, suite("majority", "copy"), folder, merging=False, seed=0)
+    assert [r.n for r in results] == [6, 6]
+
+
+def test_logits_that_are_no_numbers_are_an_error_that_names_the_item(folder: Path) -> None:
+    model = tiny()
+    model.model.norm.weight.data[3] = float("nan")
+    for task, named in (
+        ("majority", "task majority, item 0: the log-likelihood of '.' is nan"),
+        ("copy", r"the logits after the prompt '<\|> \w+=' are not finite"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            evaluate(model, byte_tokenizer(), None, suite(task), folder, merging=False, seed=0)
+
+
+def test_a_score_that_is_no_number_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        harness, "_task_results", lambda name, _: [TaskResult(name, "acc", float("nan"), None, 0, [], "", "")]
+    )
+    with pytest.raises(ValueError, match="task copy: acc is nan over 0 items"):
+        evaluate(tiny(), byte_tokenizer(), None, suite("copy", limit=1), folder, merging=False, seed=0)
+
+
+def test_a_model_without_room_for_the_answer_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match="generates up to 16 tokens, and the model has 16 positions"):
+        evaluate(tiny(16), byte_tokenizer(), None, suite("copy"), folder, merging=False, seed=0)
+    with pytest.raises(ValueError, match="task cloze, item 0: .* has 8 tokens and the model 7 positions"):
+        evaluate(tiny(7), byte_tokenizer(), None, suite("cloze"), folder, merging=False, seed=0)
+    capsys.readouterr()
+    evaluate(tiny(20), byte_tokenizer(), None, suite("cloze", "copy"), folder, merging=False, seed=0)
+    # 24 requests of four choices, six of generation
+    assert "evaluate: 30 prompts lost their beginning to the model's 20 positions" in capsys.readouterr().out
 
 
 def test_every_family_has_a_task_of_its_name() -> None:

@@ -31,6 +31,6 @@ def knobs(**changes: object) -> Fit:
 def train(model, config: Config, folder: Path, fit: Fit) -> tuple[Adapter, list[dict[str, float]]]:
     adapter = Adapter(model, config.method, config.experts, seed=0)
     adapter.install()
-    fitted = trainer.fit(model, TOKENIZER, rows(), fit, folder, adapter, seed=1)
+    fitted = trainer.fit(model, rows(), fit, folder, adapter, seed=1)
     adapter.remove()
     return adapter, fitted.losses

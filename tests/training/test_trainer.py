@@ -9,7 +9,7 @@ from adafuse.config import Config
 from adafuse.training import trainer
 from adafuse.training.validation import validate
 from synthetic.configurations import GEOMETRY, compose
-from synthetic.training import TOKENIZER, knobs, rows, train
+from synthetic.training import knobs, rows, train
 
 
 def test_every_method_learns_and_leaves_the_backbone_alone(
@@ -20,7 +20,7 @@ def test_every_method_learns_and_leaves_the_backbone_alone(
     adapter, lines = train(model, variant, tmp_path, knobs(steps=30))
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
     assert all(torch.equal(p, clean[name]) for name, p in model.named_parameters())
-    found = validate(model, adapter, TOKENIZER, {"words": rows(10)}, batch=4)
+    found = validate(model, adapter, {"words": rows(10)}, batch=4)
     assert found.loss < lines[0]["loss"]
     assert len(found.routing) == len(adapter.routers())
 

@@ -6,7 +6,7 @@ import torch
 from adafuse.adapters.adapter import Adapter
 from adafuse.training.validation import normalised_information, validate
 from synthetic.configurations import GEOMETRY, compose
-from synthetic.training import TOKENIZER, rows
+from synthetic.training import rows
 
 BY_FAMILY = {"first": rows(10), "second": rows(6)}
 
@@ -28,7 +28,7 @@ def test_a_choice_that_never_varies_tells_nothing() -> None:
 def test_every_router_is_described_for_every_family(tiny_llama) -> None:
     model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse_layerwise")
     adapter = Adapter(model, config.method, config.experts, 0)
-    found = validate(model, adapter, TOKENIZER, BY_FAMILY, batch=4)
+    found = validate(model, adapter, BY_FAMILY, batch=4)
     assert found.rows == 16
     routers = list(adapter.routers())
     assert [(line["router"], line["family"]) for line in found.routing] == [
@@ -48,7 +48,7 @@ def test_two_routers_that_are_one_agree_entirely(tiny_llama) -> None:
     routers = adapter.routers()
     first, second = (routers[f"model.layers.1.self_attn.{name}_proj"] for name in "qk")
     second.weight.data.copy_(first.weight.flip(0))
-    found = validate(model, adapter, TOKENIZER, BY_FAMILY, batch=4)
+    found = validate(model, adapter, BY_FAMILY, batch=4)
     names = found.agreement["routers"]
     at = [names.index(f"model.layers.1.self_attn.{name}_proj") for name in "qkv"]
     matrix = found.agreement["information"]
@@ -60,17 +60,17 @@ def test_tokens_without_experts_are_counted_and_have_no_load(tiny_llama) -> None
     model = tiny_llama()
     config = compose(*GEOMETRY, "method=adafuse", "method.null_expert=true")
     adapter = Adapter(model, config.method, config.experts, 0)
-    found = validate(model, adapter, TOKENIZER, BY_FAMILY, batch=4)
+    found = validate(model, adapter, BY_FAMILY, batch=4)
     assert any(0 < line["bypassed"] < 1 for line in found.routing)
     assert found.agreement is None, "one router has nobody to agree with"
     adapter.token_router.weight.data.zero_()
     adapter.token_router.weight.data[-1] = 0.0
-    none = validate(model, adapter, TOKENIZER, BY_FAMILY, batch=4)
+    none = validate(model, adapter, BY_FAMILY, batch=4)
     assert all(line["bypassed"] == 1 and sum(line["load"]) == 0 for line in none.routing), (
         "a tie is the backbone's"
     )
 
 
 def test_full_fine_tuning_has_a_loss_and_no_routers(tiny_llama) -> None:
-    found = validate(tiny_llama(), None, TOKENIZER, BY_FAMILY, batch=4)
+    found = validate(tiny_llama(), None, BY_FAMILY, batch=4)
     assert found.loss > 0 and not found.routing and found.agreement is None

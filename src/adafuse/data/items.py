@@ -20,6 +20,7 @@ from adafuse.config import Data
 from adafuse.data import families, real_tasks, standard_library
 from adafuse.data.families import FAMILIES, LEVELS, Item, lessons
 from adafuse.data.splits import SPLITS
+from adafuse.data.tokens import Encoded, training_rows
 
 # Raise it with a change of the text that the samples below do not show: nothing trained before is then comparable.
 DATA_VERSION = 2
@@ -27,14 +28,16 @@ DATA_VERSION = 2
 SAMPLED = 3
 # The name under which the user's own files (data.path) are trained on and evaluated.
 LOCAL = "local"
-# Where evaluation stops generating, so training must teach it.
-END = "\n"
 
 
 def recipe(data: Data, seed: int) -> dict[str, Any]:
     """What decides the content of a data folder; a plain dict to hash or compare."""
     counts = {split: getattr(data, f"{split}_items") for split in SPLITS}
-    own = {} if data.path is None else {split: _sha256(_own_file(data, split)) for split in SPLITS}
+    own = {}
+    if data.path is not None:
+        from adafuse.data import rows  # pydantic takes a third of a second
+
+        own = rows.fingerprints(data.path)
     return {
         "text": items_version(tuple(sorted(data.families))),
         "families": list(data.families),
@@ -94,13 +97,18 @@ def write(data: Data, folder: Path, seed: int) -> Path:
             _verified(folder, name)
         return folder
     folder.mkdir(parents=True, exist_ok=True)
+    if data.path is not None:
+        from adafuse.data import rows
+
+        for notice in rows.notices(data.path):
+            print(notice)
     files = {}
     for split in SPLITS:
         for family in data.families:
             items = _generate(family, split, wanted["items"][split], seed, data.level)
             files.update(_write_items(folder, family, split, items))
         if data.path is not None:
-            files.update(_write_items(folder, LOCAL, split, _own_items(_own_file(data, split))))
+            files.update(_write_items(folder, LOCAL, split, rows.items(data.path, split)))
     manifest = {"recipe": wanted, "files": files}
     _replace(manifest_path, json.dumps(manifest, indent=1).encode())
     return folder
@@ -117,65 +125,20 @@ def families_of(data: Data) -> list[str]:
     return [LOCAL] if data.path is not None else list(data.families)
 
 
-def training_dataset(
-    data: Data, folder: Path, tokenizer: Any, max_length: int, split: str
-) -> list[dict[str, list[int]]]:
-    """Token ids of all items of a split, as `dataset_of` gives them, one family after the other."""
-    return [
-        row for name in families_of(data) for row in dataset_of(name, folder, tokenizer, max_length, split)
-    ]
+def dataset_of(family: str, folder: Path, tokenizer: Any, max_length: int, split: str) -> Encoded:
+    """One family's items of a split as they are learnt, at most `max_length` tokens each.
 
-
-def dataset_of(
-    family: str, folder: Path, tokenizer: Any, max_length: int, split: str
-) -> list[dict[str, list[int]]]:
-    """Token ids {input_ids, labels} of one family, labels -100 on the prompt; cut to `max_length` on the left."""
-    return _tokenised(load_items(folder, family, split), tokenizer, max_length)
-
-
-def _tokenised(items: list[Item], tokenizer: Any, max_length: int) -> list[dict[str, list[int]]]:
-    # as lm-eval does it: the answer's tokens are those that follow the prompt's own length
-    prompts = tokenizer([item.prompt for item in items])["input_ids"]
-    wholes = tokenizer([item.prompt + item.answer + ("" if item.choices else END) for item in items])[
-        "input_ids"
-    ]
-    rows = []
-    for prompt, ids in zip(prompts, wholes, strict=True):
-        labels = [-100] * len(prompt) + ids[len(prompt) :]
-        rows.append({"input_ids": ids[-max_length:], "labels": labels[-max_length:]})
-    return rows
+    Raises ValueError, one line, for an item that the tokenizer cannot cut into prompt and answer.
+    """
+    try:
+        return training_rows(load_items(folder, family, split), tokenizer, max_length)
+    except ValueError as problem:
+        raise ValueError(f"{family}, {split} items: {problem}") from None
 
 
 def _generate(name: str, split: str, count: int, seed: int, level: int) -> list[Item]:
     maker = real_tasks.generate if name in real_tasks.NAMES else families.generate
     return maker(name, split, count, seed, level)
-
-
-def _own_file(data: Data, split: str) -> Path:
-    path = Path(str(data.path)) / f"{split}.jsonl"
-    if not path.is_file():
-        raise ValueError(
-            f"data.path: {path} is missing (rows: prompt, answer, and for choices also choices, label)"
-        )
-    return path
-
-
-def _own_items(path: Path) -> list[Item]:
-    items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            choices, label = row.get("choices"), row.get("label")
-            answer = choices[label] if choices else row["answer"]
-            items.append(Item(str(row["prompt"]), str(answer), choices, label))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as problem:
-            raise ValueError(
-                f"{path}, line {number}: {type(problem).__name__} {problem}; a row is an object with "
-                "prompt and answer, or with prompt, choices and label"
-            ) from None
-    if not items:
-        raise ValueError(f"{path} is empty: give it at least one row")
-    return items
 
 
 def _write_items(folder: Path, family: str, split: str, items: list[Item]) -> dict[str, dict[str, Any]]:

@@ -1,12 +1,15 @@
 """The model as lm-eval sees it: its requests go through the forward and the decode loop that are also timed.
 
 In: a backbone, its tokenizer and an installed `Adapter` or None. Out: logits and greedy continuations for lm-eval.
-Log-likelihoods are whole sequences, hence unmerged; generation decodes with the strategy under test.
+Log-likelihoods are whole sequences, hence unmerged; generation decodes with the strategy under test. Texts become
+tokens as they do in training (data/tokens.py), and a number that is not finite is an error, never a score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,11 +19,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from adafuse.adapters.adapter import Adapter
+from adafuse.data import tokens
 from adafuse.engine import decode
 
 
 class AdaptedLM(HFLM):
-    """HFLM whose two calls into the model are ours."""
+    """HFLM whose two calls into the model are ours, and the way from text to tokens and back.
+
+    `shortened` prompts lost their beginning: with their answer they were longer than the model's positions.
+    """
 
     def __init__(
         self,
@@ -33,14 +40,81 @@ class AdaptedLM(HFLM):
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch)
         self.adapter = adapter
         self.generation_batch = 1 if merging else batch
+        self.shortened = 0
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As HFLM, but cut as training cuts. Raises ValueError for a continuation that is longer than the model's
+        positions, or whose value is not finite.
+        """
+        encoded = []
+        for request, cut in zip(requests, self._cuts(requests), strict=True):
+            if len(cut.ids) - cut.first > self.max_length:
+                raise ValueError(
+                    f"{_named(request)}: {request.args[1][:40]!r} has {len(cut.ids) - cut.first} tokens and the model "
+                    f"{self.max_length} positions"
+                )
+            self.shortened += len(cut.ids) > self.max_length + 1
+            encoded.append((request.args, cut.ids[: cut.first], cut.ids[cut.first :]))
+        found = self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
+        for request, (value, _) in zip(requests, found, strict=True):
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"{_named(request)}: the log-likelihood of {request.args[1][:40]!r} is {value}"
+                )
+        return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """As HFLM, but one sequence at a time where the strategy merges: weights hold one selection."""
+        longest = max((request.args[1].get("max_gen_toks", 0) for request in requests), default=0)
+        if longest >= self.max_length:
+            raise ValueError(
+                f"a task generates up to {longest} tokens, and the model has {self.max_length} positions for them and "
+                "the prompt: take it out of suite.tasks"
+            )
         batch, self.batch_size_per_gpu = self.batch_size, self.generation_batch
         try:
             return super().generate_until(requests, disable_tqdm)
         finally:
             self.batch_size_per_gpu = batch
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
+        """The ids that a prompt has in training."""
+        if add_special_tokens is None:
+            return tokens.prompts([string], self.tokenizer)[0]
+        return super().tok_encode(string, add_special_tokens, **options)
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        **_: object,
+    ) -> tuple[Tensor, Tensor]:
+        """Those ids [B, S] of several, padded on the left, and their mask. Any id is a padding: no one sees it."""
+        rows = [ids or [self.prefix_token_id] for ids in tokens.prompts(strings, self.tokenizer)]
+        kept = [ids[-left_truncate_len:] if left_truncate_len else ids for ids in rows]
+        self.shortened += sum(len(short) < len(ids) for short, ids in zip(kept, rows, strict=True))
+        longest = max(map(len, kept))
+        padded = [[0] * (longest - len(ids)) + ids for ids in kept]
+        mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in kept]
+        return torch.tensor(padded), torch.tensor(mask)
+
+    def tok_decode(self, ids: Any, skip_special_tokens: bool = True) -> Any:
+        """The text of a continuation; of one id as HFLM has it, and of none none: not every tokenizer has an end."""
+        if isinstance(ids, list):
+            return tokens.written(ids, self.tokenizer)
+        return None if ids is None else super().tok_decode(ids, skip_special_tokens)
+
+    def _cuts(self, requests: list[Instance]) -> list[tokens.Cut]:
+        """The choices of an item together, in the order of the requests."""
+        places: dict[tuple[Any, ...], list[int]] = {}
+        for place, request in enumerate(requests):
+            places.setdefault((request.task_name, request.doc_id, request.args[0]), []).append(place)
+        groups = [(key[-1], [requests[i].args[1] for i in own]) for key, own in places.items()]
+        cuts: dict[int, tokens.Cut] = {}
+        for own, group in zip(places.values(), tokens.cut_choices(groups, self.tokenizer), strict=True):
+            cuts.update(zip(own, group, strict=True))
+        return [cuts[place] for place in range(len(requests))]
 
     def _model_call(
         self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None
@@ -54,14 +128,39 @@ class AdaptedLM(HFLM):
             raise ValueError(
                 "a task asks for do_sample: only greedy decoding is evaluated, take it out of suite.tasks"
             )
-        return decode.generate(
-            self.model,
-            self.adapter,
-            context,
-            generation_kwargs.pop("attention_mask"),
-            max_length - context.shape[1],
-            stop_at(self.tokenizer, stop, context.shape[1]),
-        )
+        mask = generation_kwargs.pop("attention_mask")
+        with _watched(self.model, len(context), context.device) as broken_B:
+            ids = decode.generate(
+                self.model,
+                self.adapter,
+                context,
+                mask,
+                max_length - context.shape[1],
+                stop_at(self.tokenizer, stop, context.shape[1]),
+            )
+        for row in broken_B.nonzero().flatten().tolist():
+            prompt = self.tokenizer.decode(context[row][mask[row].bool()])
+            raise ValueError(f"the logits after the prompt {prompt[-80:]!r} are not finite")
+        return ids
+
+
+@contextmanager
+def _watched(model: nn.Module, rows: int, device: torch.device) -> Iterator[Tensor]:
+    """Rows [B] that had a logit that is not finite; they stay on the device until somebody looks."""
+    broken_B = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def look(module: nn.Module, inputs: object, output: Any) -> None:
+        broken_B.logical_or_(~output.logits.isfinite().flatten(1).all(-1))
+
+    hook = model.register_forward_hook(look)
+    try:
+        yield broken_B
+    finally:
+        hook.remove()
+
+
+def _named(request: Instance) -> str:
+    return f"task {request.task_name}, item {request.doc_id}"
 
 
 def stop_at(
@@ -74,10 +173,9 @@ def stop_at(
 
     def stop(ids: Tensor) -> Tensor:
         recent = ids[:, max(prompt_length, ids.shape[1] - window) :].tolist()
-        for row, tokens in enumerate(recent):
+        for row, last in enumerate(recent):
             if row not in finished and (
-                tokens[-1] == tokenizer.eos_token_id
-                or any(text in tokenizer.decode(tokens) for text in texts)
+                last[-1] == tokenizer.eos_token_id or any(text in tokenizer.decode(last) for text in texts)
             ):
                 finished.add(row)
         return torch.tensor([row in finished for row in range(ids.shape[0])], device=ids.device)

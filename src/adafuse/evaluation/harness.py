@@ -7,6 +7,7 @@ metric. Next: tasks/ (what is asked), adapted_lm.py (how lm-eval calls the model
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def evaluate(
 ) -> list[TaskResult]:
     """Run `suite` on the test items in `data_folder`; `merging` decodes one sequence at a time.
 
-    Raises ValueError, one line, for an unknown task or one without data.
+    Raises ValueError, one line, for an unknown task, one without data, and a number that is not finite.
     """
     check_suite(suite)
     _check_data(suite, data_folder)
@@ -67,9 +68,10 @@ def evaluate(
     manager = TaskManager(
         include_path=str(TASKS), include_defaults=suite.bundled, metadata={"data_folder": str(data_folder)}
     )
+    lm = AdaptedLM(model, tokenizer, adapter, suite.batch, merging)
     try:
         results = simple_evaluate(
-            model=AdaptedLM(model, tokenizer, adapter, suite.batch, merging),
+            model=lm,
             tasks=list(suite.tasks),
             task_manager=manager,
             num_fewshot=suite.shots,
@@ -86,7 +88,17 @@ def evaluate(
         raise ValueError(
             f"cannot fetch the data of suite {suite.name} ({reason}): use suite=families"
         ) from None
-    return [result for name in suite.tasks for result in _task_results(name, results)]
+    if lm.shortened:
+        print(
+            f"evaluate: {lm.shortened} prompts lost their beginning to the model's {lm.max_length} positions"
+        )
+    found = [result for name in suite.tasks for result in _task_results(name, results)]
+    for result in found:
+        if not math.isfinite(result.value):
+            raise ValueError(
+                f"task {result.suite_task}: {result.metric} is {result.value} over {result.n} items"
+            )
+    return found
 
 
 def _check_data(suite: Suite, data_folder: Path) -> None:

@@ -20,6 +20,7 @@ from adafuse.data import items as data
 from adafuse.distributed import Silent
 from adafuse.evaluation.harness import evaluate
 from adafuse.model import backbone
+from adafuse.model.finite import require_finite
 from adafuse.records import Recorder
 
 
@@ -35,6 +36,7 @@ def run(config: Config, record: Recorder | Silent) -> None:
         merging = adapter.merging
     elif config.method.full:
         record.write("parameters", trainable=sum(p.numel() for p in model.parameters()))
+    require_finite(model, "what was trained or copied is damaged, so make it again")
     for result in evaluate(
         model, tokenizer, adapter, config.suite, source, merging=merging, seed=config.seed
     ):

@@ -7,8 +7,10 @@ held out, and how the routers spread. Next: trainer.py, validation.py; evaluatio
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -23,12 +25,15 @@ from adafuse.data import items as data
 from adafuse.data import pretraining_text
 from adafuse.distributed import MAIN_PROCESS, Silent
 from adafuse.model import backbone
+from adafuse.model.finite import require_finite
 from adafuse.records import Recorder
 from adafuse.training.trainer import Fitted, fit
-from adafuse.training.validation import Validation, validate
+from adafuse.training.validation import Rows, Validation, validate
 
 # of text that no step has seen: what pre-training is judged by
 HELD_OUT_TOKENS = 65536
+# what to do about weights that a fit has left without numbers
+LOWER = "the fit has lost them, so lower its learning rate"
 Record = Recorder | Silent
 
 
@@ -40,7 +45,8 @@ def pretrain(config: Config, record: Record) -> None:
     wanted = knobs.steps * knobs.batch * knobs.accumulation * knobs.max_length
     stream = pretraining_text.pretraining_tokens(tokenizer, wanted, seed)
     blocks = pretraining_text.Blocks(stream.view(-1, knobs.max_length))
-    fitted = fit(model, tokenizer, blocks, knobs, checkpoints(folder), seed=seed, tracker=config.tracker)
+    fitted = fit(model, blocks, knobs, checkpoints(folder), seed=seed, tracker=config.tracker)
+    require_finite(model, LOWER)
     if MAIN_PROCESS:
         _round(model)
         model.save_pretrained(folder)
@@ -60,24 +66,35 @@ def train(config: Config, record: Record) -> None:
     rate = config.train.learning_rate * method.learning_rate_factor
     knobs = dataclasses.replace(config.train, learning_rate=rate)
     source = data.write(config.data, cell.data_dir(config), seed)
-    rows = data.training_dataset(config.data, source, tokenizer, knobs.max_length, "train")
+    learnt, held_out = (_rows(config, source, tokenizer, split, record) for split in ("train", "validation"))
     adapter = Adapter(model, method, config.experts, seed) if method.has_experts else None
     if adapter is None:
         model.requires_grad_(True)
     with adapter.installing() if adapter is not None else nullcontext():
+        require_finite(model, "copy the checkpoint again")
         trained = [p for p in model.parameters() if p.requires_grad]
-        fitted = fit(
-            model, tokenizer, rows, knobs, checkpoints(folder), adapter, seed=seed, tracker=config.tracker
-        )
+        rows = list(chain(*learnt.values()))
+        fitted = fit(model, rows, knobs, checkpoints(folder), adapter, seed=seed, tracker=config.tracker)
+        require_finite(model, LOWER)
     record.write("parameters", trainable=sum(p.numel() for p in trained))
-    held_out = {
-        family: data.dataset_of(family, source, tokenizer, knobs.max_length, "validation")
-        for family in data.families_of(config.data)
-    }
-    _record_validation(validate(model, adapter, tokenizer, held_out, knobs.batch), record)
+    _record_validation(validate(model, adapter, held_out, knobs.batch), record)
     if MAIN_PROCESS:
         file = _save(model, adapter, tokenizer, folder, config)
         _finish(record, fitted, folder, file)
+
+
+def _rows(
+    config: Config, source: Path, tokenizer: PreTrainedTokenizerBase, split: str, record: Record
+) -> dict[str, Rows]:
+    """What is learnt or held out, by family; how it was cut into tokens is printed and recorded."""
+    found = {}
+    for family in data.families_of(config.data):
+        encoded = data.dataset_of(family, source, tokenizer, config.train.max_length, split)
+        record.write("tokens", split=split, family=family, **dataclasses.asdict(encoded.said))
+        if MAIN_PROCESS:
+            print(f"{split}, {family}: {encoded.said}")
+        found[family] = encoded.rows
+    return found
 
 
 def checkpoints(folder: Path) -> Path:
@@ -125,6 +142,8 @@ def _mean_loss(model: nn.Module, ids_BS: Tensor, batch: int) -> float:
     losses = [
         float(model(input_ids=part, labels=part).loss) * len(part) for part in ids_BS.to(device).split(batch)
     ]
+    if not math.isfinite(sum(losses)):
+        raise ValueError(f"the loss of held-out text is {sum(losses)}: {LOWER}")
     return sum(losses) / len(ids_BS)
 
 

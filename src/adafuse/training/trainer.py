@@ -8,8 +8,8 @@ Next: stage.py, which calls this and saves the result.
 
 from __future__ import annotations
 
-import copy
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
-    DataCollatorForSeq2Seq,
-    PreTrainedTokenizerBase,
+    BatchEncoding,
     PrinterCallback,
     ProgressCallback,
     Trainer,
@@ -33,6 +32,7 @@ from adafuse.adapters import store
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.router import routing_losses
 from adafuse.config import Fit
+from adafuse.data.tokens import IGNORED
 from adafuse.distributed import share
 
 LOG_LINES = 40
@@ -48,7 +48,6 @@ class Fitted:
 
 def fit(
     model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, list[int]]] | Dataset[dict[str, list[int]]],
     knobs: Fit,
     folder: Path,
@@ -59,7 +58,8 @@ def fit(
 ) -> Fitted:
     """Fit `model` in place on `rows` (input_ids, labels; -100 is ignored), from the last checkpoint in `folder` on.
 
-    Only parameters that require a gradient change. With an `adapter`, it is installed for training already.
+    Only parameters that require a gradient change. With an `adapter`, it is installed for training already. Raises
+    ValueError, one line, at the first loss that is not finite.
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)
     trainer = AdapterTrainer(
@@ -67,13 +67,14 @@ def fit(
         model=model,
         args=_arguments(knobs, folder, seed, tracker, next(model.parameters()).device.type == "cpu"),
         train_dataset=rows,
-        data_collator=collator(tokenizer),
+        data_collator=collate,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Bar)
     checkpoint = last_complete(folder)
     trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.refuse_broken()
     model.eval()
     losses = [_loss_line(line) for line in trainer.state.log_history if "loss" in line]
     return Fitted(losses, _step_of(Path(checkpoint)) if checkpoint else 0)
@@ -110,11 +111,23 @@ def _arguments(knobs: Fit, folder: Path, seed: int, tracker: str, on_cpu: bool) 
     )
 
 
-def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
-    """Pads to the longest row, on the right: positions then need no correction while training."""
-    right = copy.deepcopy(tokenizer)
-    right.padding_side = "right"
-    return DataCollatorForSeq2Seq(right, padding=True, label_pad_token_id=-100)
+def collate(rows: list[dict[str, list[int]]]) -> BatchEncoding:
+    """Rows padded on the right to the longest: positions then need no correction while training.
+
+    Any id is a padding, for no one sees it; not every tokenizer has one for it.
+    """
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def padded(values: list[list[int]], padding: int) -> Tensor:
+        return torch.tensor([own + [padding] * (longest - len(own)) for own in values])
+
+    ids, labels = ([row[name] for row in rows] for name in ("input_ids", "labels"))
+    batch = {
+        "input_ids": padded(ids, 0),
+        "attention_mask": padded([[1] * len(own) for own in ids], 0),
+        "labels": padded(labels, IGNORED),
+    }
+    return BatchEncoding(batch)
 
 
 class AdapterTrainer(Trainer):
@@ -125,6 +138,7 @@ class AdapterTrainer(Trainer):
         self.adapter = adapter
         # stay on the device until a line is logged: reading one would make every step wait
         self._said: dict[str, list[Tensor]] = {"balance_loss": [], "used_share": []}
+        self._first_broken: Tensor | None = None
 
     def compute_loss(
         self,
@@ -151,13 +165,36 @@ class AdapterTrainer(Trainer):
         loss = loss + ours / shares
         return (loss, outputs) if return_outputs else loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The library's step; the first whose loss is not finite is remembered, on the device."""
+        loss = super().training_step(*args, **kwargs)
+        step = torch.where(loss.isfinite(), 0, self.state.global_step + 1)
+        first = self._first_broken
+        self._first_broken = step if first is None else torch.where(first > 0, first, step)
+        return loss
+
+    def refuse_broken(self, loss: float = 0.0) -> None:
+        """Raise ValueError if a step's loss was not finite, here or (by the mean `loss` of all) in another process."""
+        first = 0 if self._first_broken is None else int(self._first_broken)
+        if first or not math.isfinite(loss):
+            raise ValueError(
+                f"the loss of step {first or self.state.global_step} is not finite: lower the learning rate, which is "
+                f"{self.args.learning_rate:g}"
+            )
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            self.refuse_broken(logs["loss"])
             for name, said in self._said.items():
                 if said:
                     logs[name] = float(torch.stack(said).mean())
                     said.clear()
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # else the same command would go on from it
+        self.refuse_broken()
+        super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.adapter is None:

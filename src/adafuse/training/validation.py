@@ -8,6 +8,7 @@ motive.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from adafuse import strategies
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.router import Gates, Router
 from adafuse.config import StrategyName
 from adafuse.engine.decode import collecting, installed
-from adafuse.training.trainer import collator
+from adafuse.training.trainer import collate
 
 DIGITS = 4
 Rows = list[dict[str, list[int]]]
@@ -42,11 +42,13 @@ class Validation:
 def validate(
     model: nn.Module,
     adapter: Adapter | None,
-    tokenizer: PreTrainedTokenizerBase,
     rows_of: dict[str, Rows],
     batch: int,
 ) -> Validation:
-    """Forward all rows of every family once, padding left out of everything."""
+    """Forward all rows of every family once, padding left out of everything.
+
+    Raises ValueError, one line, at the first loss that is not finite.
+    """
     names = {id(router): path for path, router in (adapter.routers() if adapter else {}).items()}
     together = _Together(list(names.values()), _most_experts(adapter))
     loss_sum, tokens, lines = 0.0, 0, []
@@ -54,8 +56,11 @@ def validate(
         for family, rows in rows_of.items():
             spread = {name: _Spread() for name in names.values()}
             for start in tqdm(range(0, len(rows), batch), desc=f"validation, {family}", unit="batch"):
-                inputs = collator(tokenizer)(rows[start : start + batch]).to(next(model.parameters()).device)
+                inputs = collate(rows[start : start + batch]).to(next(model.parameters()).device)
                 more, count, said = _forward(model, adapter, inputs)
+                if not math.isfinite(more):
+                    last = start + len(inputs["labels"]) - 1
+                    raise ValueError(f"validation, {family}: the loss of rows {start} to {last} is {more}")
                 loss_sum, tokens = loss_sum + more, tokens + count
                 keep_T = inputs["attention_mask"].bool().flatten()
                 for router, gates in said:
