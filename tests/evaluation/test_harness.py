@@ -176,7 +176,7 @@ def test_logits_that_are_no_numbers_are_an_error_that_names_the_item(folder: Pat
     model.model.norm.weight.data[3] = float("nan")
     for task, named in (
         ("majority", "task majority, item 0: the log-likelihood of '.' is nan"),
-        ("copy", r"the logits after the prompt '<\|> \w+=' are not finite"),
+        ("copy", r"after the prompt '<\|> \w+=' logits are not finite"),
     ):
         with pytest.raises(ValueError, match=named):
             evaluate(model, byte_tokenizer(), None, suite(task), folder, merging=False, seed=0)

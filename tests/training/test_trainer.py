@@ -72,3 +72,35 @@ def test_accumulated_micro_batches_weigh_the_balance_loss_like_one_batch(tiny_ll
     _, whole = train(tiny_llama(), config, tmp_path / "whole", knobs(steps=1, batch=8))
     _, shares = train(tiny_llama(), config, tmp_path / "shares", knobs(steps=1, batch=4, accumulation=2))
     assert shares[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.02)
+
+
+def test_the_first_loss_that_is_no_number_is_an_error_that_names_its_step(tiny_llama, tmp_path: Path) -> None:
+    config = compose(*GEOMETRY, "method=lora", "method.dropout=0")
+
+    class Break(trainer.Bar):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            # its mean over 2 steps is logged at step 6, a checkpoint written at 8
+            if state.global_step == 4:
+                model.lm_head.weight.data[3, 3] = float("nan")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError) as refusal:
+        patch.setattr(trainer, "Bar", Break)
+        patch.setattr(trainer, "LOG_LINES", 4)
+        train(tiny_llama(), config, tmp_path, knobs(steps=12))
+    assert str(refusal.value) == "the loss of step 5 is not finite: lower the learning rate, which is 0.01"
+    assert trainer.last_complete(tmp_path).endswith("checkpoint-4")
+
+
+def test_no_checkpoint_is_written_after_it(tiny_llama, tmp_path: Path) -> None:
+    """The same command would go on from it, and find no number wrong."""
+    model = tiny_llama()
+    model.lm_head.weight.data[3, 3] = float("nan")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="the loss of step 1 is not"):
+        patch.setattr(trainer, "LOG_LINES", 1)
+        train(model, compose(*GEOMETRY, "method=lora"), tmp_path, knobs(steps=12))
+    assert trainer.last_complete(tmp_path) is None
+
+
+def test_a_fit_that_ends_knowing_less_than_nothing_has_diverged(tiny_llama, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the fit diverged: .* has 5.56; lower the learning rate, which is 100"):
+        trainer.fit(tiny_llama().requires_grad_(True), rows(), knobs(learning_rate=100.0), tmp_path)

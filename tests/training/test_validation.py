@@ -74,3 +74,11 @@ def test_tokens_without_experts_are_counted_and_have_no_load(tiny_llama) -> None
 def test_full_fine_tuning_has_a_loss_and_no_routers(tiny_llama) -> None:
     found = validate(tiny_llama(), None, BY_FAMILY, batch=4)
     assert found.loss > 0 and not found.routing and found.agreement is None
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 1e25], ids=["nan", "inf", "overflow"])
+def test_logits_without_use_are_an_error_that_names_the_rows(factor: float, tiny_llama) -> None:
+    model = tiny_llama()
+    model.model.layers[1].mlp.down_proj.weight.data.mul_(factor)
+    with pytest.raises(ValueError, match="validation, first: no loss can be told for rows 0 to 3"):
+        validate(model, None, BY_FAMILY, batch=4)

@@ -21,6 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from adafuse.adapters.adapter import Adapter
 from adafuse.data import tokens
 from adafuse.engine import decode
+from adafuse.model import finite
+
+NO_USE = "logits are not finite, or all the same because activations overflow"
 
 
 class AdaptedLM(HFLM):
@@ -55,12 +58,15 @@ class AdaptedLM(HFLM):
                 )
             self.shortened += len(cut.ids) > self.max_length + 1
             encoded.append((request.args, cut.ids[: cut.first], cut.ids[cut.first :]))
-        found = self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
+        with _watched(self.model) as useless:
+            found = self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
         for request, (value, _) in zip(requests, found, strict=True):
             if not math.isfinite(value):
                 raise ValueError(
                     f"{_named(request)}: the log-likelihood of {request.args[1][:40]!r} is {value}"
                 )
+        if any(bool(rows_B.any()) for rows_B in useless):
+            raise ValueError(f"{_named(requests[0])} or one after it: {NO_USE}")
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -129,7 +135,7 @@ class AdaptedLM(HFLM):
                 "a task asks for do_sample: only greedy decoding is evaluated, take it out of suite.tasks"
             )
         mask = generation_kwargs.pop("attention_mask")
-        with _watched(self.model, len(context), context.device) as broken_B:
+        with _watched(self.model) as useless:
             ids = decode.generate(
                 self.model,
                 self.adapter,
@@ -138,23 +144,19 @@ class AdaptedLM(HFLM):
                 max_length - context.shape[1],
                 stop_at(self.tokenizer, stop, context.shape[1]),
             )
-        for row in broken_B.nonzero().flatten().tolist():
+        for row in (row for rows_B in useless for row in rows_B.nonzero().flatten().tolist()):
             prompt = self.tokenizer.decode(context[row][mask[row].bool()])
-            raise ValueError(f"the logits after the prompt {prompt[-80:]!r} are not finite")
+            raise ValueError(f"after the prompt {prompt[-80:]!r} {NO_USE}")
         return ids
 
 
 @contextmanager
-def _watched(model: nn.Module, rows: int, device: torch.device) -> Iterator[Tensor]:
-    """Rows [B] that had a logit that is not finite; they stay on the device until somebody looks."""
-    broken_B = torch.zeros(rows, dtype=torch.bool, device=device)
-
-    def look(module: nn.Module, inputs: object, output: Any) -> None:
-        broken_B.logical_or_(~output.logits.isfinite().flatten(1).all(-1))
-
-    hook = model.register_forward_hook(look)
+def _watched(model: nn.Module) -> Iterator[list[Tensor]]:
+    """For every forward inside, which rows [B] had logits of no use; left on the device until somebody looks."""
+    found: list[Tensor] = []
+    hook = model.register_forward_hook(lambda *of: found.append(finite.useless(of[-1].logits).any(-1)))
     try:
-        yield broken_B
+        yield found
     finally:
         hook.remove()
 

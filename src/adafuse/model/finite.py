@@ -1,7 +1,7 @@
-"""Weights that are numbers: one NaN makes every logit one, and the largest of them is then a token like any other.
+"""Weights and logits that are numbers: among NaNs the largest logit is a token like any other, and has a score.
 
-In: a model, an adapter installed in it or not. Out: nothing, or a ValueError that names the tensor.
-Next: training/stage.py and evaluation/stage.py, which ask before and after.
+In: a model, an adapter installed in it or not; logits. Out: nothing or a ValueError that names the tensor; which
+positions have no use. Next: training/ and evaluation/, which ask before, between and after.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -25,3 +25,12 @@ def require_finite(model: nn.Module, cure: str) -> None:
         if not finite:
             count = tensor.numel() - int(tensor.isfinite().sum())
             raise ValueError(f"{name}: {count} of {tensor.numel()} numbers are NaN or infinite: {cure}")
+
+
+def useless(logits: Tensor) -> Tensor:
+    """Which positions [...] of logits [..., V] tell nothing: one is not finite, or all are the same.
+
+    They are when activations overflow before the last norm, which divides by infinity; then every logit is zero.
+    """
+    spread = logits.amax(-1) - logits.amin(-1)
+    return ~((spread > 0) & (spread < torch.inf))

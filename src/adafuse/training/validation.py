@@ -22,9 +22,11 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.router import Gates, Router
 from adafuse.config import StrategyName
 from adafuse.engine.decode import collecting, installed
+from adafuse.model.finite import useless
 from adafuse.training.trainer import collate
 
 DIGITS = 4
+NO_USE = "logits are not finite, or all the same because activations overflow; lower the learning rate"
 Rows = list[dict[str, list[int]]]
 
 
@@ -60,7 +62,9 @@ def validate(
                 more, count, said = _forward(model, adapter, inputs)
                 if not math.isfinite(more):
                     last = start + len(inputs["labels"]) - 1
-                    raise ValueError(f"validation, {family}: the loss of rows {start} to {last} is {more}")
+                    raise ValueError(
+                        f"validation, {family}: no loss can be told for rows {start} to {last}: {NO_USE}"
+                    )
                 loss_sum, tokens = loss_sum + more, tokens + count
                 keep_T = inputs["attention_mask"].bool().flatten()
                 for router, gates in said:
@@ -80,11 +84,14 @@ def _most_experts(adapter: Adapter | None) -> int:
 def _forward(
     model: nn.Module, adapter: Adapter | None, inputs: dict[str, Tensor]
 ) -> tuple[float, int, list[tuple[Router, Gates]]]:
-    """Summed loss, the number of answer tokens, and what each router said, in the order in which they run."""
+    """Summed loss (NaN if logits are of no use), the number of answer tokens, and what each router said, in the order
+    in which they run.
+    """
     with collecting(adapter) as said:
         logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
     labels = inputs["labels"][:, 1:]
     loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+    loss = torch.where(useless(logits)[labels != -100].any(), torch.nan, loss)
     return float(loss), int((labels != -100).sum()), said
 
 
