@@ -5,7 +5,7 @@ import torch
 
 from adafuse.adapters.adapter import Adapter
 from adafuse.model.finite import require_finite, useless
-from conftest import GEOMETRY, compose
+from synthetic.configurations import GEOMETRY, compose
 
 
 def test_a_healthy_model_passes(tiny_llama) -> None:

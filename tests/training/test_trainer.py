@@ -102,5 +102,7 @@ def test_no_checkpoint_is_written_after_it(tiny_llama, tmp_path: Path) -> None:
 
 
 def test_a_fit_that_ends_knowing_less_than_nothing_has_diverged(tiny_llama, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the fit diverged: .* has 5.56; lower the learning rate, which is 100"):
+    with pytest.raises(
+        ValueError, match=r"the fit diverged: .* has 5.56; lower the learning rate, which is 100"
+    ):
         trainer.fit(tiny_llama().requires_grad_(True), rows(), knobs(learning_rate=100.0), tmp_path)
