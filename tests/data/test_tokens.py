@@ -53,7 +53,7 @@ def context(row: dict[str, list[int]]) -> list[int]:
 def test_what_is_learnt_writes_the_answer(tokenizer: PreTrainedTokenizerFast) -> None:
     items = every_item()
     for item, row in zip(items, tokens.training_rows(items, tokenizer, LIMIT).rows, strict=True):
-        text = tokens.written(learnt(row), tokenizer)
+        text = tokens.written([learnt(row)], tokenizer)[0]
         assert context(row) and row["input_ids"][-len(learnt(row)) :] == learnt(row)
         if item.choices:
             # it may begin before the answer, where a token holds both
@@ -101,7 +101,7 @@ def test_choices_of_an_item_are_scored_over_the_same_text(tokenizer: PreTrainedT
     ):
         starts = set()
         for cut, choice in zip(cuts, item.choices, strict=True):
-            rest = tokens.written(cut.ids[cut.first :], tokenizer)
+            rest = tokens.written([cut.ids[cut.first :]], tokenizer)[0]
             assert rest.endswith(choice)
             starts.add(len(rest) - len(choice))
         assert len(starts) == 1
@@ -149,9 +149,10 @@ def test_an_answer_ends_with_the_end_token_where_no_line_break_can_be_written() 
     model = Tokenizer(models.BPE(vocab=letters, merges=[], unk_token="<unk>"))
     model.decoder = decoders.Fuse()
     tokenizer = wrapped(model)
-    encoded = tokens.training_rows([Item("ab=", "ba"), Item("ab=", "Ω")], tokenizer, 16)
+    items = [Item("ab=", "ba"), Item("ab=", "Ω"), Item("ab=", "é", ["é", "a"], 0)]
+    encoded = tokens.training_rows(items, tokenizer, 16)
     assert tokenizer.convert_ids_to_tokens(learnt(encoded.rows[0])) == ["b", "a", "</s>"]
-    assert encoded.said.unwritten == 1
+    assert encoded.said.unwritten == 2
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="no answer can end"):
         tokens.training_rows([Item("ab=", "ba")], tokenizer, 16)

@@ -14,6 +14,7 @@ from adafuse import strategies
 from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.config import Data, Experts, Method, Routing, StrategyName, Suite
 from adafuse.data import items as training_data
+from adafuse.data import real_tasks
 from adafuse.data.families import NAMES
 from adafuse.evaluation import adapted_lm, harness, suites
 from adafuse.evaluation.harness import TaskResult, evaluate
@@ -204,7 +205,7 @@ def test_a_model_without_room_for_the_answer_is_refused(
 
 
 def test_every_family_has_a_task_of_its_name() -> None:
-    assert set(NAMES) | set(suites.LOCAL_TASKS) == set(suites.own_tasks())
+    assert {*NAMES, *real_tasks.NAMES, *suites.LOCAL_TASKS} == set(suites.own_tasks())
     for path in suites.TASKS.glob("*.yaml"):
         text = path.read_text()
         task = yaml.safe_load(text.replace("!function ", ""))

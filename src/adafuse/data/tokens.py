@@ -95,7 +95,8 @@ def training_rows(items: Sequence[Item], tokenizer: Any, max_length: int) -> Enc
         said.prompts_cut += len(ids) - labelled < cut.first
         said.answers_cut += labelled < len(cut.ids) - cut.first
     said.rows = len(rows)
-    said.unwritten = sum(not items[i].choices and not _is_written(tokenizer, items[i], cuts[i]) for i in cuts)
+    texts = written([cuts[i].ids[cuts[i].first :] for i in range(len(items))], tokenizer)
+    said.unwritten = sum(not _is_written(*pair) for pair in zip(items, texts, strict=True))
     return Encoded(rows, said)
 
 
@@ -120,11 +121,12 @@ def prompts(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     return [ids for ids, _ in _encode(texts, tokenizer)]
 
 
-def written(ids: Sequence[int], tokenizer: Any) -> str:
-    """The text of ids that continue a prompt, a space at its beginning included."""
+def written(continuations: Sequence[list[int]], tokenizer: Any) -> list[str]:
+    """The texts of ids that continue a prompt, a space at their beginning included."""
     anchor = prompts([ANCHOR], tokenizer)[0]
     how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    return str(tokenizer.decode([*anchor, *ids], **how))[len(tokenizer.decode(anchor, **how)) :]
+    texts = tokenizer.batch_decode([anchor, *([*anchor, *ids] for ids in continuations)], **how)
+    return [text[len(texts[0]) :] for text in texts[1:]]
 
 
 def _right_choices(items: Sequence[Item], tokenizer: Any) -> dict[int, Cut]:
@@ -155,7 +157,7 @@ def _answers(items: Sequence[Item], tokenizer: Any) -> dict[int, Cut]:
 
 def _ending(tokenizer: Any) -> tuple[str, list[int]]:
     """What teaches an answer's end: a line break, or the end token where the tokenizer cannot write one."""
-    if written(prompts([ANCHOR + END], tokenizer)[0], tokenizer).endswith(END):
+    if written(prompts([ANCHOR + END], tokenizer), tokenizer)[0].endswith(END):
         return END, []
     if tokenizer.eos_token_id is None:
         raise ValueError(
@@ -173,13 +175,14 @@ def _alone(text: str, tokenizer: Any) -> list[int]:
         first = bisect_right(ends, len(lead))
         if _start(ends, first) == len(lead):
             found.append(ids[first:])
-            if written(found[-1], tokenizer) == text:
+            if written(found[-1:], tokenizer)[0] == text:
                 return found[-1]
     return found[0]
 
 
-def _is_written(tokenizer: Any, item: Item, cut: Cut) -> bool:
-    return written(cut.ids[cut.first :], tokenizer).removesuffix(END) == item.answer
+def _is_written(item: Item, text: str) -> bool:
+    """Whether the tokens of an item's answer write it; those of a choice may begin before it."""
+    return text.endswith(item.answer) if item.choices else text.removesuffix(END) == item.answer
 
 
 def _within(cut: Cut, limit: int) -> tuple[list[int], list[int]]:

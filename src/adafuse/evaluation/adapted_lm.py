@@ -108,7 +108,7 @@ class AdaptedLM(HFLM):
     def tok_decode(self, ids: Any, skip_special_tokens: bool = True) -> Any:
         """The text of a continuation; of one id as HFLM has it, and of none none: not every tokenizer has an end."""
         if isinstance(ids, list):
-            return tokens.written(ids, self.tokenizer)
+            return tokens.written([ids], self.tokenizer)[0]
         return None if ids is None else super().tok_decode(ids, skip_special_tokens)
 
     def _cuts(self, requests: list[Instance]) -> list[tokens.Cut]:
