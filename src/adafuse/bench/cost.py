@@ -19,6 +19,7 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.config import GateSource, Routing, Runtime, StrategyName
 from adafuse.engine.make import make
 from adafuse.kernels.ops import Shape
+from adafuse.model.llama import window_of_each_block
 from adafuse.refusals import MERGING
 
 # How often a merged token reads and writes each adapted weight at least, beside the product that reads it: PEFT puts
@@ -111,14 +112,16 @@ def _switch_macs(adapter: Adapter | None, strategy: StrategyName) -> int:
 
 
 def backbone_bytes(model: nn.Module, prompt: Tensor) -> int:
-    """Every weight once (of the input embedding only the rows in use) and the KV cache once."""
+    """Every weight once (of the input embedding only the rows in use), and what each block sees of the KV cache."""
     embedding = model.get_input_embeddings().weight
     tied = model.get_output_embeddings().weight is embedding
     unread = 0 if tied else embedding[prompt.shape[0] :].nbytes
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kv_row = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * embedding.element_size()
-    return _bytes(model.parameters()) - unread + prompt.numel() * kv_row
+    batch, length = prompt.shape
+    slots = sum(min(length, window or length) for window in window_of_each_block(config))
+    slot_bytes = 2 * config.num_key_value_heads * head_dim * embedding.element_size()
+    return _bytes(model.parameters()) - unread + batch * slots * slot_bytes
 
 
 def adapter_bytes(

@@ -22,6 +22,7 @@ from adafuse.adapters.router import Gates, Router
 from adafuse.config import Routing, Runtime, StrategyName
 from adafuse.engine.cache import SharedPositionCache
 from adafuse.engine.decode import collecting, decoding, installed, launched
+from adafuse.model.llama import frozen_frequencies, windows
 from adafuse.model.projections import Joint, Projection, join, placed
 from adafuse.strategies import fused
 
@@ -42,6 +43,7 @@ class Static:
         self._strategy = strategies.make(strategy)
         self.length = -(-(length + WARMUP_STEPS) // SLOT_MULTIPLE) * SLOT_MULTIPLE
         self._projections = join(model)
+        self._windows = windows(model.config)
         # `fused` without experts is the backbone through our own matrix-vector product
         self._product = fused.product if strategy is StrategyName.fused else _library_product
         self._forward: Callable[[], Tensor] = self._eager_forward
@@ -99,6 +101,7 @@ class Static:
         with ExitStack() as stack:
             stack.enter_context(decoding(self.adapter))
             stack.enter_context(placed(self._plain_joints()))
+            stack.enter_context(frozen_frequencies(self.model))
             addresses = [projection.weight_OI.data_ptr() for projection in self._projections]
             assert self._replay is None or addresses == self._addresses, (
                 "weights moved: make_room comes first"
@@ -164,11 +167,18 @@ class Static:
         self.logits_BV = torch.empty(batch, vocabulary, dtype=self.model.dtype, device=device)
         self.floor = torch.full((), torch.finfo(self.model.dtype).min, dtype=self.model.dtype, device=device)
 
-    def _bias(self, slots_S: Tensor) -> Tensor:
-        """What attention adds to its scores, [B, 1, S, M]: nothing, or (where a slot is to come or padding) the least
-        number; minus infinity would make the rows of padding NaN.
+    def _bias(self, slots_S: Tensor) -> Tensor | dict[str, Tensor]:
+        """What attention adds to its scores, [B, 1, S, M], as the model takes it: for all blocks, or by their kind."""
+        found = {kind: self._bias_of(slots_S, window) for kind, window in self._windows.items()}
+        return found.get("", found)
+
+    def _bias_of(self, slots_S: Tensor, window: int | None) -> Tensor:
+        """Nothing, or (where a slot is to come, out of the window or padding) the least number; minus infinity would
+        make the rows of padding NaN.
         """
         seen = (self.slots_M <= slots_S[:, None]) & self.keep_BM[:, None, :]
+        if window is not None:
+            seen = seen & (self.slots_M > slots_S[:, None] - window)
         return torch.where(seen, torch.zeros_like(self.floor), self.floor)[:, None]
 
     def _eager_forward(self) -> Tensor:
@@ -210,6 +220,8 @@ class Static:
         if self.adapter is not None and self.adapter.context.gate_table is not None:
             counters.append(self.adapter.context.gate_table.step)
         before = [counter.clone() for counter in counters]
+        # some releases of transformers put others in their place with every prompt, of the same values
+        self._frequencies = self.model.get_submodule("model.rotary_emb").inv_freq
         with collecting(self.adapter) as said:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
