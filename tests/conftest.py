@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from adafuse.config import Config
+from synthetic.checkpoints import tiny_model
 from synthetic.configurations import GEOMETRY, METHODS, compose
 from synthetic.report import Made, maker
 
@@ -64,31 +65,7 @@ def variant(request: pytest.FixtureRequest) -> Config:
 
 @pytest.fixture
 def tiny_llama() -> Callable[..., object]:
-    """A maker of seeded random models: 4 blocks, hidden 32, grouped-query attention."""
-
-    def make(model_type: str = "llama", **changes: object) -> object:
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        shape = {
-            "vocab_size": 260,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 256,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            # logits far enough apart that greedy decoding is decided
-            "initializer_range": 0.1,
-        }
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(shape | changes)))
-        return model.eval().requires_grad_(False)
-
-    return make
+    return tiny_model
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from adafuse.adapters.geometry import at_equal_budget, trainable_parameters
 from adafuse.config import Budget, Config
+from adafuse.model.declared import check_declared
 from adafuse.refusals import validate
 from adafuse.shape import shape_of
 
@@ -66,6 +67,8 @@ def _equalise(config: Config) -> None:
     if not shape:
         # a folder that is missing: the stage says so
         return
+    if config.model.path is not None:
+        check_declared(shape, f"{config.model.path}/config.json")
     budget = trainable_parameters(config.methods["lora"], config.experts, shape)
     config.methods = {
         name: at_equal_budget(method, config.experts, shape, budget)

@@ -7,6 +7,7 @@ Next: adapters/geometry.py.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,24 @@ def shape_of(model: Model) -> dict[str, Any]:
     if model.path is None:
         return model.shape
     file = Path(model.path) / "config.json"
-    shape: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return shape
+    return read_json(file) if file.is_file() else {}
 
 
-def widths(shape: dict[str, Any]) -> dict[str, tuple[int, int]]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a file of a checkpoint. Raises ValueError, one line that names it, for anything else."""
+    data = file.read_bytes()
+    if data.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{file} is a Git LFS pointer, not the file: run git lfs pull, or download it whole")
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON ({error}): copy the checkpoint again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is not a JSON object: copy the checkpoint again")
+    return found
+
+
+def widths(shape: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """(in, out) of the seven linears of one block."""
     hidden, inner, heads = shape["hidden_size"], shape["intermediate_size"], shape["num_attention_heads"]
     head = shape.get("head_dim") or hidden // heads

@@ -1,6 +1,5 @@
-"""Where a backbone may come from, and the one line that a wrong folder gets before anything is loaded."""
+"""Where a backbone may come from: a folder (what is wrong with one: test_checkpoint.py), or a shape."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,43 +8,6 @@ import torch
 from adafuse.config import Model, Weights
 from adafuse.model import backbone
 from synthetic.configurations import compose
-
-
-def checkpoint(folder: Path, **declared: object) -> Path:
-    folder.mkdir()
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]} | declared
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").touch()
-    (folder / "tokenizer.json").touch()
-    return folder
-
-
-def refused(folder: Path, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as error:
-        backbone.check_source(Model(name="own", path=str(folder)))
-    assert "\n" not in str(error.value)
-
-
-def test_a_whole_checkpoint_folder_is_accepted(tmp_path: Path) -> None:
-    backbone.check_source(Model(name="own", path=str(checkpoint(tmp_path / "m"))))
-
-
-def test_what_is_wrong_with_a_folder_is_said(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "is not a folder")
-    refused(tmp_path, "no config.json")
-    refused(checkpoint(tmp_path / "bert", model_type="bert", architectures=["BertModel"]), "not a causal LM")
-    refused(
-        checkpoint(tmp_path / "classes", architectures=["LlamaForSequenceClassification"]), "not a causal LM"
-    )
-    empty = checkpoint(tmp_path / "empty")
-    (empty / "model.safetensors").unlink()
-    refused(empty, "no \\*.safetensors")
-    nameless = checkpoint(tmp_path / "nameless")
-    (nameless / "tokenizer.json").unlink()
-    refused(nameless, "save the tokenizer")
-    broken = checkpoint(tmp_path / "broken")
-    (broken / "config.json").write_text("{")
-    refused(broken, "not valid JSON")
 
 
 def test_a_local_folder_round_trip(tiny_llama, tmp_path: Path) -> None:

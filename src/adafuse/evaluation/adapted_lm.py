@@ -40,7 +40,7 @@ class AdaptedLM(HFLM):
         batch: int,
         merging: bool,
     ) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch)
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, trust_remote_code=False)
         self.adapter = adapter
         self.generation_batch = 1 if merging else batch
         self.shortened = 0

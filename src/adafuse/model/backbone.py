@@ -7,24 +7,24 @@ Next: llama.py, adapters/.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adafuse.config import Config, Model, Weights
+from adafuse.model.checkpoint import WEIGHTS_FILE as WEIGHTS_FILE
+from adafuse.model.checkpoint import check_folder, first_few, one_line, refuse_ids
+from adafuse.model.declared import FAMILIES, check_declared, check_sizes
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-# in the folder of one that was fitted here, the file that stands for it
-WEIGHTS_FILE = "model.safetensors"
 
 
 def check_source(model: Model) -> None:
     """Refuse a folder that is no Llama-family causal LM, or a shape that is missing. Raises ValueError, one line."""
     if model.path is not None:
-        _check_folder(Path(model.path))
+        check_folder(Path(model.path))
     elif model.weights is Weights.hub:
         if not model.hub_id:
             raise ValueError(
@@ -34,35 +34,8 @@ def check_source(model: Model) -> None:
         raise ValueError(
             f"model.shape.model_type must be one of {list(FAMILIES)} for model.weights={model.weights.name}"
         )
-
-
-def _check_folder(folder: Path) -> None:
-    config_file = folder / "config.json"
-    if not folder.is_dir():
-        raise ValueError(
-            f"model.path={folder} is not a folder: name a checkpoint folder in Hugging Face format"
-        )
-    if not config_file.is_file():
-        raise ValueError(
-            f"model.path={folder} has no config.json: it is not a checkpoint in Hugging Face format"
-        )
-    try:
-        declared = json.loads(config_file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{config_file} is not valid JSON ({error}): copy the checkpoint again") from None
-    names = declared.get("architectures") or []
-    if declared.get("model_type") not in FAMILIES or not any(n.endswith("ForCausalLM") for n in names):
-        raise ValueError(
-            f"model.path={folder} holds {names or declared.get('model_type')}, not a causal LM of {list(FAMILIES)}"
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"model.path={folder} has no *.safetensors weights: save it with safe_serialization=True"
-        )
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise ValueError(
-            f"model.path={folder} has no tokenizer.json: save the tokenizer into the same folder"
-        )
+    else:
+        check_sizes(model.shape, "model.shape")
 
 
 def load(config: Config, pretrained: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -80,29 +53,70 @@ def load(config: Config, pretrained: Path | None = None) -> tuple[PreTrainedMode
         backbone, tokenizer = from_folder(model.path or str(model.hub_id), model.revision, model)
     backbone = backbone.to(device(config)).eval()
     backbone.requires_grad_(False)
+    refuse_not_finite(backbone.named_parameters(), str(pretrained or model.path or model.name))
     return backbone, tokenizer
 
 
 def from_folder(
     source: str, revision: str | None, model: Model
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A checkpoint folder or hub id in `model.dtype`. Raises ValueError, one line, if there is none."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """A checkpoint folder or hub id in `model.dtype`; no code of its own is ever run.
 
+    Raises ValueError, one line, if there is none, or if it is not the whole of what its config.json describes.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    plainly = {"revision": revision or "main", "trust_remote_code": False}
+    dtype = getattr(torch, model.dtype.name)
     try:
-        revision = revision or "main"
-        dtype = getattr(torch, model.dtype.name)
-        backbone = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+        declared = AutoConfig.from_pretrained(source, **plainly)
+        check_declared(declared.to_dict(), source)
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **plainly)
+        backbone, found = AutoModelForCausalLM.from_pretrained(
+            source, config=declared, dtype=dtype, output_loading_info=True, **plainly
+        )
+    except Exception as error:  # transformers, tokenizers and safetensors have no class in common
         raise ValueError(
-            f"cannot load the backbone from {source} ({reason}): set model.path=FOLDER"
-        ) from None
+            f"cannot load the backbone from {source} ({one_line(error)}): set model.path=FOLDER"
+        ) from error
+    for what, names in found.items():
+        if names:
+            raise ValueError(
+                f"{source} is not what its config.json describes: {what} {first_few(sorted(map(str, names)))}"
+            )
+    _refuse_untied(backbone, source)
+    refuse_ids(
+        tokenizer.get_vocab(), backbone.get_input_embeddings().num_embeddings, f"the tokenizer of {source}"
+    )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return backbone, tokenizer
+
+
+def _refuse_untied(backbone: PreTrainedModel, source: str) -> None:
+    """transformers leaves an output of its own where config.json says that there is none, with a warning."""
+    same = backbone.get_input_embeddings().weight is backbone.get_output_embeddings().weight
+    if backbone.config.tie_word_embeddings and not same:
+        raise ValueError(
+            f"{source} has a lm_head.weight of its own: set tie_word_embeddings=false in its config.json"
+        )
+
+
+def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], source: str) -> None:
+    """Refuse NaN and infinity, naming the tensors. Raises ValueError, one line; one wait for the device."""
+    import torch
+
+    finite = {name: torch.stack(tensor.detach().aminmax()).isfinite().all() for name, tensor in tensors}
+    wrong = [
+        name
+        for name, good in zip(finite, torch.stack(list(finite.values())).tolist(), strict=True)
+        if not good
+    ]
+    if wrong:
+        raise ValueError(
+            f"{source} holds values that are NaN or infinite in {first_few(wrong)}: copy it again"
+        )
 
 
 def build_random(model: Model, where: str) -> PreTrainedModel:
