@@ -35,6 +35,8 @@ def measure(model, tmp_path: Path, *overrides: str) -> records.Record:
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(device.BUFFER_MIB, "cpu", 4)
+    # or a cell of which nothing counts would be an error on a busy machine
+    monkeypatch.setattr(rounds, "preempted", lambda where, seen: None)
 
 
 def test_arms_are_checked_then_timed(tiny_llama, tmp_path: Path) -> None:
@@ -67,13 +69,38 @@ def test_tokens_left_to_the_backbone_are_checked_timed_and_accounted_for(tiny_ll
     assert floors[0]["adafuse_dense"] == floors[2]["adafuse_dense"], "it reads all experts for every token"
 
 
-def test_an_arm_that_fails_its_check_is_not_timed(tiny_llama, tmp_path: Path, monkeypatch) -> None:
+def test_an_arm_that_fails_its_check_is_not_timed(tiny_llama, tmp_path: Path, monkeypatch, capsys) -> None:
     expand = naive.expand_all_
     monkeypatch.setattr(naive, "expand_all_", lambda y, u, *rest: expand(y, 1.5 * u, *rest))
     record = measure(tiny_llama(num_hidden_layers=2), tmp_path, "arms=smoke")
+    said = capsys.readouterr().out
+    assert "arm adafuse_gather is dropped: check logits: " in said and said.count("\n") == 1
+    assert record.status == "ok", "the others are left"
     failed = {line["arm"] for line in record.of("check") if not line["passed"]}
     assert failed == {"adafuse_gather"}
     assert {line["arm"] for line in record.of("block")} == {"base", "base_again", "adafuse_switch"}
+
+
+def test_a_cell_of_which_no_arm_is_left_fails(tiny_llama, tmp_path: Path, monkeypatch, capsys) -> None:
+    expand = naive.expand_all_
+    monkeypatch.setattr(naive, "expand_all_", lambda y, u, *rest: expand(y, 1.5 * u, *rest))
+    record = measure(tiny_llama(num_hidden_layers=2), tmp_path, "arms=smoke", "arms.run=[adafuse_gather]")
+    assert record.status == "error" and not record.of("block")
+    assert record.of("error")[0]["message"].endswith("nothing of this cell counts: every arm is dropped")
+    assert "is dropped" in capsys.readouterr().out
+
+
+def test_blocks_that_are_set_aside_are_said(tiny_llama, tmp_path: Path, monkeypatch, capsys) -> None:
+    model, cell = tiny_llama(num_hidden_layers=2), ["arms=smoke", "arms.run=[base]", "latency.rounds=3"]
+    for lost, status in ((1, "ok"), (3, "error")):
+        (tmp_path / str(lost)).mkdir()
+        seen = iter(["preempted: by a test"] * lost + [None] * 3)
+        monkeypatch.setattr(rounds, "preempted", lambda where, state, seen=seen: next(seen))
+        record = measure(model, tmp_path / str(lost), *cell)
+        assert record.status == status and len(record.of("block")) == 3
+        said = capsys.readouterr().out
+        assert said == f"arm base: {lost} of 3 blocks are set aside (preempted: by a test)\n"
+    assert "run it again when the machine is idle" in record.of("error")[0]["message"]
 
 
 def test_a_merging_arm_in_a_mixed_batch_is_recorded_as_refused(tiny_llama, tmp_path: Path) -> None:
@@ -113,6 +140,15 @@ def test_macs_are_counted(tiny_llama) -> None:
     assert macs[StrategyName.masked_loop] == downs + adapter.geometry.count * up
 
 
+def test_a_window_bounds_what_is_read_of_the_cache(tiny_llama) -> None:
+    ids, slot = torch.ones(2, 12, dtype=torch.int64), 2 * 2 * 8 * 4
+    mixed = {"layer_types": ["full_attention", "sliding_attention"] * 2, "use_sliding_window": True}
+    for model_type, own, blocks in (("mistral", {}, 4), ("qwen2", mixed, 2)):
+        near, far = (tiny_llama(model_type, **own, sliding_window=window) for window in (4, 100))
+        less = cost.backbone_bytes(far, ids) - cost.backbone_bytes(near, ids)
+        assert less == 2 * blocks * (12 - 4) * slot
+
+
 def test_bytes_tell_the_strategies_apart(tiny_llama) -> None:
     model, config = tiny_llama(), compose(*GEOMETRY, "method=adafuse")
     adapter = Adapter(model, config.method, config.experts, 0)
@@ -148,8 +184,6 @@ def test_flags_of_the_rounds_are_written_and_their_blocks_kept(
 ) -> None:
     clocks = iter([1980.0] * 9 + [1000.0] + [1980.0] * 100)
     monkeypatch.setattr(device, "state", lambda where: {"sm_mhz": next(clocks)})
-    # on a busy machine the slow block may have lost the CPU too, which is said first
-    monkeypatch.setattr(rounds, "preempted", lambda where, seen: None)
     overrides = ("arms=smoke", "arms.run=[base]", "latency.rounds=5")
     record = measure(tiny_llama(num_hidden_layers=2), tmp_path, *overrides)
     (flag,) = record.of("flag")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adafuse import records
-from adafuse.bench import cost, device, latency
+from adafuse.bench import cost, device, latency, rounds
 from adafuse.config import StrategyName
 from synthetic.adapters import prompt
 from synthetic.configurations import GEOMETRY, compose
@@ -59,6 +59,7 @@ def test_what_the_arms_hold(tiny_llama) -> None:
 
 def test_the_cell_times_both(tiny_llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(device.BUFFER_MIB, "cpu", 4)
+    monkeypatch.setattr(rounds, "preempted", lambda where, seen: None)
     quick = ["latency.rounds=2", "latency.check_tokens=8", "latency.trained_adapters=false", "context=8"]
     config = compose(
         *GEOMETRY, *quick, "arms=peft", "arms.run=[lora_dense,lora_peft,adafuse_switch,adafuse_peft_merge]"

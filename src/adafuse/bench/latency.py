@@ -1,8 +1,8 @@
 """One latency cell: all arms on one backbone in one process, checked first, then timed in interleaved rounds.
 
 In: a `Config`, the backbone, a record to write to. Out: calibration, check, cost, memory and block lines. An arm that
-fails a check is recorded and not timed. One block of an arm is tokens after a prompt that is already there, or a whole
-query as the paper times it. Next: report/.
+fails a check is recorded and not timed; a cell of which nothing counts is an error. One block of an arm is tokens after
+a prompt that is already there, or a whole query as the paper times it. Next: report/.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from adafuse.adapters.reference import float_view
 from adafuse.bench import calibration, cost, routing
 from adafuse.bench.checks import PADDING, run_checks
+from adafuse.bench.left_out import say_dropped, say_set_aside
 from adafuse.bench.rounds import TimedArm, run_rounds
 from adafuse.bench.workload import adapters, prompts
 from adafuse.config import Config, Latency
@@ -51,6 +52,7 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
             checked = run_checks(decoder, float_model, prompt, knobs.check_tokens)
             for check in checked.checks:
                 record.write("check", arm=name, **asdict(check))
+            say_dropped(name, checked.checks)
             if checked.passed:
                 if adapter is not None and adapter.routers() and arm.method not in seen:
                     seen[arm.method] = routing.shares(adapter, checked.choices)
@@ -66,7 +68,14 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
         except Exception as error:  # an arm's failure is a record; the other arms go on
             record.fail(f"arm {name}", error)
     seed = config.seed + 1000 * config.replicate
-    run_rounds(arms, knobs.rounds, knobs.block_tokens * config.batch, seed, where, record)
+    blocks, flags = run_rounds(arms, knobs.rounds, knobs.block_tokens * config.batch, seed, where, record)
+    if not say_set_aside(blocks, flags):
+        why = (
+            "every block is set aside: run it again when the machine is idle"
+            if blocks
+            else "every arm is dropped"
+        )
+        record.fail("latency", ValueError(f"nothing of this cell counts: {why}"))
 
 
 def _account(

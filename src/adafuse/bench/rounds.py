@@ -76,7 +76,7 @@ class Flag:
 
 def run_rounds(
     arms: Mapping[str, TimedArm], rounds: int, tokens: int, seed: int, where: str, record: Recorder
-) -> None:
+) -> tuple[list[Block], list[Flag]]:
     """Time every arm `rounds` times; an arm that raises is reported once and left out from then on. Flags come last."""
     order, rng = list(arms), Random(seed)
     start, blocks = device.state(where), []
@@ -102,8 +102,10 @@ def run_rounds(
                     blocks.append(Block(name, number, position, tokens, *measured))
                     record.write("block", **asdict(blocks[-1]))
                     bar.update()
-    for flag in clock_flags(blocks):
+    flags = clock_flags(blocks)
+    for flag in flags:
         record.write("flag", **asdict(flag))
+    return blocks, flags
 
 
 def _measure(arm: TimedArm, number: int, where: str, start: State) -> tuple[float, str | None, State]:
