@@ -44,6 +44,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 DONE, FAILED, WRONG = 0, 1, 2
 NOISE = ("object_type=", "reference_type=", "full_key:", "See https://", "Set the environment variable")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+_said: set[str] = set()
 
 
 def main() -> int:
@@ -110,9 +111,11 @@ def stay_offline(config: Config) -> None:
 
 
 def refuse(error: Exception, sweep_job: list[str] | None = None) -> int:
-    """Print the one line."""
-    where = f" (job: {' '.join(sweep_job)})" if sweep_job else ""
-    print(f"error: {one_line(error)}{where}", file=sys.stderr)
+    """Print the one line, once if several jobs of this process are refused for the same reason."""
+    where, line = f" (job: {' '.join(sweep_job)})" if sweep_job else "", one_line(error)
+    if line not in _said:
+        print(f"error: {line}{where}", file=sys.stderr)
+    _said.add(line)
     return WRONG
 
 

@@ -36,10 +36,19 @@ QUICK = [
 ]
 # of experiment=own_model: a backbone alone, plain LoRA, and a router
 FEW = ["method=base,lora,adafuse", "arms.run=[base,base_again,lora_dense,adafuse_gather,adafuse_switch]"]
+# blocks count on a busy machine as well: a cell of which none counts is an error
+ALWAYS_COUNTED = """
+import runpy, sys
+from adafuse.bench import rounds
+rounds.preempted = lambda *_: None
+sys.argv[0] = "scripts/run.py"
+runpy.run_path("scripts/run.py", run_name="__main__")
+"""
 
 
-def run(*overrides: str, check: bool = False) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "scripts/run.py", *overrides]
+def run(*overrides: str, check: bool = False, counted: bool = False) -> subprocess.CompletedProcess[str]:
+    script = ["-c", ALWAYS_COUNTED] if counted else ["scripts/run.py"]
+    command = [sys.executable, *script, *overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
@@ -70,7 +79,8 @@ def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(own_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `experiment=own_model` leaves."""
     runs = tmp_path_factory.mktemp("runs")
-    run("experiment=own_model", f"model.path={own_model}", f"runs_dir={runs}", *QUICK, *FEW, check=True)
+    job = ["experiment=own_model", f"model.path={own_model}", f"runs_dir={runs}", *QUICK, *FEW]
+    run(*job, check=True, counted=True)
     return runs
 
 
@@ -231,6 +241,16 @@ def test_a_full_disk_is_one_line_whatever_the_library_calls_it(tmp_path: Path, m
     monkeypatch.setitem(stages._STAGES, config.task, a_bug)
     with pytest.raises(RuntimeError, match="something else"):
         stages.run(config, "test")
+
+
+def test_what_failed_is_said_on_the_screen(tmp_path: Path, monkeypatch, capsys) -> None:
+    """An arm's failure is a record, and whoever ran the cell need not look there."""
+    config = compose("task=layer", f"runs_dir={tmp_path}")
+    monkeypatch.setitem(
+        stages._STAGES, config.task, lambda _, record: record.fail("arm base", RuntimeError("no memory"))
+    )
+    assert stages.run(config, "test") == "failed"
+    assert capsys.readouterr().err == "error: arm base: RuntimeError: no memory\n"
 
 
 def test_the_header_says_what_made_the_record(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import datetime
 import errno
 import importlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ from adafuse.config import Config, Task
 from adafuse.distributed import MAIN_PROCESS, Silent, wait_for_everyone
 from adafuse.locking import Busy, disk_error, wait_for_writer
 from adafuse.model import backbone
+from adafuse.model.declared import check_cell
 from adafuse.records import Recorder
 from adafuse.refusals import refuse_device, refuse_untrained
 
@@ -42,6 +44,7 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
         print(f"done already: {done}")
         return "skipped"
     backbone.check_source(config.model)
+    check_cell(config)
     refuse_untrained(config)
     refuse_device(config, backbone.device(config))
     _note(config, command, experiment)
@@ -61,7 +64,10 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
     if not MAIN_PROCESS:
         return "done"
     tracking.track(path, config.tracker)
-    return "failed" if records.read(path).status == "error" else "done"
+    written = records.read(path)
+    for error in written.of("error"):
+        print(f"error: {error['where']}: {error['message']}", file=sys.stderr)
+    return "failed" if written.status == "error" else "done"
 
 
 def finished(config: Config) -> Path | None:
