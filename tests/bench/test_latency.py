@@ -94,7 +94,8 @@ def test_blocks_that_are_set_aside_are_said(tiny_llama, tmp_path: Path, monkeypa
     model, cell = tiny_llama(num_hidden_layers=2), ["arms=smoke", "arms.run=[base]", "latency.rounds=3"]
     for lost, status in ((1, "ok"), (3, "error")):
         (tmp_path / str(lost)).mkdir()
-        seen = iter(["preempted: by a test"] * lost + [None] * 3)
+        # before them all is one block that is nobody's
+        seen = iter([None] + ["preempted: by a test"] * lost + [None] * 3)
         monkeypatch.setattr(rounds, "preempted", lambda where, state, seen=seen: next(seen))
         record = measure(model, tmp_path / str(lost), *cell)
         assert record.status == status and len(record.of("block")) == 3
