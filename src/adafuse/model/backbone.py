@@ -7,7 +7,6 @@ Next: llama.py, adapters/.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,6 @@ from adafuse.model.checkpoint import check_folder, first_few, one_line, refuse_i
 from adafuse.model.declared import FAMILIES, check_declared, check_sizes
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
@@ -43,6 +41,8 @@ def load(config: Config, pretrained: Path | None = None) -> tuple[PreTrainedMode
 
     `pretrained` is the folder of a backbone that was fitted here, for `weights=scratch`. Raises ValueError, one line.
     """
+    from adafuse.model.finite import require_finite
+
     model = config.model
     if model.path is None and model.weights is Weights.random:
         backbone, tokenizer = build_random(model, device(config)), byte_tokenizer()
@@ -53,7 +53,7 @@ def load(config: Config, pretrained: Path | None = None) -> tuple[PreTrainedMode
         backbone, tokenizer = from_folder(model.path or str(model.hub_id), model.revision, model)
     backbone = backbone.to(device(config)).eval()
     backbone.requires_grad_(False)
-    refuse_not_finite(backbone.named_parameters(), str(pretrained or model.path or model.name))
+    require_finite(backbone, f"copy {pretrained or model.path or model.name} again")
     return backbone, tokenizer
 
 
@@ -100,22 +100,6 @@ def _refuse_untied(backbone: PreTrainedModel, source: str) -> None:
     if backbone.config.tie_word_embeddings and not same:
         raise ValueError(
             f"{source} has a lm_head.weight of its own: set tie_word_embeddings=false in its config.json"
-        )
-
-
-def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], source: str) -> None:
-    """Refuse NaN and infinity, naming the tensors. Raises ValueError, one line; one wait for the device."""
-    import torch
-
-    finite = {name: torch.stack(tensor.detach().aminmax()).isfinite().all() for name, tensor in tensors}
-    wrong = [
-        name
-        for name, good in zip(finite, torch.stack(list(finite.values())).tolist(), strict=True)
-        if not good
-    ]
-    if wrong:
-        raise ValueError(
-            f"{source} holds values that are NaN or infinite in {first_few(wrong)}: copy it again"
         )
 
 

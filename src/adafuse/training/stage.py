@@ -71,7 +71,6 @@ def train(config: Config, record: Record) -> None:
     if adapter is None:
         model.requires_grad_(True)
     with adapter.installing() if adapter is not None else nullcontext():
-        require_finite(model, "copy the checkpoint again")
         trained = [p for p in model.parameters() if p.requires_grad]
         rows = list(chain(*learnt.values()))
         fitted = fit(model, rows, knobs, checkpoints(folder), adapter, seed=seed, tracker=config.tracker)
