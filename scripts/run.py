@@ -37,7 +37,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from adafuse import stages
 from adafuse.compose import build, register
 from adafuse.config import Config, Task, Weights
-from adafuse.evaluation.suites import check_suite
+from adafuse.evaluation.suites import check_sets, check_suite
 from hydra_plugins.isolated_launcher import CHILD
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -79,6 +79,7 @@ def run_cell(composed: Any) -> int:
         refuse_added_keys(config)
         if config.task is Task.evaluate:
             check_suite(config.suite, config.data)
+            check_sets(config.suite)
         stay_offline(config)
         command = shlex.join(["python", "scripts/run.py", *overrides])
         outcome = stages.run(config, command, chosen.runtime.choices.get("experiment"))
@@ -105,7 +106,7 @@ def refuse_added_keys(node: Any, path: str = "") -> None:
 def stay_offline(config: Config) -> None:
     """Spare the libraries their look-ups where nothing has to be fetched; what the user set stands."""
     from_hub = config.model.path is None and config.model.weights is Weights.hub
-    if not from_hub and not config.suite.bundled:
+    if not from_hub and (not config.suite.bundled or config.suite.path is not None):
         for name, value in OFFLINE.items():
             os.environ.setdefault(name, value)
 

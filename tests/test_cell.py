@@ -54,6 +54,7 @@ CHANGES = [
     ("data.train_items=50", "train evaluate latency memory trace drift"),
     ("data.level=2", "train evaluate latency memory trace drift"),
     ("suite.limit=3", "evaluate"),
+    ("+suite.shots_by_task={sort:2}", "evaluate"),
     ("evaluate_dtype=bfloat16", "evaluate"),
     ("evaluate_strategy=switch evaluate_restore=false", "evaluate"),
     ("method.null_expert=true", "train evaluate latency memory trace drift"),
@@ -98,6 +99,17 @@ def test_settings_that_came_later_have_no_part_in_what_was_there_before() -> Non
         assert f'"{name}": {json.dumps(unused)}' not in text
     used = compose("experiment=bypass_latency", "latency.bypass_share=0.5")
     assert '"bypass_share": 0.5' in json.dumps(cell.identity(used))
+
+
+def test_where_prepared_data_sets_lie_has_no_part_in_a_cell_and_what_they_hold_has(tmp_path: Path) -> None:
+    hashes = {}
+    for place, known in (("here", "0a"), ("there", "0a"), ("other", "0b")):
+        (tmp_path / place).mkdir()
+        sources = [{"repo": "OWNER/NAME", "sha256": {"train.parquet": known}}]
+        (tmp_path / place / "manifest.json").write_text(json.dumps({"sources": sources}))
+        hashes[place] = cell.cell_hash(compose("task=evaluate", f"suite.path={tmp_path / place}"))
+    assert hashes["here"] == hashes["there"] != hashes["other"]
+    assert hashes["here"] != cell.cell_hash(compose("task=evaluate"))
 
 
 def test_tables_1_and_6_share_one_record_per_replicate() -> None:

@@ -15,7 +15,9 @@ PATH = Path(__file__).parents[1] / "scripts/prepare.py"
 
 
 @pytest.fixture
-def prepare() -> ModuleType:
+def prepare(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    # it imports its neighbour
+    monkeypatch.syspath_prepend(str(PATH.parent))
     spec = importlib.util.spec_from_file_location("prepare", PATH)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adafuse.config import Config, Fit, Method, Task, Weights
-from adafuse.data.items import former_version, pretraining_version, recipe
+from adafuse.data.items import PREPARED, former_version, pretraining_version, recipe
 from adafuse.records import as_plain
 from adafuse.shape import shape_of
 
@@ -34,6 +34,8 @@ LATER: dict[str, Any] = {
     "bypass_share": 0.0,
     "learning_rate_factor": 1.0,
     "full": False,
+    "path": None,
+    "shots_by_task": {},
 }
 
 
@@ -219,7 +221,10 @@ def _train(config: Config) -> dict[str, Any]:
 
 
 def _evaluate(config: Config) -> dict[str, Any]:
-    parts = {"suite": config.suite, "seed": config.seed, "dtype": config.evaluate_dtype}
+    suite = as_plain(config.suite)
+    if config.suite.path is not None:
+        suite["path"] = _sets(Path(config.suite.path))
+    parts = {"suite": suite, "seed": config.seed, "dtype": config.evaluate_dtype}
     if config.method.is_trained:
         how = {"strategy": config.evaluate_strategy, "restore": config.evaluate_restore}
         return {"train": _train(config), **how, **parts}
@@ -311,6 +316,13 @@ def _files(folder: Path) -> dict[str, str]:
     """Fingerprints of a checkpoint's files; a folder that is missing has none, and backbone.py refuses it."""
     found = {path for pattern in ("config.json", *WEIGHT_FILES) for path in folder.glob(pattern)}
     return {path.name: _fingerprint(path) for path in sorted(found)}
+
+
+def _sets(folder: Path) -> str:
+    """What the data sets of a suite hold, wherever they are; of a folder that was not prepared suites.py says so."""
+    manifest = folder / PREPARED
+    sources = json.loads(manifest.read_bytes())["sources"] if manifest.is_file() else []
+    return content_hash({source["repo"]: source["sha256"] for source in sources})
 
 
 def _fingerprint(path: Path) -> str:

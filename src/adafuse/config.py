@@ -162,13 +162,17 @@ class Fit:
 
 @dataclass
 class Suite:
-    """lm-eval tasks; `bundled` adds the tasks that lm-eval ships (they need a network)."""
+    """lm-eval tasks; `bundled` adds the tasks that lm-eval ships (they need a network, or `path`)."""
 
     name: str = MISSING
     tasks: list[str] = MISSING
     bundled: bool = False
+    # a folder of data sets for bundled tasks, as scripts/prepare.py evaluation leaves it; null: from the hub
+    path: str | None = None
     limit: int | None = None
     shots: int = 0
+    # for tasks and groups that have their own number
+    shots_by_task: dict[str, int] = field(default_factory=dict)
     batch: int = 16
 
 

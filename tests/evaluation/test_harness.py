@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -270,3 +271,28 @@ def test_a_recital_is_scored_by_both(tmp_path: Path) -> None:
     source = training_data.write(data, tmp_path, seed=0)
     results = evaluate(tiny(256), byte_tokenizer(), None, suite("recital"), source, merging=False, seed=0)
     assert [(r.suite_task, r.metric) for r in results] == [("recital", "prefix"), ("recital", "exact_match")]
+
+
+def sets(folder: Path, *tasks: str) -> str:
+    """A folder as prepare.py leaves it, by what its manifest says."""
+    folder.mkdir()
+    (folder / "manifest.json").write_text(
+        json.dumps({"sources": [], "tasks": dict.fromkeys(tasks, "OWNER/NAME")})
+    )
+    return str(folder)
+
+
+def test_a_task_without_a_prepared_data_set_is_refused(tmp_path: Path) -> None:
+    there = sets(tmp_path / "sets", "hellaswag", "winogrande")
+    suites.check_sets(suite("hellaswag", "local_choices", bundled=True, path=there))
+    with pytest.raises(
+        ValueError, match=r"'mmlu' in suite.tasks has no data in .*\['hellaswag', 'winogrande'\]"
+    ):
+        suites.check_sets(suite("mmlu", bundled=True, path=there))
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ValueError, match=r"is not what scripts/prepare.py evaluation leaves"):
+            suites.check_sets(suite("hellaswag", bundled=True, path=str(folder)))
+
+
+def test_parts_of_groups_are_known_by_name() -> None:
+    assert {"mmlu", "mmlu_anatomy", "arc_challenge"} <= suites.bundled_names()

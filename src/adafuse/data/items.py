@@ -26,6 +26,8 @@ from adafuse.data.tokens import Encoded, training_rows
 DATA_VERSION = 2
 # how many items of each level, and lessons of each family, show a change of their maker
 SAMPLED = 3
+# What scripts/prepare.py writes last into a folder: where its content is from, with hashes.
+PREPARED = "manifest.json"
 # The name under which the user's own files (data.path) are trained on and evaluated.
 LOCAL = "local"
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from adafuse.config import Suite
 from adafuse.data.items import LOCAL
-from adafuse.evaluation.suites import LOCAL_TASKS, TASKS, check_suite, own_tasks
+from adafuse.evaluation.suites import LOCAL_TASKS, TASKS, check_sets, check_suite, own_tasks, prepared_sets
 
 if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -57,6 +58,7 @@ def evaluate(
     Raises ValueError, one line, for an unknown task, one without data, and a number that is not finite.
     """
     check_suite(suite)
+    check_sets(suite)
     _check_data(suite, data_folder)
     _prepare_libraries(suite)
     # heavy, and it reads its environment when it is imported
@@ -72,9 +74,9 @@ def evaluate(
     try:
         results = simple_evaluate(
             model=lm,
-            tasks=list(suite.tasks),
+            tasks=_tasks(suite, manager),
             task_manager=manager,
-            num_fewshot=suite.shots,
+            num_fewshot=None if suite.shots_by_task else suite.shots,
             limit=suite.limit,
             bootstrap_iters=BOOTSTRAPS,
             log_samples=True,
@@ -101,6 +103,23 @@ def evaluate(
     return found
 
 
+def _tasks(suite: Suite, manager: TaskManager) -> list[Any]:
+    """lm-eval's tasks and groups as it defines them, with the suite's own data folders and numbers of shots."""
+    if suite.path is None and not suite.shots_by_task:
+        return list(suite.tasks)
+    sets = prepared_sets(suite.path) if suite.path is not None else {}
+    built = []
+    for name in suite.tasks:
+        own: dict[str, Any] = {"dataset_path": str(sets[name])} if name in sets else {}
+        if suite.shots_by_task:
+            own["num_fewshot"] = suite.shots_by_task.get(name, suite.shots)
+        # manager.load takes a task's settings only without what its file says, and a group's not at all
+        built.append(
+            manager._factory.build(manager.task_index[name], overrides=own, registry=manager.task_index)
+        )
+    return built
+
+
 def _check_data(suite: Suite, data_folder: Path) -> None:
     for name in set(suite.tasks) & set(own_tasks()):
         family = LOCAL if name in LOCAL_TASKS else name
@@ -112,9 +131,11 @@ def _check_data(suite: Suite, data_folder: Path) -> None:
 
 def _prepare_libraries(suite: Suite) -> None:
     """Before lm-eval is imported: no network unless its own tasks need one, and no pages of advice."""
-    if not suite.bundled:
+    if not suite.bundled or suite.path is not None:
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # MMLU alone has a bar for each of 171 files
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # it warns about every ready-made model and every custom data set; both are what we want
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
@@ -123,6 +144,8 @@ def _task_results(name: str, results: Mapping[str, Any]) -> list[TaskResult]:
     """One result per metric of a task, or of a group over all items of its tasks, or those of a plain collection."""
     scores = results["results"].get(name, {})
     metrics = [key for key in scores if "," in key and "_stderr," not in key]
+    # the first one stands in tables: where choices differ in length it is the one that others print
+    metrics.sort(key=lambda key: not key.startswith("acc_norm,"))
     children = results["group_subtasks"].get(name, [])
     if not metrics:
         return [result for child in children for result in _task_results(child, results)]

@@ -6,16 +6,18 @@ imported. Next: harness.py, which runs them.
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from adafuse.config import Data, Suite
+from adafuse.data.items import PREPARED
 
 TASKS = Path(__file__).parent / "tasks"
 LOCAL_TASKS = ("local_answers", "local_choices")
-NAME = re.compile(r"^(?:task|group):\s*[\"']?([\w.-]+)[\"']?\s*$", re.MULTILINE)
+NAME = re.compile(r"^[\"']?(?:task|group)[\"']?:\s*[\"']?([\w.-]+)[\"']?\s*$", re.MULTILINE)
 
 
 def own_tasks() -> list[str]:
@@ -37,6 +39,30 @@ def check_suite(suite: Suite, data: Data | None = None) -> None:
             raise ValueError(
                 f"unknown task '{name}' in suite.tasks: neither ours ({ours}) nor bundled with lm-eval"
             )
+
+
+def check_sets(suite: Suite) -> None:
+    """Refuse a bundled task whose data set is not in suite.path. Raises ValueError."""
+    if suite.path is None:
+        return
+    there = prepared_sets(suite.path)
+    for name in suite.tasks:
+        if name not in there and name not in own_tasks():
+            raise ValueError(
+                f"task '{name}' in suite.tasks has no data in suite.path={suite.path}: choose from {sorted(there)}, "
+                "or set suite.path=null for the hub's"
+            )
+
+
+def prepared_sets(folder: str) -> dict[str, Path]:
+    """The folder of each task's data set in suite.path. Raises ValueError for one that was not prepared."""
+    try:
+        tasks = json.loads((Path(folder) / PREPARED).read_text())["tasks"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"suite.path={folder} is not what scripts/prepare.py evaluation leaves: run that, or name its folder"
+        ) from None
+    return {task: Path(folder).resolve() / repository for task, repository in tasks.items()}
 
 
 @cache
