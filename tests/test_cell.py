@@ -340,6 +340,28 @@ def test_files_of_a_former_name_are_found_until_there_are_others(tmp_path: Path)
         items.write(config.data, former, config.seed)
 
 
+def test_a_mended_family_makes_the_cells_anew_that_stand_on_it_and_no_others() -> None:
+    """Records of wrong text are not found as done, but as withdrawn; a backbone has no part in it."""
+    for level, families, task, withdrawn in (
+        (3, "copy,comparison", "evaluate", 3),
+        (3, "copy,comparison", "train", 3),
+        (2, "comparison", "drift", 3),
+        (3, "copy,comparison", "pretrain", 0),
+        (3, "copy,sort", "evaluate", 0),
+        (1, "copy,comparison", "evaluate", 0),
+    ):
+        config = compose(f"task={task}", TRAINED, f"data.level={level}", f"data.families=[{families}]")
+        now, former, wrong = cell.identity(config), cell.former_hashes(config), cell.withdrawn_hashes(config)
+        assert len(wrong) == withdrawn and not {cell.content_hash(now), *former} & set(wrong)
+        if task == "evaluate":
+            text = items.items_version(tuple(sorted(families.split(","))))
+            before = now | {"train": now["train"] | {"data": now["train"]["data"] | {"text": text}}}
+            assert [cell.content_hash(before)] == (wrong[:1] or [cell.content_hash(now)])
+            assert (cell.data_dir(config).name[-12:] == cell.content_hash(before["train"]["data"])) == (
+                not wrong
+            )
+
+
 def published() -> list[dict[str, str]]:
     """A quarter of the published membership: of each experiment, profile and task the first row."""
     with (ROOT / "results" / "membership.csv").open(newline="") as file:
@@ -356,9 +378,9 @@ def published() -> list[dict[str, str]]:
 )
 def test_published_records_are_found_by_what_their_experiment_composes(row: dict[str, str]) -> None:
     chosen = [f"experiment={row['experiment']}", f"profile={row['profile']}", *shlex.split(row["overrides"])]
-    known = {
-        (one.task.name, known)
-        for one in cell.with_needs(compose(*chosen))
-        for known in (cell.cell_hash(one), *cell.former_hashes(one))
-    }
-    assert (row["task"], row["record"]) in known
+    known, withdrawn = set(), set()
+    for one in cell.with_needs(compose(*chosen)):
+        known |= {(one.task.name, key) for key in (cell.cell_hash(one), *cell.former_hashes(one))}
+        withdrawn |= {(one.task.name, key) for key in cell.withdrawn_hashes(one)}
+    assert not known & withdrawn
+    assert (row["task"], row["record"]) in known | withdrawn

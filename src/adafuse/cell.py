@@ -12,11 +12,13 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from adafuse.config import Config, Fit, Method, Task, Weights
-from adafuse.data.items import PREPARED, former_version, pretraining_version, recipe
+from adafuse.data.items import PREPARED, former_text, pretraining_version, recipe, wrong_text
 from adafuse.records import as_plain
 from adafuse.shape import shape_of
 
@@ -69,9 +71,22 @@ def former_hashes(config: Config, *, other_pythons: bool = True) -> list[str]:
     built on (`other_pythons=False`) must hold this Python's own text.
     """
     now = identity(config)
-    versions = [former_version(), *map(former_version, PUBLISHED_PYTHONS if other_pythons else ())]
-    found = [content_hash(_as_before(now, version, config)) for version in versions if version is not None]
-    return [known for known in dict.fromkeys(found) if known != content_hash(now)]
+    pythons = [None, *(PUBLISHED_PYTHONS if other_pythons else ())]
+    found = [_as_before(now, partial(former_text, python=python), config) for python in pythons]
+    return _hashes_but(now, found)
+
+
+def withdrawn_hashes(config: Config) -> list[str]:
+    """The hashes of records of this cell that stand on text with wrong answers, before it was mended; mostly none.
+
+    They are no records of the cell, but of the experiments that it serves.
+    """
+    now = identity(config)
+    wrong = _as_before(now, wrong_text, config)
+    if wrong == _as_before(now, itemgetter("text"), config):
+        return []
+    by_python = [partial(former_text, python=python, wrong=True) for python in PUBLISHED_PYTHONS]
+    return _hashes_but(now, [wrong, *(_as_before(now, text, config) for text in by_python)])
 
 
 def cell_id(config: Config) -> str:
@@ -110,7 +125,7 @@ def adapter_dir(config: Config, method: Method) -> Path:
 def data_dir(config: Config) -> Path:
     """Folder of the training, validation and test items."""
     now, name = recipe(config.data, config.seed), f"{config.data.name}-s{config.seed}"
-    before = now | {"text": former_version()}
+    before = now | {"text": former_text(now)}
     folders = [Path(config.runs_dir) / "data" / f"{name}-{content_hash(known)}" for known in (now, before)]
     return _first_there(folders)
 
@@ -191,15 +206,20 @@ def _without_unused(value: Any) -> Any:
     return [_without_unused(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _as_before(value: Any, text: str, config: Config) -> Any:
-    """Settings as they were hashed before: text by its Python, a checkpoint by its path, all of its config.json."""
+def _hashes_but(now: Any, others: list[Any]) -> list[str]:
+    """The hashes of these identities, each once and without today's."""
+    return [known for known in dict.fromkeys(map(content_hash, others)) if known != content_hash(now)]
+
+
+def _as_before(value: Any, text: Callable[[dict[str, Any]], str], config: Config) -> Any:
+    """Settings as they were hashed before: text as `text` names it, a checkpoint by its path, all its config.json."""
     if isinstance(value, list):
         return [_as_before(inner, text, config) for inner in value]
     if not isinstance(value, dict):
         return value
     found = {key: _as_before(inner, text, config) for key, inner in value.items()}
     if "text" in found:
-        found["text"] = text
+        found["text"] = text(found)
     if config.model.path is not None and "folder" in found:
         del found["folder"]
         found["path"] = str(Path(config.model.path).resolve())

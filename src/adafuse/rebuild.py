@@ -83,7 +83,9 @@ def _jobs(experiment: str, profile: str) -> Iterator[list[str]]:
 
 
 def _keys(experiment: str, profile: str, overrides: Sequence[str]) -> list[Key]:
-    """What the records of a job, and of the cells that it stands on, may be called; none for a job that is refused."""
+    """What the records of a job, and of the cells that it stands on, may be called, withdrawn ones last; none for a job
+    that is refused.
+    """
     try:
         config = _config(experiment, profile, overrides)
     except REFUSALS:
@@ -91,7 +93,7 @@ def _keys(experiment: str, profile: str, overrides: Sequence[str]) -> list[Key]:
     return [
         (one.task.name, known)
         for one in cell.with_needs(config)
-        for known in cell.known_records(one).values()
+        for known in (*cell.known_records(one).values(), *cell.withdrawn_hashes(one))
     ]
 
 

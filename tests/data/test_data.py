@@ -13,7 +13,7 @@ import pytest
 from adafuse.config import Data
 from adafuse.data import items as training_data
 from adafuse.data import standard_library
-from adafuse.data.families import FAMILIES, NAMES, Item, generate
+from adafuse.data.families import FAMILIES, LEVELS, NAMES, Item, generate
 from adafuse.data.tokens import training_rows
 from adafuse.model.backbone import byte_tokenizer
 
@@ -59,6 +59,28 @@ def test_the_version_of_generated_items_is_the_same_on_every_python() -> None:
     """What the published studies were trained on: if this fails, items have changed, and DATA_VERSION must."""
     drawn = ("addition", "comparison", "copy", "majority", "recital", "reverse", "sort")
     assert training_data.items_version(drawn) == "af5f88c6c823"
+
+
+def test_a_mended_family_has_another_version_on_the_levels_that_were_wrong_alone() -> None:
+    right = {name: [training_data.items_version((name,), level) for level in LEVELS] for name in FAMILIES}
+    assert {name: len(set(versions)) for name, versions in right.items()} == {
+        name: 2 if name == "comparison" else 1 for name in FAMILIES
+    }
+    assert right["comparison"][1] == right["comparison"][2]
+
+
+def test_a_folder_of_items_before_they_were_mended_is_refused(tmp_path: Path) -> None:
+    data = dataclasses.replace(SMALL, families=["comparison"], level=2)
+    folder = training_data.write(data, tmp_path, seed=0)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for wrong in (
+        training_data.former_text(manifest["recipe"], wrong=True),
+        training_data.wrong_text(manifest["recipe"]),
+    ):
+        manifest["recipe"]["text"] = wrong
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match="holds data of other settings"):
+            training_data.write(data, folder, seed=0)
 
 
 @pytest.mark.parametrize("name", NAMES)

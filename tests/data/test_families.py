@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from functools import cache
 from itertools import islice
 
 import pytest
@@ -54,26 +55,67 @@ def test_content_is_disjoint_across_the_families_that_share_it() -> None:
     assert not sums["train"] & sums["test"]
 
 
-def test_copy_reverse_and_sort_have_the_same_tokens_and_different_answers() -> None:
-    shown = {name: FAMILIES[name].item("dbcage", None) for name in REWRITTEN}
-    assert len({item.prompt for item in shown.values()}) == 3
-    assert len({frozenset(Counter(item.prompt).items()) for item in shown.values()}) == 1
-    assert {name: item.answer for name, item in shown.items()} == {
-        k: f("dbcage") for k, f in REWRITTEN.items()
-    }
+@pytest.mark.parametrize("level", LEVELS)
+def test_copy_reverse_and_sort_have_the_same_tokens_and_different_answers(level: int) -> None:
+    """What same_tokens exists for: the same words, told apart by the order of three symbols alone."""
+    for item in generate("copy", "test", 50, 0, level):
+        word = item.prompt[4:-1]
+        shown = {name: FAMILIES[name].item(word, None) for name in REWRITTEN}
+        assert shown["copy"] == item
+        assert len({one.prompt for one in shown.values()}) == 3
+        assert len({"".join(sorted(one.prompt)) for one in shown.values()}) == 1
+        assert {one.prompt[3:] for one in shown.values()} == {f" {word}="}
+        assert {name: one.answer for name, one in shown.items()} == {k: f(word) for k, f in REWRITTEN.items()}
     assert len({frozenset(code) for code in OPERATION.values()}) == 1
 
 
-def test_answers_are_right(items: dict) -> None:
-    for name, change in REWRITTEN.items():
-        assert all(i.answer == change(i.prompt[4:-1]) for i in items[name, "test"])
-    assert all(i.answer == str(eval(i.prompt[:-1])) for i in items["addition", "test"])
-    for item in items["comparison", "test"]:
-        code, first, second = item.prompt[:-1].split()
-        assert item.answer == (max if code == "><" else min)(first, second)
-        assert sorted(first) == sorted(second) and first != second
-    for item in items["majority", "test"]:
-        assert item.answer == Counter(item.prompt[:-1]).most_common(1)[0][0]
+@cache
+def library() -> str:
+    """All text, of all splits, with one kind of line end."""
+    return "\n".join(line for split in SPLITS for line in standard_library.text(split).splitlines())
+
+
+def is_right(name: str, prompt: str, answer: str, level: int) -> bool:
+    """Whether an answer is right, from the text of the exercise alone."""
+    asked = prompt[:-1]
+    if name in REWRITTEN:
+        code, word = asked.split()
+        return answer == REWRITTEN[{"<|>": "copy", "|><": "reverse", "><|": "sort"}[code]](word)
+    if name == "addition":
+        first, second = asked.split("+")
+        return int(answer) == int(first) + int(second)
+    if name == "comparison":
+        code, *numbers = asked.split()
+        others = [int(number) for number in numbers]
+        others.remove(int(answer))
+        return (int(answer) > others[0]) == (code == "><") and int(answer) != others[0]
+    if name == "majority":
+        return all(asked.count(answer) > asked.count(other) for other in set(asked) - {answer})
+    if name == "recital":
+        word = asked.removeprefix("@ ")
+        turns = [word[k:] + word[:k] for k in range(5)]
+        return answer.split(" ") == [turns[k % 5] for k in range(12 * level)]
+    return prompt + answer in library()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_keyed_answer_is_the_only_right_one(name: str, level: int) -> None:
+    for split, seed in (("train", 0), ("test", 1)):
+        for item in generate(name, split, 20 if name == "cloze" else 300, seed, level):
+            right = [choice for choice in item.choices or [] if is_right(name, item.prompt, choice, level)]
+            assert right == ([item.answer] if item.choices else []), item
+            assert item.choices or is_right(name, item.prompt, item.answer, level), item
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_two_numbers_have_the_same_digits_and_the_first_decides_less_often_on_higher_levels(
+    level: int,
+) -> None:
+    pairs = [item.prompt[3:-1].split() for item in generate("comparison", "train", 900, 0, level)]
+    assert all(sorted(one) == sorted(two) and len(one) == 2 + 2 * level for one, two in pairs)
+    by_first = sum(one[0] != two[0] for one, two in pairs) / len(pairs)
+    assert abs(by_first - {1: 0.79, 2: 0.42, 3: 0.28}[level]) < 0.05
 
 
 def test_a_recital_turns_its_word_by_one_letter_a_round(items: dict) -> None:
@@ -96,20 +138,23 @@ def test_every_level_has_enough_items_that_fit_and_are_harder(name: str, level: 
         assert level == 1 or min(len(i.prompt + i.answer) for i in found["test"]) > easier
 
 
-def test_choices_hold_the_answer_once_in_no_preferred_place(items: dict) -> None:
-    for name in ("addition", "comparison", "majority", "cloze"):
-        sample = items[name, "train"]
-        for item in sample:
-            assert item.choices[item.label] == item.answer
-            assert len(set(item.choices)) == len(item.choices) == NUMBER_OF_CHOICES[name]
-            assert len({len(choice) for choice in item.choices}) == 1
-        share = Counter(item.label for item in sample).most_common(1)[0][1] / len(sample)
-        assert share < 1.25 / len(sample[0].choices)
-
-
-def test_comparison_cannot_be_answered_without_reading_the_operation(items: dict) -> None:
-    larger = [item.answer == max(item.choices) for item in items["comparison", "train"]]
-    assert 0.4 < sum(larger) / len(larger) < 0.6
+@pytest.mark.parametrize("name", ["addition", "comparison", "majority", "cloze"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_choices_hold_the_answer_once_in_no_preferred_place(name: str, level: int) -> None:
+    sample = generate(name, "train", 900, 0, level)
+    number = 4 if name == "majority" and level > 1 else NUMBER_OF_CHOICES[name]
+    for item in sample:
+        assert item.choices[item.label] == item.answer
+        assert len(set(item.choices)) == len(item.choices) == number
+        # none is likelier by being shorter
+        assert len({len(choice) for choice in item.choices}) == 1
+    places = Counter(item.label for item in sample)
+    assert len(places) == number and max(places.values()) / len(sample) < 1.2 / number
+    if name != "cloze":
+        # nor by what it looks like: in the order of choices the right one stands anywhere (in addition a little more
+        # often first or last, as both places may have one step)
+        ranks = Counter(sorted(item.choices).index(item.answer) for item in sample)
+        assert max(ranks.values()) / len(sample) < (1.4 if name == "addition" else 1.25) / number
 
 
 def test_cloze_is_real_text_of_its_own_split(items: dict) -> None:

@@ -7,7 +7,7 @@ and test, but never the same content. Real text comes from standard_library.py. 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -31,6 +31,8 @@ CROWDS = {
 }
 ROUNDS = {1: 12, 2: 24, 3: 36}
 LEVELS = tuple(WORDS)
+# The families that had wrong answers for a time, and on which levels: whatever was made from those is withdrawn.
+MENDED = {"comparison": (2, 3)}
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ def collect(candidates: Iterator[Item], name: str, split: str, count: int) -> li
             f"family {name} has only {len(items)} {split} items: lower data.{split}_items={count}"
         )
     return list(items.values())
+
+
+def before_mended(name: str, split: str, count: int, seed: int, level: int) -> list[Item]:
+    """What `generate` gave while the family was wrong: it still names text, and is never learned from."""
+    family = replace(FAMILIES[name], draw=_two_lengths)
+    return collect(_exercises(family, split, Random(f"{name}/{split}/{seed}"), level), name, split, count)
 
 
 def lessons(split: str, seed: int) -> Iterator[str]:
@@ -169,6 +177,17 @@ def _slip(terms: tuple[str, str], place: int, rng: Random) -> str:
 
 
 def _two_numbers(rng: Random, level: int) -> tuple[str, str]:
+    """The higher the level, the more digits they may begin with alike: else the first would decide nearly always."""
+    first = "".join(rng.sample("123456789" * level, 2 + 2 * level))
+    # a draw more would change the items of level 1
+    alike = rng.randrange(level) if level > 1 else 0
+    while (second := first[:alike] + "".join(rng.sample(first[alike:], len(first) - alike))) == first:
+        pass
+    return first, second
+
+
+def _two_lengths(rng: Random, level: int) -> tuple[str, str]:
+    """Levels 2 and 3 as they were: the second number is shorter, and the order of strings that of a dictionary."""
     digits = rng.sample("123456789" * level, 2 + 2 * level)
     first = "".join(digits)
     while (second := "".join(rng.sample(digits, 4))) == first:
@@ -177,6 +196,7 @@ def _two_numbers(rng: Random, level: int) -> tuple[str, str]:
 
 
 def _wanted(pair: tuple[str, str], which: str) -> str:
+    # of equal length, so that strings are in the order of the numbers
     return max(pair) if which == "larger" else min(pair)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from adafuse.config import Data
 from adafuse.data import families, real_tasks, standard_library
-from adafuse.data.families import FAMILIES, LEVELS, Item, lessons
+from adafuse.data.families import FAMILIES, LEVELS, MENDED, Item, before_mended, lessons
 from adafuse.data.splits import SPLITS
 from adafuse.data.tokens import Encoded, training_rows
 
@@ -41,7 +41,7 @@ def recipe(data: Data, seed: int) -> dict[str, Any]:
 
         own = rows.fingerprints(data.path)
     return {
-        "text": items_version(tuple(sorted(data.families))),
+        "text": items_version(tuple(sorted(data.families)), data.level),
         "families": list(data.families),
         "level": data.level,
         "items": counts,
@@ -51,9 +51,10 @@ def recipe(data: Data, seed: int) -> dict[str, Any]:
 
 
 @cache
-def items_version(names: tuple[str, ...]) -> str:
+def items_version(names: tuple[str, ...], level: int = LEVELS[0]) -> str:
     """What the items of these families are made from, as a hash: a sample of each, and the library that cloze cuts.
 
+    All levels are sampled. Where one was mended, the others keep the name that they had: it holds the wrong items.
     Raises ValueError for an unknown family.
     """
     samples: list[Any] = [DATA_VERSION]
@@ -61,9 +62,12 @@ def items_version(names: tuple[str, ...]) -> str:
         if name == "cloze":
             samples.append(standard_library.fingerprint())
             continue
-        for level in (LEVELS[0],) if name in real_tasks.NAMES else LEVELS:
-            items = [item for split in SPLITS for item in _generate(name, split, SAMPLED, 0, level)]
-            samples += [[item.prompt, item.answer, item.choices, item.label] for item in items]
+        mended = MENDED.get(name, ())
+        for each in (LEVELS[0],) if name in real_tasks.NAMES else LEVELS:
+            for split in SPLITS:
+                wrong = each in mended and level not in mended
+                items = (before_mended if wrong else _generate)(name, split, SAMPLED, 0, each)
+                samples += [[item.prompt, item.answer, item.choices, item.label] for item in items]
     return _digest(samples)
 
 
@@ -74,9 +78,25 @@ def pretraining_version() -> str:
     return _digest([DATA_VERSION, standard_library.fingerprint(), taught])
 
 
-def former_version(python: str | None = None) -> str | None:
-    """How text was named before: by the Python whose library it is. None once the text is another one."""
-    return f"2 of Python {python or platform.python_version()}" if DATA_VERSION == 2 else None
+def is_mended(settings: dict[str, Any]) -> bool:
+    """Whether text of this recipe once had wrong answers; pre-training text never had."""
+    return any(settings["level"] in MENDED.get(name, ()) for name in settings.get("families", ()))
+
+
+def former_text(settings: dict[str, Any], python: str | None = None, wrong: bool = False) -> str:
+    """How text of these settings was named before: by the Python whose library it is.
+
+    Today's name if this is another text than that, because DATA_VERSION was raised or (unless `wrong`) it was mended.
+    """
+    if DATA_VERSION != 2 or (is_mended(settings) and not wrong):
+        return str(settings["text"])
+    return f"2 of Python {python or platform.python_version()}"
+
+
+def wrong_text(settings: dict[str, Any]) -> str:
+    """The name of the text before it was mended, when no Python named it any more; today's if nothing was."""
+    families = tuple(sorted(settings.get("families", ())))
+    return items_version(families) if is_mended(settings) else str(settings["text"])
 
 
 def _digest(samples: list[Any]) -> str:
@@ -93,7 +113,7 @@ def write(data: Data, folder: Path, seed: int) -> Path:
     manifest_path = folder / "manifest.json"
     if manifest_path.exists():
         manifest = _manifest(folder)
-        if manifest["recipe"] not in (wanted, wanted | {"text": former_version()}):
+        if manifest["recipe"] not in (wanted, wanted | {"text": former_text(wanted)}):
             raise ValueError(f"{folder} holds data of other settings: delete it and run again")
         for name in manifest["files"]:
             _verified(folder, name)
