@@ -198,7 +198,10 @@ def _print_records(found: report.Report) -> None:
     """How many there are, and those that could not be read or that no experiment names, a line each."""
     status = found.frames.runs["status"].value_counts()
     failed, unfinished = (int(status.get(name, 0)) for name in ("error", "unfinished"))
-    print(f"{len(found.frames.runs):,} records: {failed} with errors, {unfinished} unfinished")
+    withdrawn = found.frames.runs["withdrawn"].ne("").sum()
+    print(
+        f"{len(found.frames.runs):,} records: {failed} with errors, {unfinished} unfinished, {withdrawn} withdrawn"
+    )
     for name, reason in found.frames.left_out.items():
         print(f"left out: {name}: {reason}")
     for record in found.frames.unlisted:

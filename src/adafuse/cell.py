@@ -13,12 +13,11 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from adafuse.config import Config, Fit, Method, Task, Weights
-from adafuse.data.items import PREPARED, former_text, pretraining_version, recipe, wrong_text
+from adafuse.data.items import PREPARED, former_text, is_mended, pretraining_version, recipe, wrong_text
 from adafuse.records import as_plain
 from adafuse.shape import shape_of
 
@@ -82,11 +81,16 @@ def withdrawn_hashes(config: Config) -> list[str]:
     They are no records of the cell, but of the experiments that it serves.
     """
     now = identity(config)
-    wrong = _as_before(now, wrong_text, config)
-    if wrong == _as_before(now, itemgetter("text"), config):
+    if not any(map(is_mended, _recipes(now))):
         return []
+    wrong = _as_before(now, wrong_text, config)
     by_python = [partial(former_text, python=python, wrong=True) for python in PUBLISHED_PYTHONS]
     return _hashes_but(now, [wrong, *(_as_before(now, text, config) for text in by_python)])
+
+
+def text(config: Config) -> str | None:
+    """What the items that a cell stands on are made from, as a hash; None for a cell that stands on none."""
+    return next((str(found["text"]) for found in _recipes(identity(config))), None)
 
 
 def cell_id(config: Config) -> str:
@@ -204,6 +208,15 @@ def _without_unused(value: Any) -> Any:
         used = {k: v for k, v in value.items() if k not in LATER or v != LATER[k]}
         return {key: _without_unused(inner) for key, inner in used.items()}
     return [_without_unused(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _recipes(value: Any) -> Iterator[dict[str, Any]]:
+    """The recipes of data (items.py) in an identity."""
+    if isinstance(value, dict):
+        if "families" in value:
+            yield value
+        for inner in value.values():
+            yield from _recipes(inner)
 
 
 def _hashes_but(now: Any, others: list[Any]) -> list[str]:

@@ -90,6 +90,7 @@ def run_fields(config: Config, command: str, experiment: str | None = None) -> d
         "task": config.task.name,
         "cell_id": cell.cell_id(config),
         "config_hash": cell.cell_hash(config),
+        "text": cell.text(config),
         "experiment": experiment,
         "profile": config.profile,
         "commit": commit,

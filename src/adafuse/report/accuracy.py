@@ -12,6 +12,8 @@ a row is a strategy and a dtype. Next: routing.py. Quantities of a row, differen
     rest.OTHER.TASK             the same over all tasks but one; later.OTHER: over seeds beyond the first MIN_SEEDS
     minus90.X, p.X, spread.X    of minus.X (or X): 90 % interval, test of equivalence, deviation between seeds
     loss_minus.OTHER            of the held-out validation_loss in nats a token, which is also told by learning rate
+
+Of a withdrawn evaluation the numbers of its wrong tasks are withdrawn, and what is made from them.
 """
 
 from __future__ import annotations
@@ -194,11 +196,14 @@ def _scores(found: Frames, own: pd.DataFrame) -> pd.DataFrame:
     lines["correct"] = pd.Series(kept, lines.index)
     lines["task_hash"] = lines.get("task_hash", pd.Series("", lines.index)).fillna("")
     own = own.assign(nth=own.groupby(ROW)["seed"].rank("dense"))
-    lines = own[[*ROW, "seed", "nth", "record", "config", "backbone"]].merge(lines, on="record")
+    about = ["seed", "nth", "record", "config", "backbone", "withdrawn", "wrong"]
+    lines = own[[*ROW, *about]].merge(lines, on="record")
     folders = [setting(config, "data.path") for config in lines.pop("config")]
     named = zip(lines["suite_task"], folders, strict=True)
     tasks = [Path(folder or task).name if task.startswith("local") else task for task, folder in named]
     lines["task"] = pd.Series(tasks, lines.index, dtype=object)
+    asked = zip(tasks, lines.pop("wrong"), lines["withdrawn"], strict=True)
+    lines["withdrawn"] = [why if task in wrong else "" for task, wrong, why in asked]
     lines = lines.drop_duplicates([*ROW, "seed", "task"]).astype({"value": float, "stderr": float})
     lines["tasks"] = lines.groupby(PLACE)["task"].transform("nunique")
     # tasks in one order in all rows of a study
@@ -214,16 +219,20 @@ def _accuracies(own: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     size = scores.groupby([*ROW, "seed"])["task"].transform("size")
     whole = scores[size == scores["tasks"]].groupby([*ROW, "seed"], sort=False)
     error = whole["stderr"].agg(lambda own: float(np.linalg.norm(own) / len(own)))
-    average = whole[["value"]].mean().assign(stderr=error, task="average", reason="").reset_index()
+    average = whole[["value"]].mean().assign(stderr=error, task="average", reason="")
+    average = average.assign(withdrawn=whole["withdrawn"].max()).reset_index()
     how = [f"{metric}, {n} items" for metric, n in zip(scores["metric"], scores["n"], strict=True)]
     by = pd.concat([scores.assign(reason=how), average]).groupby([*ROW, "task"], sort=False)
-    found = by.agg(values=("value", list), error=("stderr", "first"), reason=("reason", "first"))
+    first: Any = {"error": ("stderr", "first"), "reason": ("reason", "first")}
+    found: Any = by.agg(values=("value", list), withdrawn=("withdrawn", "max"), **first)
     found = found[[not math.isnan(sum(values)) for values in found["values"]]].reset_index()
     ends = [mean_interval(own) if len(own) > 1 else (own[0], math.nan, math.nan) for own in found["values"]]
     found[["value", "low", "high"]] = np.reshape(ends, (-1, 3))
     found["n"] = found["values"].map(len)
     error = (found["values"].map(np.std) / (found["n"] - 1) ** 0.5).where(found["n"] > 1, found["error"])
-    errors = found[[*ROW, "n"]].assign(quantity=found["task"].map("error.{}".format), value=error)
+    errors = found[[*ROW, "n", "withdrawn"]].assign(
+        quantity=found["task"].map("error.{}".format), value=error
+    )
     without = without.drop(pd.MultiIndex.from_frame(average[ROW]).unique()).reset_index()
     return pd.concat([found.assign(quantity=found["task"].map("accuracy.{}".format)), errors, without])
 
@@ -231,9 +240,10 @@ def _accuracies(own: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 def _training(own: pd.DataFrame) -> pd.DataFrame:
     """What training left beside accuracy."""
     sizes = own.dropna(subset="parameters").drop_duplicates(ROW).rename(columns={"parameters": "value"})
-    fits = own[[*ROW, "fits", "losses"]].explode(["fits", "losses"]).dropna().drop_duplicates([*ROW, "fits"])
-    by = fits.astype({"losses": float}).groupby(ROW, sort=False)
-    losses = by.agg(value=("losses", "mean"), n=("losses", "size"), records=("fits", tuple)).reset_index()
+    fits = own[[*ROW, "fits", "losses", "withdrawn"]].explode(["fits", "losses"])
+    by = fits.dropna().drop_duplicates([*ROW, "fits"]).astype({"losses": float}).groupby(ROW, sort=False)
+    of_fits: Any = {"records": ("fits", tuple), "withdrawn": ("withdrawn", "max")}
+    losses = by.agg(value=("losses", "mean"), n=("losses", "size"), **of_fits).reset_index()
     sizes = sizes[[*ROW, "value"]].assign(quantity="trainable")
     return pd.concat([sizes, losses.assign(quantity="validation_loss")])
 
@@ -331,13 +341,14 @@ def _losses_as_scores(own: pd.DataFrame) -> pd.DataFrame:
     loss = own["losses"].map(np.mean, na_action="ignore")
     found = own.assign(task=task, task_hash=size, tasks=size, loss=loss).dropna(subset="loss")
     found["correct"] = found["loss"].map(np.atleast_1d)
-    return found[[*ROW, "seed", "task", "task_hash", "tasks", "correct", "backbone"]]
+    return found[[*ROW, "seed", "task", "task_hash", "tasks", "correct", "backbone", "withdrawn"]]
 
 
 def _paired(own: pd.DataFrame, whole: pd.DataFrame) -> pd.DataFrame:
     """Each difference over its seeds, where it is tested what the test says, and how many items differ from dense."""
     by_seed: dict[tuple[str, ...], dict[int, list[Any]]] = {}
-    whole = whole[[*KEY, "seed", *OTHER, "name", "is_tested", "correct", "correct_other"]].astype(object)
+    scored = ["correct", "correct_other", "withdrawn", "withdrawn_other"]
+    whole = whole[[*KEY, "seed", *OTHER, "name", "is_tested", *scored]].astype(object)
     for one in list[Any](whole.itertuples(index=False)):
         by_seed.setdefault(one[:4], {}).setdefault(one.seed, []).append(one)
     lines, records = list[Json](), own.groupby([*ROW, "seed"])["record"].agg(tuple).to_dict()
@@ -362,6 +373,9 @@ def _paired(own: pd.DataFrame, whole: pd.DataFrame) -> pd.DataFrame:
             numbers[f"differing{name}"] = of_row | {"value": sum(np.sum(one != two) for one, two in pairs)}
             numbers[f"items{name}"] = of_row | {"value": sum(len(one) for one, _ in pairs)}
         at = {**dict(zip(ROW, row, strict=True)), "n": found.n_seeds, "records": behind}
+        at["withdrawn"] = max(
+            max(one.withdrawn, one.withdrawn_other) for seed in seeds.values() for one in seed
+        )
         lines += [at | {"quantity": quantity} | number for quantity, number in numbers.items()]
     return pd.DataFrame(lines)
 
@@ -395,7 +409,8 @@ def _learning_rates(found: Frames, own: pd.DataFrame) -> tuple[pd.DataFrame, pd.
     tried = tried.assign(cell=cells, row=tried["method"], order=order).sort_values([*PLACE, "order"])
     losses = tried["record"].map(_losses(found)).astype(float)
     tried = tried.assign(rate=tried["config"].map(_rate), value=losses)
-    by_rate = tried.groupby([*ROW, "rate"])["value"].mean().dropna().reset_index()
+    by = tried.dropna(subset="value").groupby([*ROW, "rate"])
+    by_rate = by.agg(value=("value", "mean"), withdrawn=("withdrawn", "max")).reset_index()
     best = by_rate.sort_values("value", kind="stable").drop_duplicates(ROW)
     plain, records, used = _plain(own), behind(own, ROW), []
     for experiment, cell, row in tried[ROW].drop_duplicates().itertuples(index=False):

@@ -99,7 +99,7 @@ def cells(measured: Measured, runs: pd.DataFrame) -> list[Cell]:
     for one in list[Any](measured.values.itertuples(index=False)):
         if cell := every.get((one.experiment, one.cell)):
             number = one.value, one.low, one.high, 0 if pd.isna(one.n) else one.n, one.reason, one.records
-            cell.found[one.row][one.quantity] = Number(*number)
+            cell.found[one.row][one.quantity] = Number(*number, one.withdrawn)
     known = frozenset(runs.index)
     for cell in every.values():
         own = sorted(cell.key[1] & known)
@@ -229,7 +229,10 @@ def _claim(cell: Cell, spec: Json, words: Json, row: str, ours: Number | str, ve
     """With the records of all rows that it is about."""
     text, printed, about = spec["text"].format(**words), spec["printed"].format(**words), spec["ours"]
     quantity, rows = about.get("quantity", "ms_per_token"), about.get("order", [row, about.get("over", row)])
-    records = tuple(dict.fromkeys(record for own in rows for record in cell.number(own, quantity).records))
+    numbers = [cell.number(own, quantity) for own in rows]
+    records = tuple(dict.fromkeys(record for number in numbers for record in number.records))
+    if why := max(number.withdrawn for number in numbers):
+        verdict = Verdict(rules.WITHDRAWN, f"{why}: not to be relied on until it is measured anew")
     if cell.name.is_cpu and spec["rule"] != "never":
         verdict = rules.on_cpu(verdict, spec["kind"] in ("time", "memory"), str(cell.facts.get("model")))
     head, paper = (spec["id"], spec["kind"], spec["where"]), words.get("paper", math.nan)

@@ -15,7 +15,8 @@ from adafuse.report.rules import Number
 
 SAME, DIFFERENT = "same", "different beyond the intervals"
 NOT_HERE, NOT_THERE = "missing in your run", "missing in the published one"
-OUTCOMES = (SAME, DIFFERENT, NOT_HERE, NOT_THERE)
+WITHDRAWN = "withdrawn on either side"
+OUTCOMES = (SAME, DIFFERENT, NOT_HERE, NOT_THERE, WITHDRAWN)
 # the first word of a quantity's name
 FREE = ("ratio", "gemv_ratio", "gate_ratio", "over", "accuracy", "minus", "loss_minus", "params", "macs")
 # a written number has six digits
@@ -30,7 +31,9 @@ def compare(own: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     found = here.merge(there, on=KEY, how="outer", suffixes=("", "_published")).merge(both, on=KEY[:2])
     overlap = (found["low"] <= found["high_published"]) & (found["low_published"] <= found["high"])
     outcome = overlap.map({True: SAME, False: DIFFERENT}).mask(found["text"].isna(), NOT_HERE)
-    found["outcome"] = outcome.mask(found["text_published"].isna(), NOT_THERE)
+    outcome = outcome.mask(found["text_published"].isna(), NOT_THERE)
+    gone = [found[f"withdrawn{side}"].fillna("").ne("") for side in ("", "_published")]
+    found["outcome"] = outcome.mask(gone[0] | gone[1], WITHDRAWN)
     found = found.fillna({"text": GAP, "text_published": GAP})
     return found.sort_values(KEY, kind="stable", ignore_index=True)
 
@@ -46,4 +49,4 @@ def _free(found: pd.DataFrame) -> pd.DataFrame:
     text = [points_text(own) if of else ratio_text(own) for own, of in zip(numbers, points, strict=True)]
     near = found["value"].abs() * found["low"].isna().map({True: TOLERANCE / 2, False: ROUNDED})
     low, high = found["low"].fillna(found["value"]) - near, found["high"].fillna(found["value"]) + near
-    return found[KEY].assign(text=text, low=low, high=high)
+    return found[[*KEY, "withdrawn"]].assign(text=text, low=low, high=high)

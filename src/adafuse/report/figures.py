@@ -43,6 +43,7 @@ HEADLINE = "headline.png"
 ROW = ROWS[:3]
 INK, FAINT = "#1f2328", "#6e7781"
 MARKS = ("o", "s", "D", "^", "v", "P", "X")
+CROSS: Any = {"marker": "x", "markersize": 9, "linestyle": "none", "zorder": 5}
 DASHED: Any = {"linewidth": 1.0, "linestyle": (0, (4, 3))}
 NOTE: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8}
 # of kinds that draw lines of records: which, and whose; what a figure is of, where it is not of a cell
@@ -157,9 +158,12 @@ def _words(spec: Json, group: pd.DataFrame, said: Mapping[str, str], differs: li
     file = "_".join([spec["name"], *(re.sub(r"[^\w.]", "", word) for word in words)])
     place = " on ".join(said[name] for name in ("model", "machine") if name in said)
     title = ", ".join([f"{spec['title']}: {place}", *(said[name] for name in differs if name != "model")])
+    gone = group["withdrawn"].ne("")
+    title = f"Withdrawn{'' if gone.all() else ' in part'}: {title}" if gone.any() else title
     rest = [text for name, text in said.items() if name not in ("folder", "model", "machine", *differs)]
     experiment = ", ".join(name for name in group["experiment"].unique() if name)
     rest += [f"experiment={experiment}"] if experiment else []
+    rest += [f"withdrawn until measured anew: {why}" for why in group.loc[gone, "withdrawn"].unique()]
     return f"{file}.svg", title, " · ".join(rest), experiment
 
 
@@ -173,7 +177,7 @@ def numbers(report: Report) -> pd.DataFrame:
     own["label"] = own["label"].fillna(own["row"])
     own[["method", "routing", "strategy"]] = own[["method", "routing", "strategy"]].fillna("")
     # a row of a timed cell is an arm, whose method is not the record's
-    runs = report.frames.runs.drop(columns=["method", "strategy"])
+    runs = report.frames.runs.drop(columns=["method", "strategy", "withdrawn"])
     own = own.assign(first=own["records"].str.split().str[0]).join(runs, on="first", how="inner")
     return own.sort_values("order", kind="stable")
 
@@ -384,6 +388,9 @@ def lines(own: Planned) -> Figure:
     figure, axes = blank(down=len(panels))
     for axis, (name, part) in zip(axes, panels.items(), strict=True):
         curves(axis, part, looks)
+        gone = part[part["withdrawn"] != ""]
+        if len(gone):
+            axis.plot(gone["place"], gone["value"], color=INK, label="withdrawn", **CROSS)
         axis.set_title(name if len(panels) > 1 else "")
         axis.margins(y=0.14)
         if spec["quantities"][0] == "ratio":
@@ -480,7 +487,8 @@ def _levels(axis: Axes, own: Planned) -> None:
     near = (found[same].map(str) == own.shown[same].map(str).iloc[0]).all(axis=1)
     for _, row in found[near & found["method"].isin(levels["methods"])].iterrows():
         colour, name = _method(row["method"])
-        axis.axhline(100 * row["value"], color=colour, label=name + levels.get("label", ""), **DASHED)
+        label = name + levels.get("label", "") + " (withdrawn)" * bool(row["withdrawn"])
+        axis.axhline(100 * row["value"], color=colour, label=label, **DASHED)
 
 
 # -- drift, loss, routers, launches

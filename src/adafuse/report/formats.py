@@ -24,10 +24,14 @@ SCALED |= {"share": (100, "{:.0f} %"), "tenths": (100, "{:.1f} %"), "resolution"
 
 
 def shown(form: str, found: Number) -> str:
-    """A number as a column of tables.yaml wants it."""
+    """A number as a column of tables.yaml wants it, with its mark if it is withdrawn."""
     if form == "n":
         return str(found.n)
-    return WITH_INTERVAL[form](found) if form in WITH_INTERVAL else plain(form, found.value)
+    return _mark(found) + (WITH_INTERVAL[form](found) if form in WITH_INTERVAL else plain(form, found.value))
+
+
+def _mark(found: Number) -> str:
+    return "withdrawn: " if found.withdrawn else ""
 
 
 def plain(form: str, value: float) -> str:
@@ -44,7 +48,8 @@ def ours_text(found: Number | str) -> str:
     """Our side of a claim."""
     if isinstance(found, str) or not found:
         return str(found or GAP)
-    return f"{points_text(found)} points" if isinstance(found, Difference) else ratio_text(found)
+    text = f"{points_text(found)} points" if isinstance(found, Difference) else ratio_text(found)
+    return _mark(found) + text
 
 
 def ratio_text(found: Number) -> str:
@@ -68,8 +73,9 @@ points_text, nats_text = partial(signed_text, scale=100, places=1), partial(sign
 
 
 def judged_text(found: Number) -> str:
-    """A difference in points with its verdict in a word or three; none for what stands on too few seeds."""
-    return f"{points_text(found)} {judge_difference(found).word}" if found.n >= MIN_SEEDS else GAP
+    """A difference in points with its verdict in a word or three, unless it is withdrawn; none on too few seeds."""
+    word = "" if found.withdrawn else judge_difference(found).word
+    return f"{points_text(found)} {word}".strip() if found.n >= MIN_SEEDS else GAP
 
 
 WITH_INTERVAL: dict[str, Callable[[Number], str]] = {"interval": ratio_text, "points": points_text}

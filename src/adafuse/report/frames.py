@@ -40,9 +40,10 @@ PATHS |= {"arms": "arms.name", "method": "method.name"}
 # two are the same only if they are one: what is derived from one is kept by it
 @dataclass(eq=False)
 class Frames:
-    """`records`: those with a sound header, by hash. `runs`: their headers, a row each, indexed by hash. `members`:
-    membership joined with `runs`, a row for each (experiment, record). `unlisted`: records that no row of the
-    membership names; they serve the experiment of their own header. `left_out`: what is no record, and why.
+    """`records`: those with a sound header, by hash. `runs`: their headers, a row each, indexed by hash; `withdrawn` is
+    why, and `wrong` are the tasks by which it is. `members`: membership joined with `runs`, a row for each (experiment,
+    record), without withdrawn ones that were measured anew. `unlisted`: records that no row of the membership names;
+    they serve the experiment of their own header. `left_out`: what is no record, and why.
     """
 
     records: dict[str, Record]
@@ -77,8 +78,11 @@ class Frames:
         return found
 
 
-def frames(records: Iterable[Record], membership: pd.DataFrame | None = None) -> Frames:
-    """Tidy frames of `records`; without a membership each record serves the experiment that its header names.
+def frames(
+    records: Iterable[Record], membership: pd.DataFrame | None = None, withdrawn: Iterable[Json] = ()
+) -> Frames:
+    """Tidy frames of `records`; without a membership each record serves the experiment that its header names. By which
+    rules some are `withdrawn` is in results/withdrawn.yaml.
 
     Raises ValueError with one line if there is no sound record.
     """
@@ -86,7 +90,7 @@ def frames(records: Iterable[Record], membership: pd.DataFrame | None = None) ->
     for record in records:
         key, name = memberships.hash_of(record.path), "/".join(record.path.parts[-2:])
         try:
-            row = {"name": name, **_run(record)}
+            row = {"name": name, **_run(record), **_withdrawn(record.run, withdrawn)}
         except (AttributeError, KeyError, TypeError):
             left_out[name] = "its header is that of no record"
             continue
@@ -105,7 +109,7 @@ def frames(records: Iterable[Record], membership: pd.DataFrame | None = None) ->
     listed = pd.concat([membership, memberships.of_headers(sound[key] for key in unlisted)])
     listed = listed.sort_values(memberships.COLUMNS).drop(columns=["profile", "task"])
     members = listed.join(runs, on="record", how="inner").reset_index(drop=True)
-    return Frames(sound, runs, members, [] if membership is None else unlisted, left_out)
+    return Frames(sound, runs, _without_replaced(members), [] if membership is None else unlisted, left_out)
 
 
 def setting(config: Json, path: str) -> Any:
@@ -119,6 +123,24 @@ def setting(config: Json, path: str) -> Any:
 def method_settings(method: Json | None) -> Json:
     """The settings of a method without those that older records lack and that are as they were before."""
     return {name: own for name, own in (method or {}).items() if name not in LATER or own != LATER[name]}
+
+
+def _withdrawn(header: Json, withdrawn: Iterable[Json]) -> Json:
+    """Why a record is withdrawn, by the first rule that holds of it, and the tasks by which it is."""
+    for rule in withdrawn:
+        found = {path: setting(header, path) for path in rule["where"]}
+        every = {path: own if isinstance(own, list) else [own] for path, own in found.items()}
+        if all(any(one in rule["where"][path] for one in own) for path, own in every.items()):
+            return {"withdrawn": rule["why"], "wrong": rule["tasks"]}
+    return {"withdrawn": "", "wrong": []}
+
+
+def _without_replaced(members: pd.DataFrame) -> pd.DataFrame:
+    """Without withdrawn records whose experiment has others of the same families and level on the same machine."""
+    own = members[members["task"].isin(["train", "evaluate"])]
+    families = own["config"].map(lambda config: str(setting(config, "data.families")))
+    sound = own["withdrawn"].eq("").groupby([own["experiment"], own["folder"], families, own["level"]])
+    return members.drop(own[sound.transform("any") & own["withdrawn"].ne("")].index)
 
 
 def _run(record: Record) -> Json:

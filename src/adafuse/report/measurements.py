@@ -8,7 +8,8 @@ In: what latency.py, accuracy.py and routing.py measured. Out: a frame with the 
 `row` is an arm, a method or what else a cell is made of; `quantity` a name with its unit; `low` and `high` the 95 %
 interval, empty where there is none; `n` the processes or seeds behind the value; `reason` says why there is no value,
 how an interval was made, or, where a fact is a word (the cause of an exclusion, a checksum), that word; `records` are
-the hashes of the records behind it, space-separated: in the file the first digits that tell them apart.
+the hashes of the records behind it, space-separated: in the file the first digits that tell them apart; `withdrawn`
+says why the number is not to be relied on until it is measured anew, and is empty for all others.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import pandas as pd
 
 KEY = ["experiment", "cell", "row", "quantity"]
 NUMBERS = dict.fromkeys(("value", "low", "high"), "float64") | {"n": "Int64"}
-COLUMNS = [*KEY, *NUMBERS, "reason", "records"]
+COLUMNS = [*KEY, *NUMBERS, "reason", "records", "withdrawn"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ ROWS = [one.name for one in fields(RowName)]
 
 def told(found: pd.DataFrame) -> pd.DataFrame:
     """All columns of a frame with a line for each measurement, which lacks those that say nothing."""
-    found = found.reindex(columns=COLUMNS).astype(NUMBERS).fillna({"reason": ""})
+    found = found.reindex(columns=COLUMNS).astype(NUMBERS).fillna({"reason": "", "withdrawn": ""})
     records: Any = [own if isinstance(own, tuple) else () for own in found["records"]]
     return found.assign(records=records)
 
@@ -99,7 +100,9 @@ def load_measurements(path: Path | str) -> pd.DataFrame:
     kinds = dict.fromkeys(COLUMNS, "str") | NUMBERS
     empty = {name: [""] for name in NUMBERS}
     try:
-        found = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=empty)[COLUMNS]
+        found = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=empty)
+        # a file from before anything was withdrawn has no such column
+        found = found.assign(withdrawn=found.get("withdrawn", ""))[COLUMNS]
     except (KeyError, OSError, ValueError) as exc:
         raise ValueError(f"measurements {path} cannot be read: {' '.join(str(exc).split())}") from exc
     checks = found[found["quantity"].str.startswith("check.")].assign(reason="", high=math.nan)

@@ -3,7 +3,8 @@
 In: a `Report` and the specifications in results/. Out: a `Page`, and its files. Next: scripts/report.py.
 
 At most six sentences answer the reader who must decide. Each has a predicate over the measurements and a text
-for either outcome; it is said of the first cell that has all its numbers, and left out where none has.
+for either outcome; it is said of the first cell that has all its numbers, and left out where none has. None stands on
+what is withdrawn: a last one says how much that is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pandas as pd
 from adafuse.report import Report, claims, figures, formats, measurements, rules, specification, tables
 from adafuse.report.claims import Cell, Claim, Json, agrees, of
 from adafuse.report.formats import environment, rendered
-from adafuse.report.rules import Difference, Number
+from adafuse.report.rules import WITHDRAWN, Difference, Number
 
 # what the README's block may hold of its 15 KB
 BLOCK_BYTES = 5000
@@ -45,6 +46,7 @@ def page(report: Report) -> Page:
     cells = claims.cells(report.measured, report.frames.runs)
     judged, goals = claims.all_claims(cells, spec, report.paper), claims.all_goals(cells, spec)
     said = [text for one in spec["sentences"] if (text := sentence(cells, one, judged))]
+    said += _withdrawals(report, judged)
     return Page(report, judged, goals, said, tables.all_tables(cells, shown, report.paper))
 
 
@@ -102,12 +104,27 @@ def _links(claim: Claim, ids: dict[Any, str]) -> dict[str, str]:
     return {word: own[0] for word, own in found.items() if own}
 
 
+def _withdrawals(report: Report, judged: list[Claim]) -> list[str]:
+    """How much is withdrawn, and why: a sentence for each reason."""
+    runs = report.frames.runs[report.frames.runs["task"] == "evaluate"]
+    verdicts = sum(claim.verdict.verdict == WITHDRAWN for claim in judged)
+    return [
+        f"Withdrawn until measured anew: {count:,} of {len(runs):,} evaluations, for {why}, and {verdicts} verdicts. "
+        "No other point here stands on them, and each of their numbers is marked."
+        for why, count in runs["withdrawn"].value_counts(sort=False).items()
+        if why
+    ]
+
+
 def sentence(cells: list[Cell], spec: Json, judged: list[Claim]) -> str:
     """What is said of the first cell that has all numbers; nothing if none has."""
     evaluated, own = environment().compile_expression, of(cells, spec["experiments"])
     own = [cell for cell in own if not cell.name.is_cpu or spec.get("only") != "gpu"]
     for cell in sorted(own, key=lambda cell: not agrees(cell.facts, spec.get("prefer", {}))):
-        words: Json = {"claim": {claim.id: claim for claim in judged if claim.cell is cell and claim.ours}}
+        claimed = [
+            one for one in judged if one.cell is cell and one.ours and one.verdict.verdict != WITHDRAWN
+        ]
+        words: Json = {"claim": {claim.id: claim for claim in claimed}}
         words |= {"number": partial(_number, cell), "best": partial(_best, cell)}
         words |= {"spared": partial(_spared, cell), "studies": partial(_studies, cells)}
         values = {name: evaluated(how)(**words) for name, how in spec["values"].items()}
@@ -119,9 +136,10 @@ def sentence(cells: list[Cell], spec: Json, judged: list[Claim]) -> str:
 
 
 def _number(cell: Cell, row: str, quantity: str) -> Number:
-    """A number; none for a difference that stands on fewer seeds than decide."""
+    """A number; none for one that is withdrawn, or a difference that stands on fewer seeds than decide."""
     found = cell.number(row, quantity)
-    return Number() if isinstance(found, Difference) and found.n < rules.MIN_SEEDS else found
+    few = isinstance(found, Difference) and found.n < rules.MIN_SEEDS
+    return Number() if found.withdrawn or few else found
 
 
 def _studies(cells: list[Cell], experiments: list[str], row: str, quantity: str) -> list[Json]:
@@ -137,7 +155,7 @@ def _studies(cells: list[Cell], experiments: list[str], row: str, quantity: str)
 
 def _best(cell: Cell, method: str, by: str) -> str:
     """That row of a method which has most of a quantity."""
-    rows = [row for row in cell.found if cell.row(row).method == method and cell.number(row, by)]
+    rows = [row for row in cell.found if cell.row(row).method == method and _number(cell, row, by)]
     return max(rows, key=lambda row: cell.number(row, by).value, default="")
 
 
@@ -145,7 +163,7 @@ def _spared(cell: Cell, share: str, cost: str) -> Json:
     """The largest share of tokens without experts that, as every smaller one, rules out a loss."""
     costs = {}
     for row in cell.found:
-        own, lost = cell.number(row, share), _number(cell, row, cost)
+        own, lost = _number(cell, row, share), _number(cell, row, cost)
         if own and isinstance(lost, Difference):
             costs[own.value] = lost
     kept = list(takewhile(lambda own: 100 * costs[own].low90 > -rules.MARGIN, sorted(costs)))

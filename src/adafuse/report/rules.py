@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from adafuse.stats import LEVEL, MOST_SEEDS, SIZE, seeds_needed
 
 REPLICATED, IN_PART, NOT_REPLICATED = "replicated", "replicated in part", "not replicated"
-NOT_DECIDED, NOT_TESTABLE = "not decided", "not testable here"
-VERDICTS = (REPLICATED, IN_PART, NOT_REPLICATED, NOT_DECIDED, NOT_TESTABLE)
+NOT_DECIDED, NOT_TESTABLE, WITHDRAWN = "not decided", "not testable here", "withdrawn"
+VERDICTS = (REPLICATED, IN_PART, NOT_REPLICATED, NOT_DECIDED, NOT_TESTABLE, WITHDRAWN)
 BETTER, ON_PAR, NOT_WORSE, WORSE = "better", "on par", "not worse", "worse"
 MET, MISSED, NOT_MEASURED = "met", "missed", "not measured"
 CLOSE, PART, WIDE, CLOSE_MEMORY = 1.10, 3.0, 1.5, 1.02
@@ -28,7 +28,8 @@ MARGIN = 2.0
 class Number:
     """A measured number over `n` processes or seeds; false where there is none, as `reason` says.
 
-    `low` and `high` are nan without an interval; else `reason` says how that was made.
+    `low` and `high` are nan without an interval; else `reason` says how that was made. `withdrawn`: why it is not to be
+    relied on, until it is measured anew.
     """
 
     value: float = math.nan
@@ -37,6 +38,7 @@ class Number:
     n: int = 1
     reason: str = NOT_MEASURED
     records: tuple[str, ...] = ()
+    withdrawn: str = ""
 
     def __bool__(self) -> bool:
         return not math.isnan(self.value)
