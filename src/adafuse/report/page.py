@@ -109,8 +109,8 @@ def _withdrawals(report: Report, judged: list[Claim]) -> list[str]:
     runs = report.frames.runs[report.frames.runs["task"] == "evaluate"]
     verdicts = sum(claim.verdict.verdict == WITHDRAWN for claim in judged)
     return [
-        f"Withdrawn until measured anew: {count:,} of {len(runs):,} evaluations, for {why}, and {verdicts} verdicts. "
-        "No other point here stands on them, and each of their numbers is marked."
+        f"Withdrawn until measured anew: {count:,} of {len(runs):,} evaluations ({why}), and the verdicts on them "
+        f"({verdicts}). No point above stands on them, and each of their numbers is marked."
         for why, count in runs["withdrawn"].value_counts(sort=False).items()
         if why
     ]
