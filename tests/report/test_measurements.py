@@ -41,7 +41,7 @@ def test_a_check_is_one_line_of_the_file_and_three_of_the_frame(tmp_path):
     values += [Measurement("a", "b", "arm", "check", 0.1, reason="logits"), *VALUES]
     write(values_frame(frame_of(values)), tmp_path / "measurements.csv")
     lines = (tmp_path / "measurements.csv").read_text().splitlines()
-    assert "a,b,arm,check.logits,0.1,,0.2,,detail," in lines and len(lines) == 1 + 3 + len(VALUES)
+    assert "a,b,arm,check.logits,0.1,,0.2,,detail,," in lines and len(lines) == 1 + 3 + len(VALUES)
     pd.testing.assert_frame_equal(
         load_measurements(tmp_path / "measurements.csv").query("experiment == 'a' and cell == 'b'"),
         values_frame(frame_of(values)).query("experiment == 'a' and cell == 'b'"),

@@ -99,7 +99,7 @@ def cells(measured: Measured, runs: pd.DataFrame) -> list[Cell]:
     for one in list[Any](measured.values.itertuples(index=False)):
         if cell := every.get((one.experiment, one.cell)):
             number = one.value, one.low, one.high, 0 if pd.isna(one.n) else one.n, one.reason, one.records
-            cell.found[one.row][one.quantity] = Number(*number, one.withdrawn)
+            cell.found[one.row][one.quantity] = Number(*number, withdrawn=one.withdrawn)
     known = frozenset(runs.index)
     for cell in every.values():
         own = sorted(cell.key[1] & known)

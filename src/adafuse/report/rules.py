@@ -7,7 +7,7 @@ templates/rules.md.j2. Next: claims.py.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from adafuse.stats import LEVEL, MOST_SEEDS, SIZE, seeds_needed
 
@@ -38,7 +38,7 @@ class Number:
     n: int = 1
     reason: str = NOT_MEASURED
     records: tuple[str, ...] = ()
-    withdrawn: str = ""
+    withdrawn: str = field(default="", kw_only=True)
 
     def __bool__(self) -> bool:
         return not math.isnan(self.value)
