@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adafuse import cell
+from adafuse import cell, stages
 from adafuse.config import Config, Task
 from adafuse.data import items
 from synthetic.configurations import ROOT, compose
@@ -353,6 +353,9 @@ def test_a_mended_family_makes_the_cells_anew_that_stand_on_it_and_no_others() -
         config = compose(f"task={task}", TRAINED, f"data.level={level}", f"data.families=[{families}]")
         now, former, wrong = cell.identity(config), cell.former_hashes(config), cell.withdrawn_hashes(config)
         assert len(wrong) == withdrawn and not {cell.content_hash(now), *former} & set(wrong)
+        data = now.get("data") or now.get("train", now.get("adapter", {})).get("data")
+        # a header that names its text is of a record since then
+        assert stages.run_fields(config, "")["text"] == cell.text(config) == (data and data["text"])
         if task == "evaluate":
             text = items.items_version(tuple(sorted(families.split(","))))
             before = now | {"train": now["train"] | {"data": now["train"]["data"] | {"text": text}}}
