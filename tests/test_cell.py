@@ -286,11 +286,9 @@ def test_where_a_checkpoint_lies_has_no_part_and_its_former_name_is_known(tmp_pa
     one, other = (compose(f"model.path={folder}") for folder in (here, there))
     assert hashes(one) == hashes(other)
     assert cell.former_hashes(of(one, Task.train)) != cell.former_hashes(of(other, Task.train))
-    before = {
-        "path": str(here),
-        "dtype": "float32",
-        "files": cell.identity(of(one, Task.train))["backbone"]["files"],
-    }
+    files = cell.identity(of(one, Task.train))["backbone"]["files"]
+    files |= {"config.json": cell._fingerprint(here / "config.json")}
+    before = {"path": str(here), "dtype": "float32", "files": files}
     wanted = cell.identity(of(one, Task.train)) | {"backbone": before}
     wanted["data"] |= {"text": f"2 of Python {platform.python_version()}"}
     assert cell.content_hash(wanted) in cell.former_hashes(of(one, Task.train))
@@ -310,6 +308,20 @@ def test_of_a_checkpoints_sizes_what_saved_them_has_no_part(task: str, tmp_path:
     assert cell.former_hashes(config) == [cell.content_hash(cell.identity(config) | {"shape": more})]
     (folder / "config.json").write_text(json.dumps(sizes | {"hidden_size": 65}))
     assert hashes(config)[task] != before
+
+
+def test_which_version_saved_a_checkpoint_has_no_part_and_its_former_name_is_known(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m", bytes(10))
+    config = of(compose(f"model.path={folder}"), Task.train)
+    before = cell.cell_hash(config)
+    declared = {"model_type": "llama", "transformers_version": "5.0"}
+    (folder / "config.json").write_text(json.dumps(declared))
+    assert cell.cell_hash(config) == before
+    wanted = cell.identity(config)
+    wanted["backbone"]["files"] |= {"config.json": cell._fingerprint(folder / "config.json")}
+    assert cell.content_hash(wanted) in cell.former_hashes(config)
+    (folder / "config.json").write_text(json.dumps(declared | {"hidden_size": 65}))
+    assert cell.cell_hash(config) != before
 
 
 def test_files_of_a_former_name_are_found_until_there_are_others(tmp_path: Path) -> None:

@@ -65,14 +65,16 @@ def cell_hash(config: Config) -> str:
 def former_hashes(config: Config, *, other_pythons: bool = True) -> list[str]:
     """The hashes that this cell had in earlier versions, where they differ from today's.
 
-    They named generated text by the running Python's patch level, and a local checkpoint by its absolute path. A
+    They named generated text by the running Python's patch level, and a local checkpoint by its absolute path, then by
+    its files with the version of transformers that had saved them. A
     finished record stands for its cell whichever of the published Pythons it was made under; a folder that others are
     built on (`other_pythons=False`) must hold this Python's own text.
     """
     now = identity(config)
+    saved = _as_saved(now, config)
     pythons = [None, *(PUBLISHED_PYTHONS if other_pythons else ())]
-    found = [_as_before(now, partial(former_text, python=python), config) for python in pythons]
-    return _hashes_but(now, found)
+    found = [_as_before(saved, partial(former_text, python=python), config) for python in pythons]
+    return _hashes_but(now, [*found, saved])
 
 
 def withdrawn_hashes(config: Config) -> list[str]:
@@ -241,6 +243,16 @@ def _as_before(value: Any, text: Callable[[dict[str, Any]], str], config: Config
     return found
 
 
+def _as_saved(value: Any, config: Config) -> Any:
+    """Settings as they were hashed with a checkpoint's config.json byte for byte."""
+    if not isinstance(value, dict) or config.model.path is None:
+        return value
+    found = {key: _as_saved(inner, config) for key, inner in value.items()}
+    if "config.json" in found.get("files", ()):
+        found["files"] |= {"config.json": _fingerprint(Path(config.model.path) / "config.json")}
+    return found
+
+
 def _pretrain(config: Config) -> dict[str, Any]:
     model = config.model
     settings = {"shape": model.shape, "dtype": model.dtype, "fit": _fit(config.pretrain)}
@@ -340,15 +352,23 @@ def _backbone(config: Config) -> dict[str, Any]:
 
 
 def _sizes(config: Config) -> dict[str, Any]:
+    return _wherever_saved(shape_of(config.model))
+
+
+def _wherever_saved(declared: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's config.json without what says where and with which version it was saved."""
-    shape = shape_of(config.model)
-    return {k: v for k, v in shape.items() if not k.startswith("_") and k != "transformers_version"}
+    return {k: v for k, v in declared.items() if not k.startswith("_") and k != "transformers_version"}
 
 
 def _files(folder: Path) -> dict[str, str]:
     """Fingerprints of a checkpoint's files; a folder that is missing has none, and backbone.py refuses it."""
-    found = {path for pattern in ("config.json", *WEIGHT_FILES) for path in folder.glob(pattern)}
-    return {path.name: _fingerprint(path) for path in sorted(found)}
+    found = {
+        path.name: _fingerprint(path) for pattern in WEIGHT_FILES for path in sorted(folder.glob(pattern))
+    }
+    declared = folder / "config.json"
+    if declared.is_file():
+        found["config.json"] = content_hash(_wherever_saved(json.loads(declared.read_bytes())))
+    return found
 
 
 def _sets(folder: Path) -> str:
