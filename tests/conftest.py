@@ -20,10 +20,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from adafuse.config import Config
+from synthetic import interpreter
 from synthetic.checkpoints import tiny_model
 from synthetic.configurations import GEOMETRY, METHODS, compose
 from synthetic.report import Made, maker
 
+interpreter.quicken()
 # hundreds of thousands of objects of torch stay for good: no collection has to look at them again
 gc.collect()
 gc.freeze()

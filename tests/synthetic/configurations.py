@@ -1,22 +1,27 @@
 """Composed configurations: by the command-line overrides that a user would give, each composed once a process."""
 
 import pickle
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
 import hydra
 import pytest
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.default_element import ResultDefault
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig
 
 from adafuse import compose as schema
 from adafuse.config import Config
 
-_READ = FileConfigSource.load_config
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 METHODS = ["lora", "mola", "moral", "pesc", "mixlora", "adafuse", "adafuse_layerwise"]
 GEOMETRY = ["experts.rank=4", "experts.count=4", "experts.top_k=2", "experts.alpha=8"]
+_LOAD, _FILES = ConfigRepository.load_config, {}
+_MERGE, _MERGED = ConfigLoaderImpl._compose_config_from_defaults_list, {}
+schema.register()
 
 
 def options(group: str) -> list[str]:
@@ -34,17 +39,24 @@ def compose(*overrides: str) -> Config:
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> bytes:
-    """A composition costs half a second, a copy of it a thousandth of that."""
-    schema.register()
+    """A composition costs a third of a second; half of that is done once, and a copy of it costs next to nothing."""
     with pytest.MonkeyPatch.context() as patch, hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        # a third of a composition is reading the same files again
-        patch.setattr(
-            FileConfigSource, "load_config", lambda source, name: deepcopy(_file(source.path, name))
-        )
+        patch.setattr(ConfigRepository, "load_config", _loaded)
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", _merged)
         composed = hydra.compose("config", overrides=list(overrides))
     return pickle.dumps(schema.build(composed, list(overrides)))
 
 
-@cache
-def _file(folder: str, name: str) -> object:
-    return _READ(FileConfigSource("main", f"file://{folder}"), name)
+def _loaded(repo: ConfigRepository, config_path: str) -> ConfigResult | None:
+    """A file of conf/, read and parsed once; Hydra goes on to change what it gets."""
+    if config_path not in _FILES:
+        _FILES[config_path] = pickle.dumps(_LOAD(repo, config_path))
+    return pickle.loads(_FILES[config_path])
+
+
+def _merged(loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: ConfigRepository) -> DictConfig:
+    """What the chosen files hold together, before single values are overridden."""
+    chosen = str(defaults)
+    if chosen not in _MERGED:
+        _MERGED[chosen] = pickle.dumps(_MERGE(loader, defaults, repo))
+    return pickle.loads(_MERGED[chosen])
