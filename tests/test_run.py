@@ -1,6 +1,5 @@
 """scripts/run.py: one line for a mistake, the right exit status, and no heavy import where nothing has to run."""
 
-import importlib.util
 import os
 import re
 import time
@@ -14,17 +13,7 @@ from hydra.types import RunMode
 from adafuse import cell, locking, membership, records
 from adafuse.config import Config
 from synthetic.configurations import ROOT, compose
-from synthetic.scripts import LAYER, finished, run
-
-
-@pytest.fixture
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_script", ROOT / "scripts/run.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+from synthetic.scripts import LAYER, call, finished, run, script
 
 MISTAKES = [
     (["train.stepz=1"], "Key 'stepz' not in 'Fit'"),
@@ -49,8 +38,8 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
-def test_a_mistake_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = run(f"runs_dir={tmp_path / 'runs'}", *arguments)
+def test_a_mistake_is_one_line(arguments: list[str], message: str, tmp_path: Path, capfd) -> None:
+    done = call(capfd, f"runs_dir={tmp_path / 'runs'}", *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -59,6 +48,7 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str, tmp_path: Pat
 
 
 def test_a_misspelt_key_in_a_file_is_one_line(tmp_path: Path) -> None:
+    """In a process of its own, as a user starts it."""
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\ntrain: {stepz: 1}\n")
     done = run("--config-dir", str(tmp_path), "experiment=mine")
@@ -67,25 +57,25 @@ def test_a_misspelt_key_in_a_file_is_one_line(tmp_path: Path) -> None:
     assert "experiment/mine" in line and "stepz" in line
 
 
-def test_a_profile_that_has_no_choice_is_one_line(tmp_path: Path) -> None:
+def test_a_profile_that_has_no_choice_is_one_line(tmp_path: Path, capfd) -> None:
     (tmp_path / "profile").mkdir()
     cpu = (ROOT / "conf/profile/cpu.yaml").read_text()
     (tmp_path / "profile/mine.yaml").write_text(cpu.replace("profile: cpu", "profile: mine"))
-    done = run("--config-dir", str(tmp_path), "experiment=table2", "profile=mine")
+    done = call(capfd, "--config-dir", str(tmp_path), "experiment=table2", "profile=mine")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2
     assert "profile=mine has no value here: add it beside cpu, gpu, real, paper" in line
 
 
-def test_cfg_shows_the_configuration_and_runs_nothing() -> None:
-    done = run("experiment=table6", "batch=2", "--cfg", "job")
+def test_cfg_shows_the_configuration_and_runs_nothing(capfd) -> None:
+    done = call(capfd, "experiment=table6", "batch=2", "--cfg", "job")
     assert done.returncode == 0
     shown = yaml.safe_load(done.stdout)
     assert (shown["task"], shown["batch"], shown["arms"]["name"]) == ("latency", 2, "paper")
 
 
-def test_help_lists_the_groups() -> None:
-    done = run("--help")
+def test_help_lists_the_groups(capfd) -> None:
+    done = call(capfd, "--help")
     assert done.returncode == 0
     assert all(
         f"\n{group}: " in done.stdout for group in ("model", "method", "arms", "experiment", "profile")
@@ -109,32 +99,33 @@ def test_a_finished_cell_is_left_alone_at_once_and_without_torch(tmp_path: Path)
     assert path.read_bytes() == before
 
 
-def test_a_sweep_goes_on_after_a_job_that_cannot_work(tmp_path: Path) -> None:
+def test_a_sweep_goes_on_after_a_job_that_cannot_work(tmp_path: Path, capfd) -> None:
     finished(tmp_path, *LAYER, "method=mola")
     strategies = "evaluate_strategy=switch,dense,rebase"
-    done = run(f"runs_dir={tmp_path}", *LAYER, "-m", "method=mola", strategies)
+    sweep = ("-m", "hydra/launcher=basic", "method=mola", strategies)
+    done = call(capfd, f"runs_dir={tmp_path}", *LAYER, *sweep)
     assert done.returncode == 1
     assert done.stdout.count("done already") == 1
     assert done.stderr.count("error: ") == 2 and "Traceback" not in done.stderr
     assert "(job: " in done.stderr and "evaluate_strategy=rebase" in done.stderr
 
 
-def test_a_damaged_record_is_one_line_and_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_damaged_record_is_one_line_and_stays_as_it_is(tmp_path: Path, capfd) -> None:
     path = finished(tmp_path, *LAYER)
     path.write_bytes(path.read_bytes()[:-20])
     spoilt = path.read_bytes()
-    done = run(f"runs_dir={tmp_path}", *LAYER)
+    done = call(capfd, f"runs_dir={tmp_path}", *LAYER)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert str(path) in line and "delete it and run again" in line
     assert path.read_bytes() == spoilt
 
 
-def test_a_second_process_on_the_same_cell_is_refused(tmp_path: Path) -> None:
+def test_a_second_process_on_the_same_cell_is_refused(tmp_path: Path, capfd) -> None:
     config = compose(f"runs_dir={tmp_path}", *LAYER)
     held = locking.lock(records.partial_path(cell.record_path(config)))
     try:
-        done = run(f"runs_dir={tmp_path}", *LAYER)
+        done = call(capfd, f"runs_dir={tmp_path}", *LAYER)
     finally:
         locking.unlock(held)
     assert done.returncode == 2
@@ -142,18 +133,19 @@ def test_a_second_process_on_the_same_cell_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def in_a_job(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def in_a_job(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script as it is inside a job of its own, with the offline variables unset."""
+    module = script("run")
     chosen = SimpleNamespace(
         overrides=SimpleNamespace(task=["seed=3"]),
         runtime=SimpleNamespace(choices={"experiment": "table2"}),
         mode=RunMode.RUN,
     )
-    monkeypatch.setattr(script, "HydraConfig", SimpleNamespace(get=lambda: chosen))
-    monkeypatch.setattr(script, "build", lambda composed, overrides: composed)
-    for name in script.OFFLINE:
+    monkeypatch.setattr(module, "HydraConfig", SimpleNamespace(get=lambda: chosen))
+    monkeypatch.setattr(module, "build", lambda composed, overrides: composed)
+    for name in module.OFFLINE:
         monkeypatch.delenv(name, raising=False)
-    return script
+    return module
 
 
 def test_what_the_stages_are_told(in_a_job: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

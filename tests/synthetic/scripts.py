@@ -1,12 +1,18 @@
-"""scripts/run.py as a user starts it, and cells that had run before."""
+"""scripts/run.py as a user starts it, or in this process, and cells that had run before."""
 
+import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 from adafuse import cell, records
-from synthetic.configurations import ROOT, compose
+from synthetic.configurations import ROOT, compose, read_once
 
 LAYER = ("task=layer", "device=cpu")
 
@@ -22,6 +28,32 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         env=os.environ | environment,
         timeout=60,
     )
+
+
+def script(name: str) -> ModuleType:
+    """scripts/NAME.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"scripts/{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(capfd: pytest.CaptureFixture[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What `run` gives, without a start of Python and Hydra: nothing is imported anew, the rest is the same."""
+    before = signal.getsignal(signal.SIGTERM)
+    capfd.readouterr()
+    try:
+        with pytest.MonkeyPatch.context() as patch, read_once():
+            patch.chdir(ROOT)
+            patch.setattr(sys, "argv", ["scripts/run.py", *arguments])
+            status = script("run").main()
+    except SystemExit as ended:  # Hydra's, after a sweep of which a job failed
+        status = ended.code
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        GlobalHydra.instance().clear()
+    return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
 
 
 def finished(folder: Path, *overrides: str) -> Path:
