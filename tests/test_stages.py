@@ -8,15 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from adafuse import archive, cell, membership, records, stages
+from adafuse import archive, cell, locking, membership, records, stages
 from adafuse.model import backbone
 from adafuse.records import Record
+from adafuse.training import stage
 from synthetic.configurations import ROOT, compose
+from synthetic.scripts import call
 
 # every stage small enough for a test, none left out
 QUICK = [
@@ -46,14 +49,6 @@ runpy.run_path("scripts/run.py", run_name="__main__")
 """
 
 
-def run(*overrides: str, check: bool = False, counted: bool = False) -> subprocess.CompletedProcess[str]:
-    script = ["-c", ALWAYS_COUNTED] if counted else ["scripts/run.py"]
-    command = [sys.executable, *script, *overrides]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
 def load(runs: Path) -> list[Record]:
     found = archive.load([runs / "records"])
     assert not found.left_out
@@ -80,7 +75,9 @@ def finished(own_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `experiment=own_model` leaves."""
     runs = tmp_path_factory.mktemp("runs")
     job = ["experiment=own_model", f"model.path={own_model}", f"runs_dir={runs}", *QUICK, *FEW]
-    run(*job, check=True, counted=True)
+    command = [sys.executable, "-c", ALWAYS_COUNTED, *job]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
     return runs
 
 
@@ -145,12 +142,12 @@ def sealed(body: bytes) -> bytes:
     return body + records.SEAL + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
 
 
-def test_called_again_it_finds_everything_done(finished: Path, own_model: Path) -> None:
+def test_called_again_it_finds_everything_done(finished: Path, own_model: Path, capfd) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.jsonl")}
     job = ["experiment=own_model", f"model.path={own_model}", f"runs_dir={finished}", *QUICK]
     job += ["method=adafuse", FEW[1]]
-    again = run(*job, check=True)
-    assert "done already" in again.stdout
+    again = call(capfd, *job)
+    assert again.returncode == 0 and again.stdout.count("done already") == 3, again
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.jsonl")} == before
 
 
@@ -183,7 +180,10 @@ def test_two_processes_share_a_fit_and_leave_one_record(own_model: Path, tmp_pat
     assert len(list(tmp_path.glob("adapters/*/router_config.json"))) == 1
 
 
-def test_a_fit_names_the_backbone_it_stands_on_and_stands_on_no_other(tmp_path: Path) -> None:
+def test_a_fit_names_the_backbone_it_stands_on_and_stands_on_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "HELD_OUT_TOKENS", 1024)
     few = ["pretrain.steps=2", "pretrain.warmup_steps=1", "pretrain.batch=2", "pretrain.max_length=32"]
     job = ["task=train", "method=lora", f"runs_dir={tmp_path}", *few, *QUICK]
     assert stages.run(compose(*job), "python scripts/run.py") == "done"
@@ -196,20 +196,36 @@ def test_a_fit_names_the_backbone_it_stands_on_and_stands_on_no_other(tmp_path: 
         stages.run(compose(*job, "seed=1"), "python scripts/run.py")
 
 
-def test_a_job_waits_for_the_one_that_makes_what_it_needs(own_model: Path, tmp_path: Path) -> None:
-    """Another process trains the adapter that this one evaluates."""
-    job = ["method=adafuse", f"model.path={own_model}", f"runs_dir={tmp_path}", *QUICK, "train.steps=40"]
-    command = [sys.executable, "scripts/run.py", "task=train", *job]
-    other = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "records").rglob("*.partial")):
-        assert time.monotonic() < deadline and other.poll() is None
-        time.sleep(0.02)
-    assert stages.run(compose("task=evaluate", *job), "python scripts/run.py") == "done"
-    said = other.communicate(timeout=200)[0]
-    assert other.returncode == 0, said
-    trained = [record for record in load(tmp_path) if record.run["task"] == "train"]
-    assert len(trained) == 1
+def test_a_job_waits_for_the_one_that_makes_what_it_needs(
+    finished: Path, own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one, which holds the lock of its record, trains the adapter that this one evaluates."""
+    runs = shutil.copytree(finished, tmp_path / "runs")
+    job = ["experiment=own_model", "method=adafuse", f"model.path={own_model}", f"runs_dir={runs}", *QUICK]
+    path = cell.record_path(compose(*job, "task=train"))
+    trained = path.read_bytes()
+    path.unlink()
+    held = locking.lock(records.partial_path(path))
+
+    waits: list[Path] = []
+    wait = stages.wait_for_writer
+    monkeypatch.setattr(stages, "wait_for_writer", lambda partial: (waits.append(partial), wait(partial)))
+
+    def train() -> None:
+        while not waits:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        os.write(held, trained)
+        waits[0].rename(path)
+        locking.unlock(held)
+
+    other = threading.Thread(target=train, daemon=True)
+    other.start()
+    evaluation = compose(*job, "task=evaluate", "evaluate_strategy=loop")
+    assert stages.run(evaluation, "python scripts/run.py") == "done"
+    other.join()
+    assert waits == [records.partial_path(path)], "once, until the other one is done"
+    assert path.read_bytes() == trained
 
 
 def test_a_removed_adapter_is_trained_again(finished: Path, own_model: Path) -> None:

@@ -18,7 +18,7 @@ from adafuse.refusals import MERGING
 from adafuse.strategies import merge
 from synthetic.configurations import GEOMETRY, compose
 
-TOKENS = 16
+TOKENS = 8
 MERGED = [
     *(
         (StrategyName.simple_merge, [f"method={name}"])
@@ -49,12 +49,13 @@ def checked(
     dtype: torch.dtype = torch.float32,
     runtime: Runtime = Runtime.eager,
     scale: float = 0.3,
+    tokens: int = TOKENS,
 ) -> dict[str, Check]:
     model, config = model.to(dtype), compose(*GEOMETRY, *overrides)
     adapter = Adapter(model, config.method, config.experts, seed=0)
     randomise(adapter, seed=1, scale=scale)
-    decoder = make(model, adapter.to_dtype(dtype), strategy, runtime, 12 + TOKENS + 8)
-    found = run_checks(decoder, reference.float_view(model), prompt().to(model.device), TOKENS).checks
+    decoder = make(model, adapter.to_dtype(dtype), strategy, runtime, 12 + tokens + 8)
+    found = run_checks(decoder, reference.float_view(model), prompt().to(model.device), tokens).checks
     return {check.check: check for check in found}
 
 
@@ -154,16 +155,16 @@ def test_the_first_token_shows_what_roundings_hide_after_many(tiny_llama, monkey
         shift(self, dataclasses.replace(new, weight_TK=weights))
 
     monkeypatch.setattr(merge.Selection, "shift", weakest_out)
-    found = checked(tiny_llama(), StrategyName.switch, ["method=adafuse"], torch.bfloat16, scale=0.005)
+    arm = (StrategyName.switch, ["method=adafuse"], torch.bfloat16)
+    found = checked(tiny_llama(), *arm, scale=0.005, tokens=16)
     assert found["merged"].passed and "says little" in found["merged"].detail
     assert not found["merged_first"].passed and "first token" in found["merged_first"].detail
 
 
 def test_a_bound_that_tells_little_says_so(tiny_llama) -> None:
-    telling = checked(tiny_llama(), StrategyName.switch, ["method=adafuse"], torch.bfloat16)["merged"]
-    little = checked(tiny_llama(), StrategyName.switch, ["method=adafuse"], torch.bfloat16, scale=0.01)[
-        "merged"
-    ]
+    arm = (StrategyName.switch, ["method=adafuse"], torch.bfloat16)
+    telling = checked(tiny_llama(), *arm, tokens=16)["merged"]
+    little = checked(tiny_llama(), *arm, scale=0.01, tokens=16)["merged"]
     assert telling.bound < checks.TELLING < little.bound and little.passed
     assert "says little" in little.detail and "says little" not in telling.detail
 

@@ -25,8 +25,10 @@ RUN = {
 }
 
 
-def measure(model, tmp_path: Path, *overrides: str) -> records.Record:
+def measure(model, tmp_path: Path, *overrides: str, block_tokens: int = 4) -> records.Record:
+    """A user's blocks have at least 64 tokens."""
     config = compose(*GEOMETRY, *QUICK, *overrides)
+    config.latency.block_tokens = block_tokens
     with records.open_record(tmp_path / "cell.jsonl", RUN) as record:
         latency.run(config, model, "cpu", record)
     return records.read(tmp_path / "cell.jsonl")
@@ -40,7 +42,7 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_arms_are_checked_then_timed(tiny_llama, tmp_path: Path) -> None:
-    record = measure(tiny_llama(num_hidden_layers=2), tmp_path, "arms=smoke")
+    record = measure(tiny_llama(num_hidden_layers=2), tmp_path, "arms=smoke", block_tokens=64)
     arms = ["base", "base_again", "adafuse_gather", "adafuse_switch"]
     assert record.status == "ok"
     assert {line["arm"] for line in record.of("check")} == set(arms)

@@ -64,6 +64,7 @@ def test_the_cell_times_both(tiny_llama, tmp_path: Path, monkeypatch: pytest.Mon
     config = compose(
         *GEOMETRY, *quick, "arms=peft", "arms.run=[lora_dense,lora_peft,adafuse_switch,adafuse_peft_merge]"
     )
+    config.latency.block_tokens = 4
     run = {"task": "latency", "cell_id": "c", "config_hash": "0", "config": {}, "machine": {}, "schema": 1}
     with records.open_record(tmp_path / "cell.jsonl", run) as record:
         latency.run(config, tiny_llama(), "cpu", record)

@@ -240,19 +240,22 @@ def test_draw_then_check(run, tmp_path):
     assert not (tmp_path / "results" / "tables").exists(), "the page says it all"
     assert run("--out", "results", "--readme", "README.md", "--check")[0] == 0
     found = sorted((tmp_path / "results" / "figures").glob("*.svg"))
-    for path, old, new in (
+    changes = (
         (tmp_path / "README.md", "MoLA", "MoLa"),
         (tmp_path / "docs" / "results.md", "MoLA", "MoLa"),
         (tmp_path / "results" / "claims.csv", "MoLA", "MoLa"),
         (tmp_path / "results" / "measurements.csv", "mola_loop", "mola_lop"),
         (tmp_path / "results" / "report.html", "MoLA", "MoLa"),
         (found[0], "stroke", "strike"),
-    ):
-        kept = path.read_text()
-        path.write_text(kept.replace(old, new, 1))
-        code, _, errors = run("--out", "results", "--readme", "README.md", "--check")
-        assert code == 1 and len(errors) == 1 and path.name in errors[0], path
-        path.write_text(kept)
+    )
+    kept = {path: path.read_text() for path, *_ in changes}
+    for path, old, new in changes:
+        path.write_text(kept[path].replace(old, new, 1))
+    code, _, errors = run("--out", "results", "--readme", "README.md", "--check")
+    assert code == 1 and len(errors) == 1
+    assert f"in {', '.join(sorted(path.name for path in kept))}: " in errors[0], "these and no others"
+    for path, text in kept.items():
+        path.write_text(text)
     assert run("--out", "results", "--check")[0] == 0, "without a README the rest is compared"
     found[0].unlink()
     assert run("--out", "results", "--check")[0] == 1

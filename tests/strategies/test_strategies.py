@@ -53,7 +53,7 @@ def test_every_strategy_passes_every_check(variant: Config, strategy: StrategyNa
             refuse_strategy(variant.method, strategy)
         return
     model = tiny_llama()
-    checks = checks_of(adapted(model, variant), strategy, prompt(), tokens=16)
+    checks = checks_of(adapted(model, variant), strategy, prompt(), tokens=8)
     routed = variant.method.routing is not Routing.none
     ways = [
         name
@@ -70,7 +70,7 @@ def test_the_static_step_passes_every_check(variant: Config, strategy: StrategyN
     """Joined projections, one shared position, padding, and merged state that goes on from token to token."""
     if refused(variant, strategy):
         return
-    checks = checks_of(adapted(tiny_llama(), variant), strategy, prompt(), 16, Runtime.graph)
+    checks = checks_of(adapted(tiny_llama(), variant), strategy, prompt(), 8, Runtime.graph)
     assert all(c.passed for c in checks), [c for c in checks if not c.passed]
 
 

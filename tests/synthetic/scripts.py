@@ -26,7 +26,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         text=True,
         check=False,
         env=os.environ | environment,
-        timeout=60,
+        timeout=300,
     )
 
 
