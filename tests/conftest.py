@@ -26,9 +26,7 @@ from synthetic.configurations import GEOMETRY, METHODS, compose
 from synthetic.report import Made, maker
 
 interpreter.quicken()
-# hundreds of thousands of objects of torch stay for good: no collection has to look at them again
-gc.collect()
-gc.freeze()
+# what is collected more rarely costs less
 gc.set_threshold(50_000, 20, 50)
 
 SLOW = [
@@ -47,6 +45,12 @@ VARIANTS = [
     ["method=adafuse", "method.null_expert=true", "method.bypass_penalty=0.1"],
     ["method=adafuse", "experts.targets=[gate_proj,down_proj]"],
 ]
+
+
+def pytest_collection_finish() -> None:
+    """Hundreds of thousands of objects of libraries stay for good: no collection has to look at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ def test_every_method_learns_and_leaves_the_backbone_alone(
 ) -> None:
     model = tiny_llama()
     clean = {name: p.clone() for name, p in model.named_parameters()}
-    adapter, lines = train(model, variant, tmp_path, knobs(steps=30))
+    adapter, lines = train(model, variant, tmp_path, knobs(steps=30, save_every_steps=30))
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
     assert all(torch.equal(p, clean[name]) for name, p in model.named_parameters())
     found = validate(model, adapter, {"words": rows(10)}, batch=4)
@@ -62,7 +62,7 @@ def test_the_balance_loss_reaches_the_router(tiny_llama, tmp_path: Path) -> None
         config = compose(
             *GEOMETRY, "method=adafuse", f"method.balance_coefficient={coefficient}", "method.dropout=0"
         )
-        _, lines = train(tiny_llama(), config, tmp_path / str(coefficient), knobs(steps=30))
+        _, lines = train(tiny_llama(), config, tmp_path / str(coefficient), knobs(steps=30, save_every_steps=30))
         ends.append(lines[-1]["balance_loss"])
     assert ends[1] < ends[0]
 
