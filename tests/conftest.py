@@ -30,9 +30,10 @@ interpreter.quicken()
 gc.set_threshold(50_000, 20, 50)
 
 SLOW = [
-    *("test_stages", "test_kernel_task", "test_config", "test_strategies", "test_run", "test_fused"),
-    *("test_launcher", "test_kernels_without_gates", "test_gate_table", "test_gather", "test_latency"),
-    *("test_cell", "test_trace", "test_trainer", "test_graph"),
+    *("test_stages", "test_config", "test_strategies", "test_trainer", "test_figures", "test_page"),
+    *("test_kernel_task", "test_checks", "test_launcher", "test_measurements", "test_graph", "test_cell"),
+    *("test_gather_launches", "test_report_latency", "test_accuracy", "test_run", "test_peft"),
+    *("01_one_token", "02_results", "03_your_model"),
 ]
 VARIANTS = [
     *([f"method={name}"] for name in METHODS),

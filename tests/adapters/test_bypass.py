@@ -68,7 +68,9 @@ def test_the_penalty_decides_how_many_are_left_alone(tiny_llama, tmp_path: Path)
             f"method.bypass_penalty={penalty}",
             "method.dropout=0",
         )
-        adapter, _ = train(tiny_llama(), config, tmp_path / str(penalty), knobs(steps=40, save_every_steps=40))
+        adapter, _ = train(
+            tiny_llama(), config, tmp_path / str(penalty), knobs(steps=40, save_every_steps=40)
+        )
         with torch.no_grad():
             states = torch.randn(500, 32, generator=torch.Generator().manual_seed(0))
             used.append(adapter.token_router(states).used_T.mean().item())

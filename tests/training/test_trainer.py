@@ -62,7 +62,9 @@ def test_the_balance_loss_reaches_the_router(tiny_llama, tmp_path: Path) -> None
         config = compose(
             *GEOMETRY, "method=adafuse", f"method.balance_coefficient={coefficient}", "method.dropout=0"
         )
-        _, lines = train(tiny_llama(), config, tmp_path / str(coefficient), knobs(steps=30, save_every_steps=30))
+        _, lines = train(
+            tiny_llama(), config, tmp_path / str(coefficient), knobs(steps=30, save_every_steps=30)
+        )
         ends.append(lines[-1]["balance_loss"])
     assert ends[1] < ends[0]
 
