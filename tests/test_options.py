@@ -78,6 +78,8 @@ def test_a_model_names_only_sizes_that_transformers_knows(name: str) -> None:
     from transformers import AutoConfig
 
     shape = dict(compose(f"model={name}").model.shape)
+    if not shape:
+        pytest.skip("a folder's own config.json says its sizes")
     known = AutoConfig.for_model(shape.pop("model_type"))
     unknown = [key for key in shape if not hasattr(known, key) and key != "rope_theta"]
     assert unknown == []
