@@ -1,7 +1,7 @@
 # Every command that this project needs; `make` alone lists them. Nothing has to be installed by hand.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce latency accuracy report compare test lint notebooks check-results stamp clean
+.PHONY: help install reproduce real latency accuracy report compare test lint notebooks check-results stamp clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -44,6 +44,10 @@ reproduce: $(STAMP) ## Run the main experiments and draw the report; call it aga
 	done; \
 	$(MAKE) --no-print-directory report RUNS=$(RUNS) || status=1; \
 	exit $$status
+
+real: $(STAMP) ## A real pre-trained model on real tasks: fetched, trained, evaluated, timed (cpu: 15 minutes)
+	@$(IN)/python scripts/prepare.py smollm2
+	@$(IN)/python scripts/run.py experiment=real profile=real runs_dir=$(RUNS) $(OVERRIDES)
 
 latency: ## The experiments on latency and memory alone, and the report (one GPU: see docs/running.md)
 	@$(MAKE) --no-print-directory reproduce SUITE=latency

@@ -8,9 +8,11 @@ See an experiment without running it: python scripts/run.py experiment=table2 --
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
+import time
 import traceback
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -38,10 +41,12 @@ from adafuse import stages
 from adafuse.compose import build, register
 from adafuse.config import Config, Task, Weights
 from adafuse.evaluation.suites import check_sets, check_suite
-from hydra_plugins.isolated_launcher import CHILD
+from hydra_plugins import isolated_launcher
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 DONE, FAILED, WRONG = 0, 1, 2
+# what names a folder
+PATHS = ("model.path", "data.path", "suite.path", "runs_dir")
 NOISE = ("object_type=", "reference_type=", "full_key:", "See https://", "Set the environment variable")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 _said: set[str] = set()
@@ -50,9 +55,12 @@ _said: set[str] = set()
 def main() -> int:
     """Run the command line; returns the exit status."""
     statuses: list[int] = []
+    isolated_launcher.statuses.clear()
     register()
     # argparse takes no more overrides after a flag
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    arguments = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    sys.argv[1:] = map(whole_path, arguments)
+    os.environ.setdefault(stages.BEGAN, str(time.time()))
     # a sweep's child processes go with it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
@@ -67,7 +75,25 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT
+    statuses += map(bool, isolated_launcher.statuses)
     return statuses[0] if len(statuses) == 1 else max(map(bool, statuses), default=DONE)
+
+
+def whole_path(argument: str) -> str:
+    """An override that names a folder, as Hydra reads it whole: its grammar would split it at a comma and stop at `(`.
+
+    Several folders with commas between stay a sweep, if all of them are there.
+    """
+    key, _, value = argument.partition("=")
+    if key not in PATHS or value == "null" or not value or "${" in value or value[0] in "'\"":
+        return argument
+    expanded = os.path.expanduser(value)
+    parts = [os.path.expanduser(part) for part in value.split(",")]
+    if len(parts) > 1 and all(map(os.path.exists, parts)) and not os.path.exists(expanded):
+        return argument
+    if re.fullmatch(r"[\w./@+-]+", expanded, re.ASCII):
+        return f"{key}={expanded}"
+    return f"{key}={QuotedString(expanded, Quote.single).with_quotes()}"
 
 
 def run_cell(composed: Any) -> int:
@@ -84,7 +110,7 @@ def run_cell(composed: Any) -> int:
         command = shlex.join(["python", "scripts/run.py", *overrides])
         outcome = stages.run(config, command, chosen.runtime.choices.get("experiment"))
     except (OmegaConfBaseException, ValueError, OSError) as error:
-        of_a_sweep = chosen.mode is RunMode.MULTIRUN or CHILD in chosen.overrides.hydra
+        of_a_sweep = chosen.mode is RunMode.MULTIRUN or isolated_launcher.CHILD in chosen.overrides.hydra
         return refuse(error, sweep_job=overrides if of_a_sweep else None)
     except Exception:
         traceback.print_exc()

@@ -16,6 +16,7 @@ from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
 from adafuse.config import Task
+from hydra_plugins import isolated_launcher
 from hydra_plugins.isolated_launcher import IsolatedLauncher
 from synthetic.configurations import CONF, read_once
 from synthetic.scripts import LAYER, call, finished
@@ -76,10 +77,9 @@ def test_jobs_run_one_by_one_in_fresh_processes(tmp_path: Path, monkeypatch: pyt
     assert [line["argv"] for line in lines] == [[*job, "hydra.mode=RUN"] for job in jobs]
     assert len({line["pid"] for line in lines}) == 3
     assert follow_one_another(lines)
-    assert [r.status for r in results] == [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.COMPLETED]
-    with pytest.raises(SystemExit) as raised:
-        _ = results[1].return_value
-    assert raised.value.code == 1
+    # to Hydra all have ended: callbacks are still to be told
+    assert [r.status for r in results] == [JobStatus.COMPLETED] * 3
+    assert [r.return_value for r in results] == isolated_launcher.statuses[-3:] == [0, 3, 0]
 
 
 def test_where_nothing_is_timed_jobs_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from adafuse.model import backbone
 from adafuse.records import Record
 from adafuse.training import stage
 from synthetic.configurations import ROOT, compose
-from synthetic.scripts import call
+from synthetic.scripts import ALWAYS_COUNTED, call
 
 # every stage small enough for a test, none left out
 QUICK = [
@@ -38,15 +38,11 @@ QUICK = [
     "device=cpu",
 ]
 # of experiment=own_model: a backbone alone, plain LoRA, and a router
-FEW = ["method=base,lora,adafuse", "arms.run=[base,base_again,lora_dense,adafuse_gather,adafuse_switch]"]
-# blocks count on a busy machine as well: a cell of which none counts is an error
-ALWAYS_COUNTED = """
-import runpy, sys
-from adafuse.bench import rounds
-rounds.preempted = lambda *_: None
-sys.argv[0] = "scripts/run.py"
-runpy.run_path("scripts/run.py", run_name="__main__")
-"""
+FEW = [
+    "~hydra.callbacks.summary",
+    "method=base,lora,adafuse",
+    "arms.run=[base,base_again,lora_dense,adafuse_gather,adafuse_switch]",
+]
 
 
 def load(runs: Path) -> list[Record]:
@@ -145,7 +141,7 @@ def sealed(body: bytes) -> bytes:
 def test_called_again_it_finds_everything_done(finished: Path, own_model: Path, capfd) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.jsonl")}
     job = ["experiment=own_model", f"model.path={own_model}", f"runs_dir={finished}", *QUICK]
-    job += ["method=adafuse", FEW[1]]
+    job += [FEW[0], "method=adafuse,lora", FEW[2]]
     again = call(capfd, *job)
     assert again.returncode == 0 and again.stdout.count("done already") == 3, again
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.jsonl")} == before
@@ -295,3 +291,27 @@ def test_what_others_are_built_on_is_not_another_pythons(tmp_path: Path) -> None
         with records.open_record(path, stages.run_fields(config, "") | {"config_hash": other}):
             pass
         assert (stages.finished(config) == path) is there
+
+
+def test_equal_cells_of_one_command_run_once_well_or_not(tmp_path: Path, monkeypatch, capsys) -> None:
+    config, ran = compose("task=layer", f"runs_dir={tmp_path}"), []
+
+    def fails(config, record) -> None:
+        ran.append(config)
+        record.fail("layer", RuntimeError("no memory"))
+
+    monkeypatch.setitem(stages._STAGES, config.task, fails)
+    monkeypatch.setenv(stages.BEGAN, str(time.time()))
+    assert [stages.run(config, "test") for _ in range(2)] == ["failed"] * 2
+    assert len(ran) == 1 and capsys.readouterr().err.count("no memory") == 1
+    time.sleep(0.05)
+    monkeypatch.setenv(stages.BEGAN, str(time.time()))
+    assert stages.run(config, "test") == "failed" and len(ran) == 2, "the next command tries again"
+
+
+def test_a_record_says_what_its_checkpoint_is_stored_in(own_model: Path, tmp_path: Path, monkeypatch) -> None:
+    config = compose("task=layer", f"model.path={own_model}", f"runs_dir={tmp_path}", "experts.rank=2")
+    monkeypatch.setitem(stages._STAGES, config.task, lambda config, record: None)
+    stages.run(config, "test")
+    (record,) = load(tmp_path)
+    assert record.of("checkpoint") == [{"kind": "checkpoint", "path": str(own_model), "stored_in": "float32"}]

@@ -13,6 +13,7 @@ from adafuse.stats import (
     paired_ratio,
     resolution,
     seeds_needed,
+    share_interval,
 )
 
 TRUE_RATIO = 2.4
@@ -175,3 +176,10 @@ def test_seeds_needed_is_the_first_number_that_does():
 
     assert half(count) <= 0.5 < half(count - 1)
     assert seeds_needed(1.0, 0.0, 0.95) is None
+
+
+def test_a_share_has_an_interval_that_knows_its_ends() -> None:
+    """Wilson's, against values from the literature (Newcombe 1998, Table I: 81 of 263, 15 of 148, 0 of 20)."""
+    for right, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
+        share, *ends = share_interval(right / n, n)
+        assert share == right / n and ends == pytest.approx([low, high], abs=5e-5)

@@ -274,9 +274,13 @@ def _evaluate(config: Config) -> dict[str, Any]:
         how = {"strategy": config.evaluate_strategy, "restore": config.evaluate_restore}
         return {"train": _train(config), **how, **parts}
     # the plain backbone sees the test items only, whatever the adapters were trained on
-    data = recipe(config.data, config.seed)
-    data["items"] = {"test": data["items"]["test"]}
+    data = _test_items(config)
     return {"backbone": _backbone(config), "method": config.method.name, "data": data, **parts}
+
+
+def _test_items(config: Config) -> dict[str, Any]:
+    found = recipe(config.data, config.seed)
+    return found | {"items": {"test": found["items"]["test"]}}
 
 
 def _of_arms(config: Config, knobs: Any) -> dict[str, Any]:
@@ -291,6 +295,8 @@ def _of_arms(config: Config, knobs: Any) -> dict[str, Any]:
             name: _train(dataclasses.replace(config, method=m)) if m.has_experts else None
             for name, m in methods.items()
         }
+        # what they read while they are timed (bench/workload.py)
+        adapters |= {"prompts": _test_items(config)}
     return {
         "backbone": _backbone(config),
         # a label is prose: it may change without the cell being measured again
@@ -313,7 +319,8 @@ def _alone(config: Config, knobs: Any, **gates: Any) -> dict[str, Any]:
 def _drift(config: Config) -> dict[str, Any]:
     trained = config.latency.trained_adapters
     adapter = _train(config) if trained else {"experts": config.experts, "method": config.method}
-    parts = {"backbone": _backbone(config), "adapter": adapter, "context": config.context}
+    prompts = {"prompts": _test_items(config)} if trained else {}
+    parts = {"backbone": _backbone(config), "adapter": adapter, "context": config.context, **prompts}
     return {**parts, "knobs": config.drift, **_repeat(config)}
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from adafuse.adapters.geometry import at_equal_budget, trainable_parameters
-from adafuse.config import Budget, Config
+from adafuse.config import Budget, Config, Dtype
+from adafuse.model.backbone import check_source, device
+from adafuse.model.checkpoint import dtype_of
 from adafuse.model.declared import check_declared
 from adafuse.refusals import validate
 from adafuse.shape import shape_of
@@ -55,10 +58,43 @@ def build(composed: Any, overrides: list[str] | None = None) -> Config:
             raise ValueError(f"'{override}' is not a choice: use method={name} method.FIELD=VALUE")
     config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     config.methods[config.method.name] = config.method
+    _take_own_items(config, overrides or [])
+    _settle_dtypes(config)
     validate(config)
     if config.budget is Budget.equal:
         _equalise(config)
     return config
+
+
+def _take_own_items(config: Config, overrides: list[str]) -> None:
+    """The user's own items are all that is learnt and asked, as far as the command does not name families or tasks."""
+    data, suite = config.data, config.suite
+    if data.path is None:
+        return
+    from adafuse.data import rows  # pydantic takes a third of a second
+
+    data.path = str(Path(data.path).expanduser())
+    named = any(override.startswith("data.families=") for override in overrides)
+    families = data.families if named else []
+    if suite.tasks == data.families:
+        suite.tasks = [*families, rows.task_of(data.path)]
+    data.families = families
+
+
+def _settle_dtypes(config: Config) -> None:
+    """`auto` becomes what is computed in; without a folder it stays, and the backbone is refused."""
+    model = config.model
+    if model.path is not None:
+        model.path = str(Path(model.path).expanduser())
+    if model.dtype is Dtype.auto and model.path is not None:
+        check_source(model)
+        model.dtype = dtype_of(Path(model.path))
+        if model.dtype is not Dtype.float32 and device(config) == "cpu":
+            model.dtype = Dtype.float32
+    if config.evaluate_dtype is Dtype.auto:
+        config.evaluate_dtype = model.dtype
+    if config.drift.dtype is Dtype.auto:
+        config.drift.dtype = model.dtype
 
 
 def _equalise(config: Config) -> None:

@@ -57,6 +57,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "artifact": ("path", "sha256"),
     # the one that a fit or an evaluation stood on, where it was pre-trained here: a GPU never makes the same twice
     "backbone": ("sha256",),
+    # what the weights of model.path are stored in, whatever the cell computes in
+    "checkpoint": ("path", "stored_in"),
     "error": ("where", "message", "traceback"),
     "end": ("status", "seconds", "peak_rss_gib", "sha256"),
 }

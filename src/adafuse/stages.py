@@ -10,6 +10,8 @@ from __future__ import annotations
 import datetime
 import errno
 import importlib
+import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -22,12 +24,18 @@ from adafuse.config import Config, Task
 from adafuse.distributed import MAIN_PROCESS, Silent, wait_for_everyone
 from adafuse.locking import Busy, disk_error, wait_for_writer
 from adafuse.model import backbone
+from adafuse.model.checkpoint import dtype_of
 from adafuse.model.declared import check_cell
 from adafuse.records import Recorder
 from adafuse.refusals import refuse_device, refuse_untrained
 
+# the environment variable that tells all processes of a command when it began, in seconds
+BEGAN = "ADAFUSE_COMMAND_BEGAN"
 # less than this and a failed write is for want of room
 FULL_BYTES = 2**20
+
+# records that this process has called done already
+_said: set[Path] = set()
 
 Outcome = Literal["done", "skipped", "failed"]
 
@@ -38,11 +46,10 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
     if task is Task.train and not config.method.is_trained:
         print(f"{config.method.name} has nothing to train")
         return "skipped"
-    done = finished(config)
-    if done is not None:
+    known = _known(config)
+    if known is not None:
         _note(config, command, experiment)
-        print(f"done already: {done}")
-        return "skipped"
+        return known
     backbone.check_source(config.model)
     check_cell(config)
     refuse_untrained(config)
@@ -59,6 +66,9 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
     if MAIN_PROCESS:
         recorded = records.open_record(path, run_fields(config, command, experiment))
     with recorded as record, _full_disk_in_one_line(config):
+        if config.model.path is not None:
+            folder = Path(config.model.path)
+            record.write("checkpoint", path=str(folder), stored_in=dtype_of(folder).name)
         _STAGES[task](config, record)
     wait_for_everyone()
     if not MAIN_PROCESS:
@@ -68,6 +78,22 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
     for error in written.of("error"):
         print(f"error: {error['where']}: {error['message']}", file=sys.stderr)
     return "failed" if written.status == "error" else "done"
+
+
+def _known(config: Config) -> Outcome | None:
+    """What became of this cell when it ran before, said once; what another job of the same sweep has just written, well
+    or not, runs no second time and is not told again.
+    """
+    path = cell.record_path(config)
+    if path.exists() and path.stat().st_mtime >= float(os.environ.get(BEGAN, math.inf)):
+        return "failed" if records.read(path).status == "error" else "skipped"
+    done = finished(config)
+    if done is None:
+        return None
+    if done not in _said:
+        print(f"done already: {done}")
+    _said.add(done)
+    return "skipped"
 
 
 def finished(config: Config) -> Path | None:

@@ -150,6 +150,14 @@ def mean_interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float
     return centre, centre - half, centre + half
 
 
+def share_interval(share: float, n: int) -> tuple[float, float, float]:
+    """A share of `n` items and the ends of its Wilson interval, which has a width where all or none are right."""
+    z = float(special.ndtri((1 + LEVEL) / 2))
+    centre, scale = share + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return share, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
 def _items_error(tasks: Sequence[NDArray[np.float64]]) -> float:
     """Of one seed's mean over tasks: tasks are fixed, items are drawn, so the variances of the tasks' means add up."""
     variances = [task.var(ddof=1) / task.size if task.size > 1 else math.nan for task in tasks]

@@ -31,6 +31,8 @@ POLL_S = 0.1
 CHILD = "hydra.mode=RUN"
 
 Environment = dict[str, str]
+# of all jobs that ended, for the exit status of the sweep (scripts/run.py)
+statuses: list[int] = []
 
 
 class IsolatedLauncher(Launcher):
@@ -96,6 +98,8 @@ def _start(overrides: list[str], environment: Environment) -> subprocess.Popen[b
 
 
 def _finish(result: JobReturn, status: int) -> None:
-    """A process that a signal ended has a negative status; Hydra raises the SystemExit after the last job."""
-    result.status = JobStatus.FAILED if status else JobStatus.COMPLETED
-    result.return_value = SystemExit(1) if status else 0
+    """A process that a signal ended has a negative status. To Hydra every job is one that ended: for one that failed it
+    would raise an exception before callbacks learn that the sweep is over.
+    """
+    result.status, result.return_value = JobStatus.COMPLETED, status
+    statuses.append(status)

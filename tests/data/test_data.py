@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from adafuse.data import standard_library
 from adafuse.data.families import FAMILIES, LEVELS, NAMES, Item, generate
 from adafuse.data.tokens import training_rows
 from adafuse.model.backbone import byte_tokenizer
+from synthetic.configurations import compose
 
 SMALL = Data(name="small", families=["copy", "cloze"], train_items=12, validation_items=4, test_items=5)
 
@@ -142,7 +144,7 @@ def test_labels_cover_the_answer_and_its_end_alone(tmp_path: Path) -> None:
     folder = training_data.write(SMALL, tmp_path, seed=0)
     for family in SMALL.families:
         items = training_data.load_items(folder, family, "train")
-        encoded = training_data.dataset_of(family, folder, tokenizer, 128, "train")
+        encoded = training_data.dataset_of(SMALL, family, folder, tokenizer, 128, "train")
         assert len(encoded.rows) == encoded.said.rows == 12
         for row, item in zip(encoded.rows, items, strict=True):
             taught = tokenizer.decode([token for token in row["labels"] if token != -100])
@@ -169,8 +171,12 @@ def test_own_items_replace_the_families_in_training(tmp_path: Path) -> None:
     assert training_data.load_items(folder, "local", "test") == [
         Item("sky of test?", "blue", ["red", "blue"], 1)
     ]
-    rows = training_data.dataset_of("local", folder, byte_tokenizer(), 64, "train").rows
+    rows = training_data.dataset_of(data, "local", folder, byte_tokenizer(), 64, "train").rows
     assert byte_tokenizer().decode(rows[0]["input_ids"]) == "sky of train?blue"
+    with pytest.raises(
+        ValueError, match=re.escape(f"{tmp_path / 'own' / 'train.jsonl'}: train.max_length=1")
+    ):
+        training_data.dataset_of(data, "local", folder, byte_tokenizer(), 1, "train")
 
 
 def test_own_items_that_have_changed_are_noticed(tmp_path: Path) -> None:
@@ -184,7 +190,7 @@ def test_own_items_that_have_changed_are_noticed(tmp_path: Path) -> None:
 def test_an_item_without_a_place_for_its_answer_names_its_family(tmp_path: Path) -> None:
     folder = training_data.write(SMALL, tmp_path, seed=0)
     with pytest.raises(ValueError, match="copy, train items: train.max_length=1 leaves no room"):
-        training_data.dataset_of("copy", folder, byte_tokenizer(), 1, "train")
+        training_data.dataset_of(SMALL, "copy", folder, byte_tokenizer(), 1, "train")
 
 
 def test_own_rows_are_looked_at_before_anything_heavy_is_imported(tmp_path: Path) -> None:
@@ -207,3 +213,16 @@ print([name for name in ("torch", "transformers", "datasets", "lm_eval") if name
         f"{folder}/test.jsonl, line 1, answer: is missing, and so are choices",
         "[]",
     ]
+
+
+def test_own_items_are_all_that_is_learnt_and_asked(tmp_path: Path) -> None:
+    folder = own_folder(tmp_path / "own")
+    config = compose(f"data.path={folder}")
+    assert (config.data.families, config.suite.tasks) == ([], ["local_choices"])
+    both = compose(f"data.path={folder}", "data.families=[copy]")
+    assert (both.data.families, both.suite.tasks) == (["copy"], ["copy", "local_choices"])
+    named = compose(f"data.path={folder}", "suite.tasks=[local_answers]")
+    assert (named.data.families, named.suite.tasks) == ([], ["local_answers"])
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text(f'{{"prompt": "2+3 of {split}=", "answer": "5"}}\n')
+    assert compose(f"data.path={folder}").suite.tasks == ["local_answers"]

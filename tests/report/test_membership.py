@@ -1,7 +1,10 @@
 """Which experiment a record belongs to, as runs have written it down."""
 
+import shlex
+
 import pytest
 
+from adafuse import membership as written
 from adafuse.report import membership
 
 HEAD = "experiment,profile,task,overrides,record\n"
@@ -42,3 +45,14 @@ def test_coordinates_leave_out_which_repeat_it_is():
         "batch": "8",
         "latency.gates": "zipf",
     }
+
+
+def test_paths_with_blanks_stay_whole(tmp_path, made):
+    path = tmp_path / "membership.csv"
+    words = "method=lora " + shlex.quote("model.path='/a, b/c'")
+    row = ["own_model", "cpu", "train", words, "f2ffe3127139"]
+    path.write_bytes(HEAD.encode() + written.as_csv([row]))
+    (overrides,) = membership.read(path)["overrides"]
+    assert membership.coordinates(overrides) == {"method": "lora", "model.path": "'/a, b/c'"}
+    record = made("aaaaaaaaaaaa", "train", header={"command": f"python scripts/run.py {words}"})
+    assert membership.of_headers([record])["overrides"].tolist() == [overrides]

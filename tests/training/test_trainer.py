@@ -108,3 +108,24 @@ def test_a_fit_that_ends_knowing_less_than_nothing_has_diverged(tiny_llama, tmp_
         ValueError, match=r"the fit diverged: .* has 5.56; lower the learning rate, which is 100"
     ):
         trainer.fit(tiny_llama().requires_grad_(True), rows(), knobs(learning_rate=100.0), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adafuse", "lora"])
+def test_a_backbone_in_half_precision_stays_as_it_is_and_its_adapter_is_in_fp32(
+    name: str, tiny_llama, tmp_path: Path
+) -> None:
+    model = tiny_llama().bfloat16()
+    clean = {name: p.clone() for name, p in model.named_parameters()}
+    adapter, lines = train(model, compose(*GEOMETRY, f"method={name}"), tmp_path, knobs(steps=30))
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert all(torch.equal(p, clean[name]) for name, p in model.named_parameters())
+    assert {p.dtype for p in adapter.parameters()} == {torch.float32}
+    found = validate(model, adapter.to_dtype(torch.bfloat16), {"words": rows(10)}, batch=4)
+    assert found.loss < lines[0]["loss"]
+
+
+def test_a_backbone_that_is_trained_itself_is_trained_in_fp32(tiny_llama, tmp_path: Path) -> None:
+    model = tiny_llama().bfloat16().requires_grad_(True)
+    fitted = trainer.fit(model, rows(32), knobs(steps=10), tmp_path)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert fitted.losses[-1]["loss"] < fitted.losses[0]["loss"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from itertools import chain, repeat
 
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from adafuse.bench import calibration, cost, routing
 from adafuse.bench.checks import PADDING, run_checks
 from adafuse.bench.left_out import say_dropped, say_set_aside
 from adafuse.bench.rounds import TimedArm, run_rounds
-from adafuse.bench.workload import adapters, prompts
+from adafuse.bench.workload import adapters, prompter
 from adafuse.config import Config, Latency
 from adafuse.engine.decoders import Decoder
 from adafuse.engine.make import make
@@ -35,7 +34,8 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
     """Measure the cell and write its lines to `record`; `where` is the device."""
     bandwidth = calibration.calibrate(where)
     record.write("calibration", **bandwidth)
-    prompt = prompts(config, model, where)
+    ask = prompter(config, model, where)
+    prompt = ask(0)
     own_adapters = adapters(config, model)
     arms: dict[str, TimedArm] = {}
     # by method: arms of one adapter choose alike
@@ -61,9 +61,7 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
                         record.write("selections", method=arm.method, **stood)
                 _account(record, name, decoder, prompt, bandwidth["read_gbps"], seen.get(arm.method))
                 arms[name] = (
-                    query_arm(decoder, partial(prompts, config, model, where), knobs)
-                    if knobs.queries
-                    else decode_arm(decoder, prompt, knobs)
+                    query_arm(decoder, ask, knobs) if knobs.queries else decode_arm(decoder, prompt, knobs)
                 )
         except Exception as error:  # an arm's failure is a record; the other arms go on
             record.fail(f"arm {name}", error)

@@ -147,7 +147,12 @@ def families_of(data: Data) -> list[str]:
     return [LOCAL] if data.path is not None else list(data.families)
 
 
-def dataset_of(family: str, folder: Path, tokenizer: Any, max_length: int, split: str) -> Encoded:
+def title(data: Data, family: str, split: str) -> str:
+    """What the items of a split are called in messages: the user's own by their file."""
+    return f"{data.path}/{split}.jsonl" if data.path is not None else f"{family}, {split} items"
+
+
+def dataset_of(data: Data, family: str, folder: Path, tokenizer: Any, max_length: int, split: str) -> Encoded:
     """One family's items of a split as they are learnt, at most `max_length` tokens each.
 
     Raises ValueError, one line, for an item that the tokenizer cannot cut into prompt and answer.
@@ -155,7 +160,7 @@ def dataset_of(family: str, folder: Path, tokenizer: Any, max_length: int, split
     try:
         return training_rows(load_items(folder, family, split), tokenizer, max_length)
     except ValueError as problem:
-        raise ValueError(f"{family}, {split} items: {problem}") from None
+        raise ValueError(f"{title(data, family, split)}: {problem}") from None
 
 
 def _generate(name: str, split: str, count: int, seed: int, level: int) -> list[Item]:

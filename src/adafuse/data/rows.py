@@ -70,6 +70,13 @@ def items(folder: str, split: str) -> list[Item]:
     return [Item(row.prompt, row.target, row.choices, row.label) for row in rows]
 
 
+def task_of(folder: str) -> str:
+    """The lm-eval task that asks these rows. Raises ValueError, one line, for the first that is wrong."""
+    return (
+        "local_answers" if _rows(_file(folder, "test"), scored=True)[0].choices is None else "local_choices"
+    )
+
+
 def notices(folder: str) -> Iterator[str]:
     """What is not refused, and yet the user should know."""
     rows = {split: _rows(_file(folder, split), scored=False) for split in SPLITS}

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from adafuse.adapters.adapter import Adapter
 from adafuse.data import tokens
 from adafuse.engine import decode
+from adafuse.evaluation.suites import LOCAL_TASKS
 from adafuse.model import finite
 
 NO_USE = "logits are not finite, or all the same because activations overflow"
@@ -39,11 +40,14 @@ class AdaptedLM(HFLM):
         adapter: Adapter | None,
         batch: int,
         merging: bool,
+        own: str | None = None,
     ) -> None:
+        """`own` is the folder of the user's own items, which messages name."""
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, trust_remote_code=False)
         self.adapter = adapter
         self.generation_batch = 1 if merging else batch
         self.shortened = 0
+        self.own = own
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As HFLM, but cut as training cuts. Raises ValueError for a continuation that is longer than the model's
@@ -53,8 +57,8 @@ class AdaptedLM(HFLM):
         for request, cut in zip(requests, self._cuts(requests), strict=True):
             if len(cut.ids) - cut.first > self.max_length:
                 raise ValueError(
-                    f"{_named(request)}: {request.args[1][:40]!r} has {len(cut.ids) - cut.first} tokens and the model "
-                    f"{self.max_length} positions"
+                    f"{self._named(request)}: {request.args[1][:40]!r} has {len(cut.ids) - cut.first} tokens and the "
+                    f"model {self.max_length} positions"
                 )
             self.shortened += len(cut.ids) > self.max_length + 1
             encoded.append((request.args, cut.ids[: cut.first], cut.ids[cut.first :]))
@@ -63,10 +67,10 @@ class AdaptedLM(HFLM):
         for request, (value, _) in zip(requests, found, strict=True):
             if not math.isfinite(value):
                 raise ValueError(
-                    f"{_named(request)}: the log-likelihood of {request.args[1][:40]!r} is {value}"
+                    f"{self._named(request)}: the log-likelihood of {request.args[1][:40]!r} is {value}"
                 )
         if any(bool(rows_B.any()) for rows_B in useless):
-            raise ValueError(f"{_named(requests[0])} or one after it: {NO_USE}")
+            raise ValueError(f"{self._named(requests[0])} or one after it: {NO_USE}")
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -122,6 +126,11 @@ class AdaptedLM(HFLM):
             cuts.update(zip(own, group, strict=True))
         return [cuts[place] for place in range(len(requests))]
 
+    def _named(self, request: Instance) -> str:
+        if self.own is not None and request.task_name in LOCAL_TASKS:
+            return f"{self.own}/test.jsonl, line {request.doc_id + 1}"
+        return f"task {request.task_name}, item {request.doc_id}"
+
     def _model_call(
         self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
@@ -159,10 +168,6 @@ def _watched(model: nn.Module) -> Iterator[list[Tensor]]:
         yield found
     finally:
         hook.remove()
-
-
-def _named(request: Instance) -> str:
-    return f"task {request.task_name}, item {request.doc_id}"
 
 
 def stop_at(

@@ -52,8 +52,10 @@ def evaluate(
     data_folder: Path,
     merging: bool,
     seed: int,
+    own: str | None = None,
 ) -> list[TaskResult]:
-    """Run `suite` on the test items in `data_folder`; `merging` decodes one sequence at a time.
+    """Run `suite` on the test items in `data_folder`; `merging` decodes one sequence at a time, `own` is the folder of
+    local items.
 
     Raises ValueError, one line, for an unknown task, one without data, and a number that is not finite.
     """
@@ -70,7 +72,7 @@ def evaluate(
     manager = TaskManager(
         include_path=str(TASKS), include_defaults=suite.bundled, metadata={"data_folder": str(data_folder)}
     )
-    lm = AdaptedLM(model, tokenizer, adapter, suite.batch, merging)
+    lm = AdaptedLM(model, tokenizer, adapter, suite.batch, merging, own)
     try:
         results = simple_evaluate(
             model=lm,

@@ -37,8 +37,9 @@ def run(config: Config, record: Recorder | Silent) -> None:
     elif config.method.full:
         record.write("parameters", trainable=sum(p.numel() for p in model.parameters()))
     require_finite(model, "what was trained or copied is damaged, so make it again")
+    own = config.data.path
     for result in evaluate(
-        model, tokenizer, adapter, config.suite, source, merging=merging, seed=config.seed
+        model, tokenizer, adapter, config.suite, source, merging=merging, seed=config.seed, own=own
     ):
         fields = {"suite_task": result.suite_task, "metric": result.metric}
         about = {"n": result.n, "task_hash": result.task_hash, "version": result.version}

@@ -8,9 +8,9 @@ Next: llama.py, adapters/.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from adafuse.config import Config, Model, Weights
+from adafuse.config import Config, Dtype, Model, Weights
 from adafuse.model.checkpoint import WEIGHTS_FILE as WEIGHTS_FILE
 from adafuse.model.checkpoint import check_folder, first_few, one_line, refuse_ids
 from adafuse.model.declared import FAMILIES, check_declared, check_sizes
@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 def check_source(model: Model) -> None:
     """Refuse a folder that is no Llama-family causal LM, or a shape that is missing. Raises ValueError, one line."""
     if model.path is not None:
+        if model.hub_id and not Path(model.path).exists():
+            raise ValueError(
+                f"there is no {model.path}: python scripts/prepare.py {model.name} makes it, or name your own, "
+                "model.path=FOLDER"
+            )
         check_folder(Path(model.path))
     elif model.weights is Weights.hub:
         if not model.hub_id:
             raise ValueError(
-                f"model {model.name} has no hub_id: set model.path=FOLDER or model.weights=random"
+                f"model {model.name} has no hub_id and no folder: add model.path=FOLDER, a checkpoint in Hugging Face "
+                "format, or set model.weights=random"
             )
     elif model.shape.get("model_type") not in FAMILIES:
         raise ValueError(
@@ -34,6 +40,10 @@ def check_source(model: Model) -> None:
         )
     else:
         check_sizes(model.shape, "model.shape")
+    if model.path is None and model.dtype is Dtype.auto:
+        raise ValueError(
+            "model.dtype=auto is that of a checkpoint folder: add model.path=FOLDER, or name a dtype"
+        )
 
 
 def load(config: Config, pretrained: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -65,14 +75,14 @@ def from_folder(
     Raises ValueError, one line, if there is none, or if it is not the whole of what its config.json describes.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     plainly = {"revision": revision or "main", "trust_remote_code": False}
     dtype = getattr(torch, model.dtype.name)
     try:
         declared = AutoConfig.from_pretrained(source, **plainly)
         check_declared(declared.to_dict(), source)
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **plainly)
+        tokenizer = _tokenizer(source, **plainly)
         backbone, found = AutoModelForCausalLM.from_pretrained(
             source, config=declared, dtype=dtype, output_loading_info=True, **plainly
         )
@@ -89,9 +99,24 @@ def from_folder(
     refuse_ids(
         tokenizer.get_vocab(), backbone.get_input_embeddings().num_embeddings, f"the tokenizer of {source}"
     )
+    return backbone, tokenizer
+
+
+def tokenizer_of(model: Model, pretrained: Path | None) -> PreTrainedTokenizerFast:
+    """The tokenizer that `load` gives, alone."""
+    if model.path is None and model.weights is Weights.random:
+        return byte_tokenizer()
+    source = pretrained if model.is_made_here else model.path or model.hub_id
+    return _tokenizer(str(source), revision=model.revision or "main", trust_remote_code=False)
+
+
+def _tokenizer(source: str, **plainly: Any) -> PreTrainedTokenizerFast:
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(source, padding_side="left", **plainly)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return backbone, tokenizer
+    return tokenizer
 
 
 def _refuse_untied(backbone: PreTrainedModel, source: str) -> None:

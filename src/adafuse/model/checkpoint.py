@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from adafuse.config import LINEARS
+from adafuse.config import LINEARS, Dtype
 from adafuse.model.declared import check_declared, refuse_code
 from adafuse.shape import read_json, widths
 
@@ -68,6 +69,15 @@ def check_folder(folder: Path) -> None:
             refuse_code(read_json(folder / name), folder / name)
     _check_tensors(folder, declared, stored(folder))
     _check_tokenizer(folder, declared["vocab_size"])
+
+
+def dtype_of(folder: Path) -> Dtype:
+    """What most of the numbers of a checkpoint are stored as."""
+    count = Counter[str]()
+    for one in stored(folder).values():
+        count[one.dtype] += prod(one.shape)
+    halves = {"BF16": Dtype.bfloat16, "F16": Dtype.float16}
+    return halves.get(count.most_common(1)[0][0], Dtype.float32)
 
 
 def expected(shape: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:

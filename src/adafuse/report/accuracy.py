@@ -53,7 +53,7 @@ PAIR, FLAGS = [*ROW, "name", *OTHER], ["is_alone", "is_method"]
 def measure(found: Frames) -> Measured:
     """Every study of accuracy, and the learning rates."""
     own = studies(found)
-    scores, (rates, tried) = _scores(found, own), _learning_rates(found, own)
+    scores, (rates, tried) = scored(found, own), _learning_rates(found, own)
     parts = [rates]
     if len(own):
         parts += [_accuracies(own, scores), _training(own), _differences(own, scores), _same_weights(own)]
@@ -100,8 +100,10 @@ def _counted(members: pd.DataFrame) -> pd.DataFrame:
 
 
 def _is_as_trained(runs: pd.DataFrame) -> pd.Series:
-    """True for the unmerged adapter in the precision of its training."""
-    return (runs[HOW] == [BEFORE[name] for name in HOW]).all(axis=1)
+    """True for the unmerged adapter in the precision of its training, or in that of its backbone."""
+    usual = runs[HOW] == [BEFORE[name] for name in HOW]
+    usual["evaluate_dtype"] |= runs["evaluate_dtype"] == runs["dtype"]
+    return usual.all(axis=1)
 
 
 def _axes(group: pd.DataFrame) -> tuple[dict[str, str], list[str], set[str]]:
@@ -185,7 +187,7 @@ def _evaluations(found: Frames) -> pd.DataFrame:
     return said.assign(why=why.mask(said.pop("status") == "unfinished", UNFINISHED)).drop(columns="error")
 
 
-def _scores(found: Frames, own: pd.DataFrame) -> pd.DataFrame:
+def scored(found: Frames, own: pd.DataFrame) -> pd.DataFrame:
     """By row, seed and task the first metric, the suite's own choice, and the result of each item, if they were kept,
     as `correct`; a task over the user's own files is named after their folder.
     """

@@ -173,7 +173,9 @@ def _times(cells: Cells, counted: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
                     yield *place, row, quantity, *vars(found).values()
                 elif quantity == "ratio":
                     absent = f"{other} ({_why(cells, place, other)})" if medians else f"{name} ({why})"
-                    yield *place, name, quantity, *none, f"no time of {absent}"
+                    both = medians and any(other in times for times in processes)
+                    said = "no round in which both count" if both else f"no time of {absent}"
+                    yield *place, name, quantity, *none, said
                 if found and quantity == "again_ratio":
                     yield *place, row, "resolution", math.expm1(resolution(found)), *none[1:], ""
 

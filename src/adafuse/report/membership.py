@@ -6,8 +6,10 @@ a frame with the columns `COLUMNS`. Next: frames.py.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +31,7 @@ def read(path: Path) -> pd.DataFrame:
         raise ValueError(f"membership {path} cannot be read: {' '.join(str(exc).split())}") from exc
     for odd in found.loc[~found["record"].str.fullmatch("[0-9a-f]{12}"), "record"]:
         raise ValueError(f"membership {path} names a record that is no hash of 12 digits: {odd[:40]!r}")
-    found["overrides"] = [" ".join(sorted(words.split())) for words in found["overrides"]]
+    found["overrides"] = [_joined(sorted(_split(words))) for words in found["overrides"]]
     return found.drop_duplicates(ignore_index=True)
 
 
@@ -40,7 +42,7 @@ def of_headers(records: Iterable[Record]) -> pd.DataFrame:
         words = shlex.split(str(record.run.get("command") or ""))
         own = sorted(word for word in words if "=" in word and not word.startswith(ELSEWHERE))
         head = [str(record.run.get(name) or "") for name in COLUMNS[:3]]
-        rows.append([*head, " ".join(" ".join(own).split()), hash_of(record.path)])
+        rows.append([*head, _joined(own), hash_of(record.path)])
     return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
 
 
@@ -51,5 +53,18 @@ def hash_of(path: Path) -> str:
 
 def coordinates(overrides: str) -> dict[str, str]:
     """What the overrides of a job set beyond which repeat it is: `{"batch": "8"}` of `batch=8 replicate=0`."""
-    pairs = (word.partition("=")[::2] for word in overrides.split())
+    pairs = (word.partition("=")[::2] for word in _split(overrides))
     return {name.lstrip("+"): value for name, value in pairs if name not in ("seed", "replicate")}
+
+
+def _split(overrides: str) -> list[str]:
+    """A path may hold blanks and is quoted then; of thousands few are, and shlex is slow."""
+    if "'" in overrides or '"' in overrides:
+        # a line that somebody else wrote need not be the shell's
+        with suppress(ValueError):
+            return shlex.split(overrides)
+    return overrides.split()
+
+
+def _joined(words: Iterable[str]) -> str:
+    return " ".join(shlex.quote(word) if re.search(r"[\s'\"\\]", word) else word for word in words)

@@ -76,23 +76,29 @@ def train(config: Config, record: Record) -> None:
         fitted = fit(model, rows, knobs, checkpoints(folder), adapter, seed=seed, tracker=config.tracker)
         require_finite(model, LOWER)
     record.write("parameters", trainable=sum(p.numel() for p in trained))
+    file = _save(model, adapter, tokenizer, folder, config) if MAIN_PROCESS else ""
+    if adapter is not None:
+        # saved in fp32, held against what it will be served in
+        adapter.to_dtype(model.dtype)
     _record_validation(validate(model, adapter, held_out, knobs.batch), record)
     if MAIN_PROCESS:
-        file = _save(model, adapter, tokenizer, folder, config)
         _finish(record, fitted, folder, file)
 
 
 def _rows(
     config: Config, source: Path, tokenizer: PreTrainedTokenizerBase, split: str, record: Record
 ) -> dict[str, Rows]:
-    """What is learnt or held out, by family; how it was cut into tokens is printed and recorded."""
-    found = {}
+    """What is learnt or held out, by family (the user's own by the name of its folder); how it was cut into tokens is
+    printed and recorded.
+    """
+    found, folder = {}, config.data.path
     for family in data.families_of(config.data):
-        encoded = data.dataset_of(family, source, tokenizer, config.train.max_length, split)
-        record.write("tokens", split=split, family=family, **dataclasses.asdict(encoded.said))
+        encoded = data.dataset_of(config.data, family, source, tokenizer, config.train.max_length, split)
+        name = family if folder is None else Path(folder).resolve().name
+        record.write("tokens", split=split, family=name, **dataclasses.asdict(encoded.said))
         if MAIN_PROCESS:
-            print(f"{split}, {family}: {encoded.said}")
-        found[family] = encoded.rows
+            print(f"{data.title(config.data, family, split)}: {encoded.said}")
+        found[name] = encoded.rows
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,16 @@ def fit(
 ) -> Fitted:
     """Fit `model` in place on `rows` (input_ids, labels; -100 is ignored), from the last checkpoint in `folder` on.
 
-    Only parameters that require a gradient change. With an `adapter`, it is installed for training already. Raises
-    ValueError, one line, at the first loss that is not finite, and where the fit diverged.
+    Only parameters that require a gradient change. With an `adapter`, it is installed for training already. A backbone
+    in half precision stays as it is where it is frozen, and is computed under autocast; what is trained is in fp32, for
+    a step is often smaller than half of a bf16 weight's last bit. Raises ValueError, one line, at the first loss that
+    is not finite, and where the fit diverged.
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    knobs = replace(knobs, bf16=knobs.bf16 or any(p.dtype != torch.float32 for p in model.parameters()))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     trainer = AdapterTrainer(
         adapter,
         model=model,
