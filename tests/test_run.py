@@ -27,7 +27,7 @@ MISTAKES = [
     (["arms.name=/a & b"], "quote"),
     (["model.path=/a, b & (c)"], "model.path=/a, b & (c) is not a folder"),
     (["model.path=~/nonesuch"], f"model.path={Path.home()}/nonesuch is not a folder"),
-    (["model=smollm2", "model.path=/no/smollm2"], "python scripts/prepare.py smollm2 makes it"),
+    (["model=llama3_8b", "model.path=models/llama3_8b"], "scripts/prepare.py makes smollm2, "),
     (["model.dtype=auto"], "model.dtype=auto is that of a checkpoint"),
     (["experiment=own_model"], "add model.path=FOLDER"),
     (["experiment=own_model", "model.path=/tmp", "data.path=/nonesuch"], "/tmp has no config.json"),
@@ -185,7 +185,7 @@ def test_libraries_stay_offline_only_where_nothing_is_fetched(
     in_a_job: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_a_job.stay_offline(compose("model=llama2_7b", "model.weights=hub"))
-    in_a_job.stay_offline(compose("suite=paper"))
+    in_a_job.stay_offline(compose("suite=paper", "suite.path=null"))
     assert "HF_HUB_OFFLINE" not in os.environ
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     in_a_job.stay_offline(compose())

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def check_source(model: Model) -> None:
     """Refuse a folder that is no Llama-family causal LM, or a shape that is missing. Raises ValueError, one line."""
     if model.path is not None:
-        if model.hub_id and not Path(model.path).exists():
+        if model.path == f"models/{model.name}" and not Path(model.path).exists():
             raise ValueError(
-                f"there is no {model.path}: python scripts/prepare.py {model.name} makes it, or name your own, "
-                "model.path=FOLDER"
+                f"there is no {model.path}: scripts/prepare.py makes smollm2, llama2_7b and mistral_7b; or name your "
+                "own, model.path=FOLDER"
             )
         check_folder(Path(model.path))
     elif model.weights is Weights.hub:
