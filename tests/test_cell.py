@@ -399,3 +399,10 @@ def test_published_records_are_found_by_what_their_experiment_composes(row: dict
         withdrawn |= {(one.task.name, key) for key in cell.withdrawn_hashes(one)}
     assert not known & withdrawn
     assert (row["task"], row["record"]) in known | withdrawn
+
+
+def test_a_checkpoint_without_a_readable_config_is_named(tmp_path: Path) -> None:
+    """A cell's name is asked for before anybody looks at the folder."""
+    (tmp_path / "config.json").write_text("// mine\n{}")
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.json is not valid JSON"):
+        cell.record_path(compose("task=evaluate", f"model.path={tmp_path}", "method=base"))

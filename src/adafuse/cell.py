@@ -19,7 +19,7 @@ from typing import Any
 from adafuse.config import Config, Fit, Method, Task, Weights
 from adafuse.data.items import PREPARED, former_text, is_mended, pretraining_version, recipe, wrong_text
 from adafuse.records import as_plain
-from adafuse.shape import shape_of
+from adafuse.shape import read_json, shape_of
 
 SLUG_CHARACTERS = 80
 # A checkpoint is known by its sizes and evenly spaced samples: to read 13 GB whole takes longer than many a cell.
@@ -374,7 +374,7 @@ def _files(folder: Path) -> dict[str, str]:
     }
     declared = folder / "config.json"
     if declared.is_file():
-        found["config.json"] = content_hash(_wherever_saved(json.loads(declared.read_bytes())))
+        found["config.json"] = content_hash(_wherever_saved(read_json(declared)))
     return found
 
 

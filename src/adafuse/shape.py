@@ -28,7 +28,8 @@ def read_json(file: Path) -> dict[str, Any]:
     if data.startswith(b"version https://git-lfs"):
         raise ValueError(f"{file} is a Git LFS pointer, not the file: run git lfs pull, or download it whole")
     try:
-        found = json.loads(data)
+        # as transformers reads it: in no other encoding, without a byte order mark
+        found = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON ({error}): copy the checkpoint again") from None
     if not isinstance(found, dict):

@@ -87,6 +87,44 @@ def test_a_choice_is_right_when_its_log_likelihood_is_largest(folder: Path) -> N
     assert result.correct == expected
 
 
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        # a window that sees nothing but padding, whose embedding is zero
+        ("mistral", {"sliding_window": 4}),
+        # frequencies of the longest sequence of a batch
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 10_000.0,
+                    "short_factor": [1.0] * 4,
+                    "long_factor": [3.0] * 4,
+                    "original_max_position_embeddings": 24,
+                }
+            },
+        ),
+    ],
+)
+def test_a_score_does_not_depend_on_what_else_is_in_its_batch(
+    model_type: str, changes: dict, tiny_llama, folder: Path
+) -> None:
+    found = [
+        evaluate(
+            tiny_llama(model_type, **changes),
+            byte_tokenizer(),
+            None,
+            Suite(name="test", tasks=["cloze"], batch=batch),
+            folder,
+            merging=False,
+            seed=0,
+        )[0].correct
+        for batch in (1, 24)
+    ]
+    assert found[0] == found[1]
+
+
 def test_generated_answers_come_from_the_model_under_test(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

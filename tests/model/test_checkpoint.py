@@ -12,7 +12,8 @@ import torch
 
 from adafuse.config import Model
 from adafuse.model import backbone
-from adafuse.model.declared import check_cell
+from adafuse.model.declared import check_cell, positions
+from adafuse.shape import read_json
 from synthetic.checkpoints import change, declare, edit, overwrite_header, rename, save, shard, tiny_model
 from synthetic.configurations import ROOT, compose
 
@@ -50,6 +51,11 @@ def foreign_index(folder: Path) -> None:
     edit(index, weight_map=places | {"model.layers.0.extra": next(iter(places.values()))})
 
 
+def twice(folder: Path) -> None:
+    first, second = shard(folder)
+    shutil.copy(folder / first, folder / second)
+
+
 def more_tokens(folder: Path) -> None:
     tokenizer = backbone.byte_tokenizer()
     tokenizer.add_tokens(["<one>", "<two>"])
@@ -66,7 +72,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "too few blocks": (said(num_hidden_layers=5), "num_hidden_layers=5, the weights have 4 blocks"),
     "too many blocks": (said(num_hidden_layers=2), "num_hidden_layers=2, the weights have 4 blocks"),
-    "absurdly many blocks": (said(num_hidden_layers=10**12), "the weights have 4 blocks"),
+    "absurdly many blocks": (said(num_hidden_layers=10**9), "the weights have 4 blocks"),
     "a wrong shape": (
         lambda f: change(f, KEY, torch.ones(8, 32)),
         f"{KEY} as [8, 32], but config.json (num_key",
@@ -82,6 +88,12 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda f: overwrite_header(f / WEIGHTS, dtype="F8_E4M3"),
         "as F8_E4M3: these are quantised",
     ),
+    "a kind of number that is none": (lambda f: overwrite_header(f / WEIGHTS, dtype=["F32"]), "as ['F32']"),
+    "a shape of halves": (
+        lambda f: overwrite_header(f / WEIGHTS, shape=[8.0]),
+        "(its header cannot be read)",
+    ),
+    "a tensor in two files": (twice, "which is what model-00001-of-00002.safetensors has"),
     "a shard is missing": (without_shard, "names model-00002-of-00002.safetensors, which is not there"),
     "an index of something else": (foreign_index, "model.layers.0.extra, which is in none of its files"),
     "an index without a map": (
@@ -125,11 +137,47 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         said(quantization_config={"quant_method": "gptq", "bits": 4}),
         "it has a quantization_config",
     ),
+    "quantised, and nobody says how": (said(quantization_config={}), "it has a quantization_config"),
+    "names that are none": (said(architectures=5), "architectures=5 is not a list"),
+    "a flag in quotes": (
+        said(tie_word_embeddings="false"),
+        "tie_word_embeddings='false' is not true or false",
+    ),
+    "a flag of nothing": (said(attention_bias=None), "attention_bias=None is not true or false"),
+    "a share beyond 1": (said(attention_dropout=2.0), "attention_dropout=2.0 is not a number from 0 to 1"),
+    "a share that is none": (said(initializer_range=float("nan")), "initializer_range=nan"),
+    "a dtype nobody has": (said(dtype="int4"), "dtype='int4' is not one of"),
+    "more positions than a number holds": (
+        said(max_position_embeddings=10**30),
+        "max_position_embeddings=1000",
+    ),
+    "a byte order mark": (
+        lambda f: write("config.json", b"\xef\xbb\xbf" + (f / "config.json").read_bytes())(f),
+        "config.json is not valid JSON",
+    ),
+    "config.json: of two bytes": (
+        lambda f: write("config.json", (f / "config.json").read_text().encode("utf-16"))(f),
+        "config.json is not valid JSON",
+    ),
     "code of its own": (said(auto_map={"AutoModelForCausalLM": "m.Model"}), "code of its own (auto_map)"),
     "unknown rope": (scaled(rope_type="spiral"), "rope_type='spiral'"),
     "rope: old spelling": (scaled(type="su"), "rope_type='su'"),
     "rope without its factor": (scaled(rope_type="linear"), "rope_type=linear has no factor"),
     "rope of letters": (scaled(rope_type="linear", factor="4"), "factor='4', which is no number"),
+    "rope of a list": (scaled(rope_type=["linear"], factor=2.0), "rope_type=['linear'], which is none of"),
+    "rope that shrinks": (scaled(rope_type="linear", factor=0.5), "factor=0.5, which must be at least 1"),
+    "rope of zeros": (
+        scaled(rope_type="longrope", short_factor=[0.0] * 4, long_factor=[1.0] * 4),
+        "short_factor=[0.0, 0.0, 0.0, 0.0], which must be above 0",
+    ),
+    "rope without its first length": (
+        scaled(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0),
+        "has no original_max_position_embeddings",
+    ),
+    "rope between two equal ends": (
+        scaled(rope_type="yarn", factor=8.0, beta_slow=2, beta_fast=2),
+        "beta_slow=2, which must be below beta_fast=2",
+    ),
     "rope by kind of block": (
         said(rope_parameters={"full_attention": {"rope_type": "default"}}),
         "for all blocks",
@@ -143,6 +191,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         said(layer_types=["full_attention"] * 3 + ["sliding_attention"]),
         "which model_type=llama",
     ),
+    "kinds that are lists": (said(layer_types=[[], [], [], []]), "layer_types must name"),
     "kinds for other blocks": (said(layer_types=["full_attention"] * 3), "for each of num_hidden_layers=4"),
     "a window of nothing": (said(sliding_window=0), "sliding_window=0"),
     # tokenizer
@@ -197,6 +246,11 @@ SOUND: dict[str, Damage] = {
         [change(f, name, torch.ones(264, 32)) for name in ("lm_head.weight", "model.embed_tokens.weight")],
     ),
     "an older rope_scaling": scaled(type="dynamic", factor=2.0),
+    "notes beside rope": scaled(type="yarn", factor=2.0, finetuned=True, truncate=False),
+    "no architectures": said(architectures=...),
+    "ways of being called": said(
+        return_dict=False, output_hidden_states=True, output_attentions=True, attn_implementation="eager"
+    ),
     "no special tokens": said(pad_token_id=None, eos_token_id=[2, 3]),
 }
 
@@ -205,7 +259,9 @@ SOUND: dict[str, Damage] = {
 def test_what_transformers_reads_is_accepted(name: str, folder: Path) -> None:
     SOUND[name](folder)
     check(folder)
-    backbone.load(compose(f"model.path={folder}"))
+    model, _ = backbone.load(compose(f"model.path={folder}"))
+    assert model(torch.tensor([[5, 6]])).keys() == {"logits", "past_key_values"}
+    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize(
@@ -293,6 +349,14 @@ def test_frequencies_that_would_change_on_the_way_are_refused_by_name(
         ValueError, match=f"rope_type={kind} .* beyond {limit} positions.* context={limit - 68}"
     ):
         check_cell(compose(*cell, f"context={limit - 67}"))
+
+
+def test_a_sequence_has_the_frequencies_of_a_short_one(folder: Path) -> None:
+    assert positions(read_json(folder / "config.json")) == 256
+    short = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 200}
+    declare(folder, rope_parameters=None, rope_scaling={"type": "longrope", **short})
+    model, _ = backbone.load(compose(f"model.path={folder}"))
+    assert positions(read_json(folder / "config.json")) == positions(model.config.to_dict()) == 200
 
 
 def test_a_sweep_refuses_its_backbone_once_and_without_torch(folder: Path, tmp_path: Path) -> None:

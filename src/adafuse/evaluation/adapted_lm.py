@@ -23,6 +23,7 @@ from adafuse.data import tokens
 from adafuse.engine import decode
 from adafuse.evaluation.suites import LOCAL_TASKS
 from adafuse.model import finite
+from adafuse.model.declared import positions
 
 NO_USE = "logits are not finite, or all the same because activations overflow"
 
@@ -43,10 +44,17 @@ class AdaptedLM(HFLM):
         own: str | None = None,
     ) -> None:
         """`own` is the folder of the user's own items, which messages name."""
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, trust_remote_code=False)
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch,
+            max_length=positions(model.config.to_dict()),
+            trust_remote_code=False,
+        )
         self.adapter = adapter
         self.generation_batch = 1 if merging else batch
         self.shortened = 0
+        self._useless: list[Tensor] = []
         self.own = own
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -62,14 +70,14 @@ class AdaptedLM(HFLM):
                 )
             self.shortened += len(cut.ids) > self.max_length + 1
             encoded.append((request.args, cut.ids[: cut.first], cut.ids[cut.first :]))
-        with _watched(self.model) as useless:
-            found = self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
+        self._useless.clear()
+        found = self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
         for request, (value, _) in zip(requests, found, strict=True):
             if not math.isfinite(value):
                 raise ValueError(
                     f"{self._named(request)}: the log-likelihood of {request.args[1][:40]!r} is {value}"
                 )
-        if any(bool(rows_B.any()) for rows_B in useless):
+        if any(map(bool, self._useless)):
             raise ValueError(f"{self._named(requests[0])} or one after it: {NO_USE}")
         return found
 
@@ -130,6 +138,14 @@ class AdaptedLM(HFLM):
         if self.own is not None and request.task_name in LOCAL_TASKS:
             return f"{self.own}/test.jsonl, line {request.doc_id + 1}"
         return f"task {request.task_name}, item {request.doc_id}"
+
+    def _select_cont_toks(
+        self, logits: Tensor, contlen: int | None = None, inplen: int | None = None
+    ) -> Tensor:
+        """The positions that are scored: those of padding may tell nothing."""
+        scored = super()._select_cont_toks(logits, contlen, inplen)
+        self._useless.append(finite.useless(scored).any())
+        return scored
 
     def _model_call(
         self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None

@@ -15,6 +15,9 @@ from adafuse.model.checkpoint import WEIGHTS_FILE as WEIGHTS_FILE
 from adafuse.model.checkpoint import check_folder, first_few, one_line, refuse_ids
 from adafuse.model.declared import FAMILIES, check_declared, check_sizes
 
+# what a config.json may say of how the model is called, and not of what it is
+PLAIN = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -82,9 +85,16 @@ def from_folder(
     try:
         declared = AutoConfig.from_pretrained(source, **plainly)
         check_declared(declared.to_dict(), source)
+        for key, value in PLAIN.items():
+            setattr(declared, key, value)
         tokenizer = _tokenizer(source, **plainly)
         backbone, found = AutoModelForCausalLM.from_pretrained(
-            source, config=declared, dtype=dtype, output_loading_info=True, **plainly
+            source,
+            config=declared,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **plainly,
         )
     except Exception as error:  # transformers, tokenizers and safetensors have no class in common
         raise ValueError(

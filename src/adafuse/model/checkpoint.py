@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,13 @@ def stored(folder: Path) -> dict[str, Stored]:
     for file in sorted(set(places.values())):
         if not (folder / file).is_file():
             raise ValueError(f"{index} names {file}, which is not there: copy it again")
-        found |= _header(folder / file)
+        held = _header(folder / file)
+        twice = [name for name in held if name in found]
+        if twice:
+            raise ValueError(
+                f"{folder / file} has {first_few(twice)}, which is what {found[twice[0]].file} has: copy them again"
+            )
+        found |= held
     absent = [name for name in places if name not in found]
     if absent:
         raise ValueError(f"{index} names {first_few(absent)}, which is in none of its files: copy them again")
@@ -210,7 +217,10 @@ def _header(file: Path) -> dict[str, Stored]:
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        found = {name: Stored(file.name, one["dtype"], tuple(one["shape"])) for name, one in header.items()}
+        found = {
+            name: Stored(file.name, str(one["dtype"]), tuple(map(index, one["shape"])))
+            for name, one in header.items()
+        }
         spans = {name: one["data_offsets"][1] - one["data_offsets"][0] for name, one in header.items()}
         end = 8 + length + max((one["data_offsets"][1] for one in header.values()), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,14 @@ ROPE_FIELDS = {
     "dynamic": ("factor",),
     "yarn": ("factor",),
     "longrope": ("short_factor", "long_factor"),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
+# what transformers reads beside them; other fields are somebody's notes
+ROPE_NUMBERS = ("rope_theta", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
+FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window", "use_cache")
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+# what fits a size in any of the libraries
+MOST = 2**31 - 1
 # their frequencies are others beyond some length
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 ACTIVATIONS = (
@@ -50,7 +57,7 @@ def check_declared(declared: Shape, where: str) -> None:
 
 def check_sizes(shape: Shape, where: str) -> None:
     """Refuse sizes that are missing, or that no model can be built with; `where` names them in the message."""
-    for faults in (_of_counts, _of_heads, _of_rope, _of_layers, _of_names):
+    for faults in (_of_counts, _of_kinds, _of_heads, _of_rope, _of_layers, _of_names):
         _refuse(where, faults(shape))
 
 
@@ -65,6 +72,14 @@ def check_cell(config: Config) -> None:
     of_arms = [config.methods[config.arms.table[name].method] for name in config.arms.run]
     for method in of_arms if config.task in OF_ARMS else [config.method]:
         _refuse(f"method {method.name}", _of_rank(shape, method, config.experts))
+
+
+def positions(shape: Shape) -> int:
+    """How many tokens a sequence may have for all its frequencies to be those of a short one."""
+    key, most = "original_max_position_embeddings", shape["max_position_embeddings"]
+    if _rope_type(shape) == "longrope":
+        most = min(most, shape.get(key) or _rope(shape).get(key) or most)
+    return int(most)
 
 
 def refuse_code(declared: Shape, where: str | Path) -> None:
@@ -83,10 +98,14 @@ def _refuse(where: str, faults: Iterable[str]) -> None:
 
 def _of_kind(declared: Shape) -> Iterator[str]:
     names, kind = declared.get("architectures") or [], declared.get("model_type")
-    if kind not in FAMILIES or not any(str(name).endswith("ForCausalLM") for name in names):
+    if not isinstance(names, list):
+        yield f"architectures={names!r} is not a list of names"
+    # a folder may leave them out: its tensors tell
+    of_another = names and not any(str(name).endswith("ForCausalLM") for name in names)
+    if kind not in FAMILIES or of_another:
         yield f"it describes {names or kind}, not a causal LM of {list(FAMILIES)}"
     for key in ("quantization_config", "compression_config"):
-        if declared.get(key):
+        if declared.get(key) is not None:
             yield f"it has a {key}: de-quantise the weights and save them in bfloat16 without it"
 
 
@@ -94,13 +113,9 @@ def _of_length(shape: Shape, prompt: int, tokens: int) -> Iterator[str]:
     """RoPE that depends on the length has other frequencies for a long sequence than those under which the cache was
     filled: decoding across that length is no longer what the same sequence gives as a whole.
     """
-    rope, first = _rope(shape), shape["max_position_embeddings"]
-    if prompt > first:
-        yield f"context={prompt} exceeds its max_position_embeddings={first}: set context={first} or less"
-    kind = rope.get("rope_type", rope.get("type"))
-    if kind == "longrope":
-        key = "original_max_position_embeddings"
-        first = shape.get(key) or rope.get(key) or first
+    kind, most, first = _rope_type(shape), shape["max_position_embeddings"], positions(shape)
+    if prompt > most:
+        yield f"context={prompt} exceeds its max_position_embeddings={most}: set context={most} or less"
     if kind in LENGTH_DEPENDENT and prompt <= first < prompt + tokens:
         yield (
             f"rope_type={kind} changes its frequencies beyond {first} positions, which context={prompt} with {tokens} "
@@ -129,11 +144,24 @@ def _of_counts(shape: Shape) -> Iterator[str]:
         yield f"it has no {', '.join(lacking)}: copy the checkpoint's own config.json, or add it"
     for key in (*required, "num_key_value_heads", "head_dim", "sliding_window"):
         value = shape.get(key)
-        if value is not None and (not _is_whole(value) or value < 1):
-            yield f"{key}={value!r} is not a whole number of at least 1"
+        if value is not None and (not _is_whole(value) or not 1 <= value <= MOST):
+            yield f"{key}={value!r} is not a whole number from 1 to {MOST}"
+
+
+def _of_kinds(shape: Shape) -> Iterator[str]:
+    for key in FLAGS:
+        if not isinstance(shape.get(key, False), bool):
+            yield f"{key}={shape[key]!r} is not true or false"
     epsilon = shape.get("rms_norm_eps", 1e-6)
     if not _is_number(epsilon) or not 0 < epsilon < 1:
         yield f"rms_norm_eps={epsilon!r} is not a number between 0 and 1"
+    for key in ("attention_dropout", "initializer_range"):
+        share = shape.get(key)
+        if share is not None and (not _is_number(share) or not 0 <= share <= 1):
+            yield f"{key}={share!r} is not a number from 0 to 1"
+    for key in ("dtype", "torch_dtype"):
+        if shape.get(key) not in (None, *DTYPES):
+            yield f"{key}={shape[key]!r} is not one of {list(DTYPES)}"
 
 
 def _of_heads(shape: Shape) -> Iterator[str]:
@@ -151,18 +179,25 @@ def _of_rope(shape: Shape) -> Iterator[str]:
     rope, key = _rope(shape), "rope_scaling" if shape.get("rope_scaling") else "rope_parameters"
     if not isinstance(rope, Mapping):
         yield f"{key}={rope!r} is not an object with a rope_type"
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ROPE_FIELDS or any(isinstance(value, Mapping) for value in rope.values()):
+    kind = _rope_type(shape)
+    if str(kind) not in ROPE_FIELDS or any(isinstance(value, Mapping) for value in rope.values()):
         yield f"{key} has rope_type={kind!r}, which is none of {list(ROPE_FIELDS)} for all blocks"
     lacking = [field for field in ROPE_FIELDS[kind] if rope.get(field) is None]
     if lacking:
         yield f"{key} of rope_type={kind} has no {', '.join(lacking)}"
-    for field, value in {"rope_theta": shape.get("rope_theta"), **rope}.items():
+    values = {"rope_theta": shape.get("rope_theta"), **rope}
+    for field in (*ROPE_NUMBERS, *chain(*ROPE_FIELDS.values())):
+        value = values.get(field)
         numbers = value if isinstance(value, list) else [value]
-        if field not in ("type", "rope_type") and not all(one is None or _is_number(one) for one in numbers):
+        if not all(one is None or _is_number(one) for one in numbers):
             yield f"{key} has {field}={value!r}, which is no number"
-        if field in ("rope_theta", "factor") and value is not None and value <= 0:
+        if any(one is not None and one <= 0 for one in numbers):
             yield f"{key} has {field}={value!r}, which must be above 0"
+    if (values.get("factor") or 1) < 1:
+        yield f"{key} has factor={values['factor']}, which must be at least 1"
+    for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+        if low in rope and high in rope and rope[low] >= rope[high]:
+            yield f"{key} has {low}={rope[low]}, which must be below {high}={rope[high]}"
     yield from _of_factors(shape, rope, key)
 
 
@@ -181,7 +216,11 @@ def _of_layers(shape: Shape) -> Iterator[str]:
     kinds, kind, layers = shape.get("layer_types"), shape.get("model_type"), shape["num_hidden_layers"]
     if kinds is None:
         return
-    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= {FULL, SLIDING}:
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != layers
+        or any(one not in (FULL, SLIDING) for one in kinds)
+    ):
         yield f"layer_types must name {FULL} or {SLIDING} for each of num_hidden_layers={layers} blocks"
     window, used = shape.get("sliding_window"), shape.get("use_sliding_window", False)
     allowed = {FULL, SLIDING} if window and used else {FULL}
@@ -208,6 +247,11 @@ def _of_names(shape: Shape) -> Iterator[str]:
 def _rope(shape: Shape) -> Mapping[str, Any]:
     """As transformers chooses: the older key wins where a config.json has both."""
     return shape.get("rope_scaling") or shape.get("rope_parameters") or {}
+
+
+def _rope_type(shape: Shape) -> Any:
+    rope = _rope(shape)
+    return rope.get("rope_type", rope.get("type", "default"))
 
 
 def _head(shape: Shape) -> int:

@@ -25,6 +25,7 @@ from adafuse.data import items as data
 from adafuse.data import pretraining_text
 from adafuse.distributed import MAIN_PROCESS, Silent
 from adafuse.model import backbone
+from adafuse.model.declared import positions
 from adafuse.model.finite import require_finite
 from adafuse.records import Recorder
 from adafuse.training.trainer import Fitted, fit
@@ -66,7 +67,10 @@ def train(config: Config, record: Record) -> None:
     rate = config.train.learning_rate * method.learning_rate_factor
     knobs = dataclasses.replace(config.train, learning_rate=rate)
     source = data.write(config.data, cell.data_dir(config), seed)
-    learnt, held_out = (_rows(config, source, tokenizer, split, record) for split in ("train", "validation"))
+    limit = min(config.train.max_length, positions(model.config.to_dict()))
+    learnt, held_out = (
+        _rows(config, source, tokenizer, limit, split, record) for split in ("train", "validation")
+    )
     adapter = Adapter(model, method, config.experts, seed) if method.has_experts else None
     if adapter is None:
         model.requires_grad_(True)
@@ -86,14 +90,14 @@ def train(config: Config, record: Record) -> None:
 
 
 def _rows(
-    config: Config, source: Path, tokenizer: PreTrainedTokenizerBase, split: str, record: Record
+    config: Config, source: Path, tokenizer: PreTrainedTokenizerBase, limit: int, split: str, record: Record
 ) -> dict[str, Rows]:
     """What is learnt or held out, by family (the user's own by the name of its folder); how it was cut into tokens is
     printed and recorded.
     """
     found, folder = {}, config.data.path
     for family in data.families_of(config.data):
-        encoded = data.dataset_of(config.data, family, source, tokenizer, config.train.max_length, split)
+        encoded = data.dataset_of(config.data, family, source, tokenizer, limit, split)
         name = family if folder is None else Path(folder).resolve().name
         record.write("tokens", split=split, family=name, **dataclasses.asdict(encoded.said))
         if MAIN_PROCESS:
