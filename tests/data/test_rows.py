@@ -41,6 +41,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "answer null": (line(ASKED | {"answer": None}), "line 1, answer: is missing, and so are choices"),
     "answer a number": (line(ASKED | {"answer": 4}), "line 1, answer: should be a valid string, and is 4"),
     "answer blank": (line(ASKED | {"answer": " \t"}), "line 1, answer: is blank"),
+    "answer without width": (line(ASKED | {"answer": "\u200b\u00a0"}), "line 1, answer: is blank"),
     "answer of two lines": (line(ASKED | {"answer": "a\nb"}), "line 1, answer: has a line break"),
     "answer another choice": (
         line(CHOSEN | {"answer": "a"}),
@@ -64,6 +65,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "choices the same": (
         line(CHOSEN | {"choices": ["a", "a "]}),
+        "line 1, choices: has two that are the same",
+    ),
+    "choices the same, written otherwise": (
+        line(CHOSEN | {"choices": ["é", "e\u0301"]}),
         "line 1, choices: has two that are the same",
     ),
     "kinds mixed": (line(ASKED) + b"\n" + line(CHOSEN), "line 2, choices: has some, and line 1 has none"),
@@ -121,6 +126,12 @@ def test_a_question_with_choices_may_return_with_another_answer(tmp_path: Path) 
     folder_with(tmp_path, train.replace(b"blue", b"red"), train)
     with pytest.raises(ValueError, match="stands in line 1 of train.jsonl"):
         rows.fingerprints(folder)
+
+
+def test_a_question_that_is_written_otherwise_is_the_same(tmp_path: Path) -> None:
+    train, test = (line({"prompt": f"Caf{letter}?", "answer": "yes"}) for letter in ("e\u0301", "é"))
+    with pytest.raises(ValueError, match="line 1, prompt: stands in line 1 of train.jsonl"):
+        rows.fingerprints(folder_with(tmp_path, test, train))
 
 
 def test_answers_of_many_lines_may_be_learnt(tmp_path: Path) -> None:

@@ -56,6 +56,14 @@ def twice(folder: Path) -> None:
     shutil.copy(folder / first, folder / second)
 
 
+def two_files(folder: Path) -> None:
+    """As GPT-2 had them."""
+    (folder / TOKENIZER).unlink()
+    (folder / "vocab.json").write_text(json.dumps(backbone.byte_tokenizer().get_vocab()))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    edit(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+
+
 def more_tokens(folder: Path) -> None:
     tokenizer = backbone.byte_tokenizer()
     tokenizer.add_tokens(["<one>", "<two>"])
@@ -246,6 +254,7 @@ SOUND: dict[str, Damage] = {
         [change(f, name, torch.ones(264, 32)) for name in ("lm_head.weight", "model.embed_tokens.weight")],
     ),
     "an older rope_scaling": scaled(type="dynamic", factor=2.0),
+    "a tokenizer in two files": two_files,
     "notes beside rope": scaled(type="yarn", factor=2.0, finetuned=True, truncate=False),
     "no architectures": said(architectures=...),
     "ways of being called": said(

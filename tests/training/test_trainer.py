@@ -1,5 +1,6 @@
 """A fit learns, routers learn from the balance loss, and an interrupted fit ends where an unbroken one does."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,19 @@ def test_no_checkpoint_is_written_after_it(tiny_llama, tmp_path: Path) -> None:
         patch.setattr(trainer, "LOG_LINES", 1)
         train(model, compose(*GEOMETRY, "method=lora"), tmp_path, knobs(steps=12))
     assert trainer.last_complete(tmp_path) is None
+
+
+def test_harder_rows_at_the_end_are_no_divergence(tiny_llama, tmp_path: Path, monkeypatch) -> None:
+    """Two steps that change nothing, on rows of which some cost more: in one order or the other the loss rises."""
+    monkeypatch.setattr(trainer, "DIVERGED", 1.0)
+    few = knobs(steps=2, batch=1, learning_rate=1e-9)
+    pair = sorted(rows(), key=lambda row: len(row["input_ids"]))[:: len(rows()) - 1]
+    rose = []
+    for seed in range(4):
+        model = tiny_llama(initializer_range=0.6).requires_grad_(True)
+        losses = trainer.fit(model, pair, few, tmp_path / str(seed), seed=seed).losses
+        rose.append(losses[1]["loss"] > losses[0]["loss"] > math.log(260))
+    assert any(rose)
 
 
 def test_a_fit_that_ends_knowing_less_than_nothing_has_diverged(tiny_llama, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import reprlib
+import unicodedata
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -25,17 +26,19 @@ from adafuse.data.tokens import END
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # far beyond what any model reads; a tokenizer would take minutes over it
 MOST_BYTES = 2**20
+# categories of characters that have no width
+UNSEEN = ("Cc", "Cf")
 SHOWN_CHARACTERS = 40
 FORM = 'a row is one JSON object a line: {"prompt", "answer"} or {"prompt", "choices", "label"}'
 
 
 def _is_text(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is blank")
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("has half of a surrogate pair, which is no text") from None
+    if all(character.isspace() or unicodedata.category(character) in UNSEEN for character in text):
+        raise ValueError("is blank")
     return text
 
 
@@ -104,7 +107,8 @@ def _check(folder: str, hashes: tuple[str, ...]) -> None:
 
 
 def _standing_in(train: list[Row], others: list[Row]) -> list[tuple[int, int]]:
-    """Line numbers of rows that were trained on, and of the row that did: same prompt and answer, whatever the spaces.
+    """Line numbers of rows that were trained on, and of the row that did: same prompt and answer, whatever the spaces
+    and however a letter's accents are written.
 
     Where an answer is generated the prompt alone is the question.
     """
@@ -121,8 +125,12 @@ def _standing_in(train: list[Row], others: list[Row]) -> list[tuple[int, int]]:
 
 
 def _keys(row: Row) -> list[tuple[str, ...]]:
-    prompt, target = (" ".join(text.split()) for text in (row.prompt, row.target))
+    prompt, target = _plain(row.prompt), _plain(row.target)
     return [(prompt, target)] if row.choices else [(prompt, target), (prompt,)]
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _file(folder: str, split: str) -> Path:
@@ -214,7 +222,7 @@ def _contradiction(row: Row) -> tuple[str, str] | None:
         return ("answer", "is missing, and so are choices") if row.answer is None else None
     if len(choices) < 2:
         return "choices", f"has {len(choices)}: give at least two"
-    if len({" ".join(choice.split()) for choice in choices}) < len(choices):
+    if len(set(map(_plain, choices))) < len(choices):
         return "choices", "has two that are the same"
     if label is None:
         return "label", f"is missing: the place of the right choice, 0 to {len(choices) - 1}"

@@ -31,6 +31,8 @@ DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 MAX_HEADER = 100_000_000
 # what a message names of many
 FEW = 3
+# what a tokenizer was saved as before there was tokenizer.json
+OLDER_TOKENIZERS = (("tokenizer.model",), ("vocab.json", "merges.txt"))
 # JSON that transformers reads when it is there
 OPTIONAL = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # older checkpoints hold what is computed today
@@ -238,8 +240,8 @@ def _header(file: Path) -> dict[str, Stored]:
 def _check_tokenizer(folder: Path, rows: int) -> None:
     file = folder / "tokenizer.json"
     if not file.is_file():
-        if (folder / "tokenizer.model").is_file():
-            return  # read by another library; backbone.py counts its ids
+        if any(all((folder / name).is_file() for name in names) for names in OLDER_TOKENIZERS):
+            return  # transformers makes a fast one of them; backbone.py counts its ids
         raise ValueError(
             f"model.path={folder} has no tokenizer.json: save the tokenizer into the same folder"
         )

@@ -86,18 +86,21 @@ def fit(
     trainer.refuse_broken()
     model.eval()
     losses = [_loss_line(line) for line in trainer.state.log_history if "loss" in line]
-    _refuse_diverged(
-        float(trainer.begun or losses[0]["loss"]), losses[-1]["loss"], model.config.vocab_size, knobs
-    )
+    begun, unknowing = float(trainer.begun or losses[0]["loss"]), math.log(model.config.vocab_size)
+    ends = [losses[-1]["loss"]]
+    if _is_diverged(begun, ends[0], unknowing):
+        # the last rows may just be harder ones
+        ends += trainer.first_again()
+    if _is_diverged(begun, ends[-1], unknowing):
+        raise ValueError(
+            f"the fit diverged: its loss went from {begun:.3g} to {ends[-1]:.3g}, and a model that knows nothing has "
+            f"{unknowing:.3g}; lower the learning rate, which is {knobs.learning_rate:g}"
+        )
     return Fitted(losses, _step_of(Path(checkpoint)) if checkpoint else 0)
 
 
-def _refuse_diverged(first: float, last: float, vocabulary: int, knobs: Fit) -> None:
-    if last > max(DIVERGED * first, math.log(vocabulary)):
-        raise ValueError(
-            f"the fit diverged: its loss went from {first:.3g} to {last:.3g}, and a model that knows nothing has "
-            f"{math.log(vocabulary):.3g}; lower the learning rate, which is {knobs.learning_rate:g}"
-        )
+def _is_diverged(first: float, last: float, unknowing: float) -> bool:
+    return not last <= max(DIVERGED * first, unknowing)
 
 
 def _arguments(knobs: Fit, folder: Path, seed: int, tracker: str, on_cpu: bool) -> TrainingArguments:
@@ -161,6 +164,7 @@ class AdapterTrainer(Trainer):
         self._first_broken: Tensor | None = None
         # the loss of the first step, unless the fit went on from a checkpoint
         self.begun: Tensor | None = None
+        self._first: list[tuple[Any, ...]] = []
 
     def compute_loss(
         self,
@@ -192,10 +196,20 @@ class AdapterTrainer(Trainer):
         loss = super().training_step(*args, **kwargs)
         if self.state.global_step == 0:
             self.begun = loss if self.begun is None else self.begun + loss
+            self._first.append(args)
         step = torch.where(loss.isfinite(), 0, self.state.global_step + 1)
         first = self._first_broken
         self._first_broken = step if first is None else torch.where(first > 0, first, step)
         return loss
+
+    @torch.no_grad()
+    def first_again(self) -> list[float]:
+        """The loss of the first step's rows as the model is now; of a fit that was resumed nothing."""
+        losses = [
+            self.compute_loss(model, self._prepare_inputs(inputs), False, *count)
+            for model, inputs, *count in self._first
+        ]
+        return [float(sum(losses))] if losses else []
 
     def refuse_broken(self, loss: float = 0.0) -> None:
         """Raise ValueError if a step's loss was not finite, here or (by the mean `loss` of all) in another process."""
