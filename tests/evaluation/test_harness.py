@@ -209,6 +209,31 @@ def test_own_items_are_evaluated(task: str, metric: str, row: str, tmp_path: Pat
     assert [(r.suite_task, r.metric, r.n) for r in results] == [(task, metric, 2)]
 
 
+def test_as_much_is_generated_as_the_longest_of_the_users_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    rows = "".join(json.dumps({"prompt": "{} " + a, "answer": a * 90}) + "\n" for a in "xy")
+    for split in ("train", "validation", "test"):
+        (own / f"{split}.jsonl").write_text(rows.replace("{}", split))
+    data = Data(name="own", families=[], path=str(own), train_items=1, validation_items=1, test_items=1)
+    folder, tokenizer = training_data.write(data, tmp_path / "data", seed=0), byte_tokenizer()
+
+    def know_all(model, adapter, ids, mask, max_new_tokens, stop):
+        texts = [(p[-1] * 90 + "\n").ljust(max_new_tokens, "x") for p in tokenizer.batch_decode(ids)]
+        new = [tokenizer(text)["input_ids"][:max_new_tokens] for text in texts]
+        return torch.cat([ids, torch.tensor(new)], dim=1)
+
+    monkeypatch.setattr(adapted_lm.decode, "generate", know_all)
+    for positions, right, said in ((256, 1.0, ""), (128, 0.0, "2 answers are longer than the 64 tokens")):
+        results = evaluate(
+            tiny(positions), tokenizer, None, suite("local_answers"), folder, merging=False, seed=0
+        )
+        assert results[0].correct == [right] * 2
+        assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["appends its end", "metaspace", "without special tokens"])
 def test_any_tokenizer_is_evaluated(kind: str, folder: Path) -> None:
     tokenizer = KINDS[kind]()

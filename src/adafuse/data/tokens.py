@@ -83,7 +83,7 @@ def training_rows(items: Sequence[Item], tokenizer: Any, max_length: int) -> Enc
         raise ValueError(
             f"train.max_length={max_length} leaves no room for a prompt and its answer: raise it"
         )
-    cuts = _right_choices(items, tokenizer) | _answers(items, tokenizer)
+    cuts = _right_choices(items, tokenizer) | cut_answers(items, tokenizer)
     said, rows = Said(), []
     for i in range(len(items)):
         cut = cuts[i]
@@ -136,7 +136,8 @@ def _right_choices(items: Sequence[Item], tokenizer: Any) -> dict[int, Cut]:
     return {i: group[item.label or 0] for (i, item), group in zip(chosen.items(), cuts, strict=True)}
 
 
-def _answers(items: Sequence[Item], tokenizer: Any) -> dict[int, Cut]:
+def cut_answers(items: Sequence[Item], tokenizer: Any) -> dict[int, Cut]:
+    """Each item without choices, by its place, as it is generated. Raises ValueError for one without a token."""
     asked = {i: item for i, item in enumerate(items) if not item.choices}
     if not asked:
         return {}

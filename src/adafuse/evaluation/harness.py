@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adafuse.config import Suite
-from adafuse.data.items import LOCAL
+from adafuse.data.items import LOCAL, load_items
+from adafuse.data.tokens import END, cut_answers
 from adafuse.evaluation.suites import LOCAL_TASKS, TASKS, check_sets, check_suite, own_tasks, prepared_sets
 
 if TYPE_CHECKING:
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from adafuse.adapters.adapter import Adapter
+    from adafuse.evaluation.adapted_lm import AdaptedLM
 
 # Standard errors of means have a closed form; only bundled metrics without one need resampling.
 BOOTSTRAPS = 1000
+# what is generated at least where the user's own answers are asked for (tasks/local_answers.yaml)
+LOCAL_ANSWERS, LOCAL_TOKENS = LOCAL_TASKS[0], 64
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def evaluate(
     try:
         results = simple_evaluate(
             model=lm,
-            tasks=_tasks(suite, manager),
+            tasks=_tasks(suite, manager, _own_settings(suite, data_folder, lm)),
             task_manager=manager,
             num_fewshot=None if suite.shots_by_task else suite.shots,
             limit=suite.limit,
@@ -105,14 +109,28 @@ def evaluate(
     return found
 
 
-def _tasks(suite: Suite, manager: TaskManager) -> list[Any]:
-    """lm-eval's tasks and groups as it defines them, with the suite's own data folders and numbers of shots."""
-    if suite.path is None and not suite.shots_by_task:
+def _own_settings(suite: Suite, data_folder: Path, lm: AdaptedLM) -> dict[str, dict[str, Any]]:
+    """What a task's YAML file cannot know: how long the user's answers are."""
+    if LOCAL_ANSWERS not in suite.tasks:
+        return {}
+    items = load_items(data_folder, LOCAL, "test")
+    answers = cut_answers(items, lm.tokenizer).values()
+    longest = max((len(cut.ids) - cut.first for cut in answers), default=0)
+    tokens = max(LOCAL_TOKENS, min(longest, lm.max_length // 2))
+    beyond = sum(len(cut.ids) - cut.first > tokens for cut in answers)
+    if beyond:
+        print(f"evaluate: {beyond} answers are longer than the {tokens} tokens that are generated, and count as wrong")
+    return {LOCAL_ANSWERS: {"generation_kwargs": {"until": [END], "max_gen_toks": tokens, "do_sample": False}}}
+
+
+def _tasks(suite: Suite, manager: TaskManager, settings: dict[str, dict[str, Any]]) -> list[Any]:
+    """lm-eval's tasks and groups as it defines them, with `settings` and the suite's data folders and shots."""
+    if suite.path is None and not suite.shots_by_task and not settings:
         return list(suite.tasks)
     sets = prepared_sets(suite.path) if suite.path is not None else {}
     built = []
     for name in suite.tasks:
-        own: dict[str, Any] = {"dataset_path": str(sets[name])} if name in sets else {}
+        own = settings.get(name, {}) | ({"dataset_path": str(sets[name])} if name in sets else {})
         if suite.shots_by_task:
             own["num_fewshot"] = suite.shots_by_task.get(name, suite.shots)
         # manager.load takes a task's settings only without what its file says, and a group's not at all
