@@ -145,6 +145,23 @@ def test_generated_answers_come_from_the_model_under_test(
     assert calls == [1] * len(answers)
 
 
+def test_an_answer_is_over_at_its_end_token_whatever_its_batch_goes_on_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = byte_tokenizer()
+    answers = {item.prompt: item.answer for item in training_data.load_items(folder, "copy", "test")}
+
+    def know_all(model, adapter, ids, mask, max_new_tokens, stop):
+        texts = [answers[prompt] for prompt in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        new = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
+        more = tokenizer("x" * max_new_tokens)["input_ids"]
+        return torch.cat([ids, torch.tensor([(own + more)[:max_new_tokens] for own in new])], dim=1)
+
+    monkeypatch.setattr(adapted_lm.decode, "generate", know_all)
+    result = evaluate(tiny(), tokenizer, None, suite("copy"), folder, merging=False, seed=0)[0]
+    assert result.correct == [1.0] * 6
+
+
 def test_all_strategies_answer_alike_and_unlike_the_backbone(folder: Path) -> None:
     generated = {}
     for strategy in (None, StrategyName.gather, StrategyName.switch):

@@ -172,7 +172,7 @@ class AdaptedLM(HFLM):
         for row in (row for rows_B in useless for row in rows_B.nonzero().flatten().tolist()):
             prompt = self.tokenizer.decode(context[row][mask[row].bool()])
             raise ValueError(f"after the prompt {prompt[-80:]!r} {NO_USE}")
-        return ids
+        return _ended(ids, context.shape[1], self.tokenizer.eos_token_id)
 
 
 @contextmanager
@@ -184,6 +184,15 @@ def _watched(model: nn.Module) -> Iterator[list[Tensor]]:
         yield found
     finally:
         hook.remove()
+
+
+def _ended(ids: Tensor, prompt_length: int, end: int | None) -> Tensor:
+    """Ids [B, S] with nothing but end tokens behind the first: a row goes on until the last of its batch is finished."""
+    if end is None:
+        return ids
+    new = ids[:, prompt_length:]
+    over = (new == end).cumsum(-1) > 0
+    return torch.cat([ids[:, :prompt_length], new.masked_fill(over, end)], dim=1)
 
 
 def stop_at(
