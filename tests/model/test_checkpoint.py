@@ -211,6 +211,14 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda f: edit(f / "tokenizer_config.json", auto_map={"AutoTokenizer": ["t.Tokenizer", None]}),
         "tokenizer_config.json: it asks for code of its own",
     ),
+    "an end that is a number": (
+        lambda f: edit(f / "tokenizer_config.json", eos_token=2),
+        "tokenizer_config.json: eos_token=2 is no token",
+    ),
+    "a padding that the tokenizer lacks": (
+        lambda f: edit(f / "tokenizer_config.json", pad_token="<gap>"),
+        "tokenizer_config.json has 1 tokens beyond the 260 rows",
+    ),
     "settings of generation that are no JSON": (
         write("generation_config.json", "{"),
         "generation_config.json is not",

@@ -187,7 +187,7 @@ def _watched(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _ended(ids: Tensor, prompt_length: int, end: int | None) -> Tensor:
-    """Ids [B, S] with nothing but end tokens behind the first: a row goes on until the last of its batch is finished."""
+    """Ids [B, S] with end tokens alone behind the first: a row goes on until the last of its batch is finished."""
     if end is None:
         return ids
     new = ids[:, prompt_length:]

@@ -119,8 +119,12 @@ def _own_settings(suite: Suite, data_folder: Path, lm: AdaptedLM) -> dict[str, d
     tokens = max(LOCAL_TOKENS, min(longest, lm.max_length // 2))
     beyond = sum(len(cut.ids) - cut.first > tokens for cut in answers)
     if beyond:
-        print(f"evaluate: {beyond} answers are longer than the {tokens} tokens that are generated, and count as wrong")
-    return {LOCAL_ANSWERS: {"generation_kwargs": {"until": [END], "max_gen_toks": tokens, "do_sample": False}}}
+        print(
+            f"evaluate: {beyond} answers are longer than the {tokens} tokens that are generated, and count as wrong"
+        )
+    return {
+        LOCAL_ANSWERS: {"generation_kwargs": {"until": [END], "max_gen_toks": tokens, "do_sample": False}}
+    }
 
 
 def _tasks(suite: Suite, manager: TaskManager, settings: dict[str, dict[str, Any]]) -> list[Any]:

@@ -123,7 +123,11 @@ def tokenizer_of(model: Model, pretrained: Path | None) -> PreTrainedTokenizerFa
 def _tokenizer(source: str, **plainly: Any) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(source, padding_side="left", **plainly)
+    tokenizer: PreTrainedTokenizerFast
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **plainly)
+    except Exception as error:  # as above
+        raise ValueError(f"its tokenizer cannot be made of its files: {one_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

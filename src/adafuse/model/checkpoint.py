@@ -33,6 +33,7 @@ MAX_HEADER = 100_000_000
 FEW = 3
 # what a tokenizer was saved as before there was tokenizer.json
 OLDER_TOKENIZERS = (("tokenizer.model",), ("vocab.json", "merges.txt"))
+SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 # JSON that transformers reads when it is there
 OPTIONAL = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # older checkpoints hold what is computed today
@@ -253,6 +254,22 @@ def _check_tokenizer(folder: Path, rows: int) -> None:
     except Exception as error:  # the library has no class of its own for it
         raise ValueError(f"{file} is no tokenizer ({one_line(error)}): copy it again") from None
     refuse_ids(ids, rows, str(file))
+    named = folder / "tokenizer_config.json"
+    if named.is_file():
+        refuse_ids(ids | _added(read_json(named), ids, named), rows, str(named))
+
+
+def _added(settings: Mapping[str, Any], ids: Mapping[str, int], file: Path) -> dict[str, int]:
+    """Special tokens that a tokenizer gets when it is made, because it lacks them, and the ids that they get."""
+    texts: list[str] = []
+    for key in SPECIAL:
+        value = settings.get(key)
+        text = value.get("content") if isinstance(value, dict) else value
+        if value is not None and not isinstance(text, str):
+            raise ValueError(f"{file}: {key}={value!r} is no token: write its text")
+        if text is not None and text not in (*ids, *texts):
+            texts.append(text)
+    return {text: number for number, text in enumerate(texts, start=len(ids))}
 
 
 def refuse_ids(ids: Mapping[str, int], rows: int, where: str) -> None:

@@ -206,10 +206,10 @@ class AdapterTrainer(Trainer):
     def first_again(self) -> list[float]:
         """The loss of the first step's rows as the model is now; of a fit that was resumed nothing."""
         losses = [
-            self.compute_loss(model, self._prepare_inputs(inputs), False, *count)
+            float(self.compute_loss(model, self._prepare_inputs(inputs), False, *count))  # type: ignore[arg-type]
             for model, inputs, *count in self._first
         ]
-        return [float(sum(losses))] if losses else []
+        return [sum(losses)] if losses else []
 
     def refuse_broken(self, loss: float = 0.0) -> None:
         """Raise ValueError if a step's loss was not finite, here or (by the mean `loss` of all) in another process."""
