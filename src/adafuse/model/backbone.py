@@ -127,7 +127,7 @@ def _tokenizer(source: str, **plainly: Any) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **plainly)
     except Exception as error:  # as above
-        raise ValueError(f"its tokenizer cannot be made of its files: {one_line(error)}") from error
+        raise ValueError(f"no tokenizer can be made of the files of {source}: {one_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
