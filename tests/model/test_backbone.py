@@ -8,6 +8,7 @@ import torch
 from adafuse.config import Model, Weights
 from adafuse.model import backbone
 from synthetic.configurations import compose
+from synthetic.tokenizers import KINDS
 
 
 def test_a_local_folder_round_trip(tiny_llama, tmp_path: Path) -> None:
@@ -40,3 +41,16 @@ def test_a_misspelt_shape_is_refused() -> None:
     model = Model(name="r", weights=Weights.random, shape={"model_type": "llama", "hiden_size": 16})
     with pytest.raises(ValueError, match="hiden_size"):
         backbone.build_random(model, "cpu")
+
+
+@pytest.mark.parametrize("kind", ["words", "appends its end", "metaspace"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_a_tokenizer_is_what_its_file_says(kind: str, model_type: str, tiny_llama, tmp_path: Path) -> None:
+    """For some kinds of model transformers has a class of its own, and takes it."""
+    own = KINDS[kind]()
+    tiny_llama(model_type, vocab_size=len(own)).save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    _, found = backbone.from_folder(str(tmp_path), None, compose().model)
+    text = "Is it blue? Answer: 12  yes\n"
+    assert (found(text).input_ids, len(found)) == (own(text).input_ids, len(own))
+    assert found.padding_side == "left"

@@ -18,6 +18,9 @@ from adafuse.model.declared import FAMILIES, check_declared, check_sizes
 # what a config.json may say of how the model is called, and not of what it is
 PLAIN = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
 
+# classes that add nothing to tokenizer.json
+WHOLE_IN_JSON = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -121,13 +124,19 @@ def tokenizer_of(model: Model, pretrained: Path | None) -> PreTrainedTokenizerFa
 
 
 def _tokenizer(source: str, **plainly: Any) -> PreTrainedTokenizerFast:
-    from transformers import AutoTokenizer
+    """Where the files say that tokenizer.json is all of it, they are believed: for some kinds of model transformers
+    would take a class of its own, which cuts texts otherwise and has tokens more.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     tokenizer: PreTrainedTokenizerFast
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **plainly)
+        named = get_tokenizer_config(source, revision=plainly["revision"]).get("tokenizer_class")
+        maker = PreTrainedTokenizerFast if named in WHOLE_IN_JSON else AutoTokenizer
+        tokenizer = maker.from_pretrained(source, padding_side="left", **plainly)
     except Exception as error:  # as above
-        raise ValueError(f"no tokenizer can be made of the files of {source}: {one_line(error)}") from error
+        raise ValueError(f"the tokenizer of {Path(source).name}: {one_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
