@@ -52,6 +52,8 @@ NEEDED = {"load": ADAFUSE, "agreement": TWIN}
 BY = {"lines": ["folder"], "loss": ["folder", "model"]}
 # inches: of a figure, and of a character of a label in DejaVu Sans, which is wider than most
 WIDTH, CHARACTER = 7.4, 0.064
+# of one side of the map of agreement: 30 blocks would take 160 kB
+SQUARES = 16
 MOST_POINTS = 60
 # what no screen shows: further decimals of a place on the page, and names of parts that nothing refers to
 DECIMALS, PLACES = re.compile(r"(\.\d\d)\d+"), re.compile(r'="[^"]*\.\d{3}[^"]*"')
@@ -562,11 +564,17 @@ def load(own: Planned) -> Figure:
 
 
 def agreement(own: Planned) -> Figure:
-    """Routers of two blocks, mean over adapters and pairs. None is compared with itself."""
+    """Routers of two blocks, mean over adapters and pairs; of many blocks neighbours share a square, which bears the
+    first one's number. No router is compared with itself.
+    """
     records = own.shown.loc[own.shown["method"] == TWIN, "record"]
     found = routing.agreement(own.report.frames, records)
     assert found is not None, "planned for records that compare routers"
     blocks, pairs = routing.blocks(found[0]), np.where(np.eye(len(found[0])), np.nan, found[1])
+    order = list(dict.fromkeys(blocks))
+    together = -(-len(order) // SQUARES)
+    first = {block: order[place // together * together] for place, block in enumerate(order)}
+    blocks = [first[block] for block in blocks]
     long = pd.DataFrame(pairs, blocks, blocks).groupby(level=0, sort=False).mean()
     figure, (axis,) = blank()
     _mesh(axis, long.T.groupby(level=0, sort=False).mean(), "normalised mutual information\nof first choices")
