@@ -560,7 +560,8 @@ def load(own: Planned) -> Figure:
     right.barh(names, told, height=0.55, color=colours)
     right.set(xlabel="% of what there is to know", title="told of the family")
     right.tick_params(axis="y", length=0)
-    return lay_out(figure, own, 0.95, 0.5 + 0.22 * len(loads), right=0.3, apart=1.5)
+    room = max(0.95, 0.2 + CHARACTER * max(map(len, loads.index)))
+    return lay_out(figure, own, room, 0.5 + 0.22 * len(loads), right=0.3, apart=1.5)
 
 
 def agreement(own: Planned) -> Figure:
@@ -579,7 +580,8 @@ def agreement(own: Planned) -> Figure:
     figure, (axis,) = blank()
     _mesh(axis, long.T.groupby(level=0, sort=False).mean(), "normalised mutual information\nof first choices")
     axis.set(xlabel="block of the backbone", ylabel="block of the backbone")
-    axis.set_title(f"{_method(TWIN)[1]}: mean {np.nanmean(pairs):.2f}, {len(records)} adapters")
+    adapters = "1 adapter" if len(records) == 1 else f"{len(records)} adapters"
+    axis.set_title(f"{_method(TWIN)[1]}: mean {np.nanmean(pairs):.2f}, {adapters}")
     return lay_out(figure, own, 0.65, 3.6, right=WIDTH - 0.65 - 3.6)
 
 
