@@ -1,14 +1,21 @@
 """rebuild.py: the rows that running an experiment writes are found again from its records, and no record is lost."""
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from adafuse import cell, membership, rebuild
 from adafuse.records import Record, open_record, read
-from synthetic.configurations import compose
+from synthetic.configurations import compose, read_once
 from synthetic.records import HEADER
+
+
+@pytest.fixture(autouse=True)
+def composed_quickly() -> Iterator[None]:
+    with read_once():
+        yield
 
 
 def made(

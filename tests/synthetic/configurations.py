@@ -9,9 +9,11 @@ from typing import Any
 
 import hydra
 import pytest
+from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository, IConfigRepository
-from hydra.core.default_element import ResultDefault
+from hydra._internal.defaults_list import Overrides
+from hydra.core.default_element import InputDefault, ResultDefault
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 
@@ -23,6 +25,7 @@ CONF = ROOT / "conf"
 METHODS = ["lora", "mola", "moral", "pesc", "mixlora", "adafuse", "adafuse_layerwise"]
 GEOMETRY = ["experts.rank=4", "experts.count=4", "experts.top_k=2", "experts.alpha=8"]
 _LOAD, _MERGE = ConfigRepository.load_config, ConfigLoaderImpl._compose_config_from_defaults_list
+_CHOICES = defaults_list._create_interpolation_map
 _KEPT: dict[tuple[str, str], bytes] = {}
 schema.register()
 
@@ -53,6 +56,7 @@ def read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", _loaded)
         patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", _merged)
+        patch.setattr(defaults_list, "_create_interpolation_map", _choices)
         yield
 
 
@@ -64,6 +68,12 @@ def _loaded(repo: ConfigRepository, config_path: str) -> ConfigResult | None:
 def _merged(loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
     """What the chosen files hold together, before single values are overridden."""
     return _kept(lambda: _MERGE(loader, defaults, repo), repo, str(defaults))
+
+
+def _choices(overrides: Overrides, entries: list[InputDefault], self_added: bool) -> DictConfig:
+    """What an interpolation among a file's defaults may name; few files have one."""
+    needed = any(entry.is_interpolation() for entry in entries if not entry.is_self())
+    return _CHOICES(overrides, entries, self_added) if needed else DictConfig({})
 
 
 def _kept(make: Callable[[], Any], repo: IConfigRepository, name: str) -> Any:
