@@ -15,7 +15,7 @@ SUITE ?= paper
 EXPERIMENTS ?=
 # More overrides for every experiment, for example OVERRIDES="seed=0,1,2"
 OVERRIDES ?=
-# Two cores take 16 minutes for table2's five seeds, two jobs at a time: there `make reproduce` shows that everything works, with one
+# Two cores take 16 minutes for table2's five seeds, two jobs at a time: there `make reproduce` shows that everything works, with one seed
 SEEDS := $(if $(filter cpu,$(PROFILE)),seed=0)
 
 help: ## List the targets
