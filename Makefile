@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # A failing experiment does not keep the others, or the report, from running; the exit status tells.
-reproduce: $(STAMP) ## Run the main experiments and draw the report; call it again to go on (cpu: 12 minutes)
+reproduce: $(STAMP) ## Run the main experiments and draw the report; call it again to go on (cpu: 12 to 17 minutes)
 	@echo "reproduce: profile $(PROFILE), records in $(RUNS); interrupt it at any time, the same command goes on"
 	@experiments="$(EXPERIMENTS)"; status=0; \
 	[ -n "$$experiments" ] || experiments=$$($(IN)/python scripts/suite.py $(SUITE) $(PROFILE)) || exit 2; \
