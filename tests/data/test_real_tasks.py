@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -144,6 +147,25 @@ def test_items_are_the_same_each_time_and_in_one_split_only(name: str) -> None:
     for split in ("validation", "test"):
         for seed in (0, 1):
             assert not prompts & {item.prompt for item in real_tasks.generate(name, split, COUNT // 2, seed)}
+
+
+def test_items_are_the_same_in_every_process() -> None:
+    """Some generators draw from sets, whose order is another one in each."""
+    code = (
+        "from adafuse.data import real_tasks as t\n"
+        "print([i for n in t.NAMES for s in ('train', 'test') for i in t.generate(n, s, 20, 0)])"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert said[0] == said[1] and said[0].count("Item(") == 40 * len(real_tasks.NAMES)
 
 
 def test_every_task_that_the_study_uses_has_its_answer_computed_here() -> None:

@@ -86,8 +86,6 @@ GYM = {
     "family_relationships": Gym("family_relationships", keep=lambda row: "in-law" not in row["answer"]),
     "siblings": Gym("aiw"),
     "cube_rotation": Gym("color_cube_rotation", {"max_rotations": 1}, keep=_quarter_turn),
-    "isomorphic_strings": Gym("isomorphic_strings", {"max_string_length": 6}, TRUE_FALSE),
-    "ransom_note": Gym("ransom_note", {"max_note_length": 5, "max_magazine_length": 12}, TRUE_FALSE),
     "course_schedule": Gym("course_schedule", {"min_num_courses": 3, "max_num_courses": 5}, TRUE_FALSE),
 }
 COUNTRIES = ("country_capital", "country_neighbour")
