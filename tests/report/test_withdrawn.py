@@ -137,7 +137,7 @@ def test_it_is_said_on_the_page_in_tables_and_in_the_readme(found: report.Report
     told = page.page(found)
     (said,) = told.sentences
     assert said.startswith(
-        f"Withdrawn until measured anew: 15 of 15 evaluations ({WHY}), and the verdicts on them (1)."
+        f"Withdrawn until measured anew: 15 of 15 evaluations and the verdicts on them (1), for {WHY}."
     )
     assert said in page.readme_block(told)
     drawn = page.write(told, tmp_path)

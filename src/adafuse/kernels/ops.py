@@ -8,6 +8,7 @@ only. Next: strategies/joined.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -134,7 +135,13 @@ def _(x: Tensor, weight: Tensor, *_: object) -> Tensor:
 
 def _on(operand: Tensor, kernels: str) -> ModuleType:
     """Whose functions take this operand: kernels/`kernels`.py on a GPU, imported where it is called, else naive.py."""
-    return import_module(f"adafuse.kernels.{kernels}") if operand.is_cuda else naive
+    return _compiled(kernels) if operand.is_cuda else naive
+
+
+@cache
+def _compiled(kernels: str) -> ModuleType:
+    """Looked up once: eager arms call it at every launch."""
+    return import_module(f"adafuse.kernels.{kernels}")
 
 
 def _shrunk(lora_B: Tensor, members: Members) -> int:

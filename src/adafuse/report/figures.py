@@ -306,7 +306,7 @@ def bars(own: Planned) -> Figure:
     axis.set_xlabel(spec["axis"])
     routings = [one for name, one in look()["routings"].items() if name in set(found["routing"])]
     handles: list[Artist] = [Patch(color=one["colour"], label=one["name"]) for one in routings]
-    handles += _references(axis, own, list(found["row"]))
+    handles += _references(axis, own, found)
     return lay_out(figure, own, left, 0.2 + 0.28 * max(len(found), 2), handles)
 
 
@@ -333,24 +333,27 @@ def _from_one(
     axis.tick_params(axis="y", length=0)
 
 
-def _references(axis: Axes, own: Planned, rows: Sequence[str]) -> list[Artist]:
+def _references(axis: Axes, own: Planned, shown: pd.DataFrame) -> list[Artist]:
     """What the paper prints for a row over the backbone's (its Figure 1 is one row); and the band in which an arm
-    cannot be told from the backbone, for so far apart are two of the backbone itself.
+    cannot be told from the backbone, for so far apart are two of the backbone itself in the arm's runtime.
     """
+    rows = list(shown["row"])
     printed: dict[str, float] = {}
     for table in (own.report.paper[name] for name in own.spec["paper"]):
         ms = {one["arm"]: one["ms_per_token"] for one in table.get("rows", [])}
         printed |= {arm: value / ms["base"] for arm, value in ms.items()}
         printed |= {} if ms else dict.fromkeys(rows, table["adapters_ms"] / table["backbone_ms"])
     marks = [(printed[row], place + 0.38) for place, row in enumerate(rows) if row in printed]
-    width = 1 + own.shown.loc[own.shown["quantity"] == "resolution", "value"].max()
+    noise = own.shown[own.shown["quantity"] == "resolution"].groupby("row")["value"].max()
+    widths = (1 + shown["runtime"].map(noise)).fillna(1).to_numpy(float)
     found: list[Artist] = []
     if marks:
         style: Any = {"marker": "D", "markerfacecolor": "white", "markeredgecolor": INK, "linestyle": "none"}
         found += axis.plot(*zip(*marks, strict=True), label="paper", zorder=4, **style)
-    if width > 1:
-        band: Any = {"color": "#fff1b8", "linewidth": 0, "label": "A/A: not resolved", "zorder": 0}
-        found.append(axis.axvspan(1 / width, width, **band))
+    if widths.max(initial=1) > 1:
+        band: Any = {"color": "#fff1b8", "linewidth": 0}
+        axis.barh(range(len(rows)), widths - 1 / widths, height=1, left=1 / widths, zorder=0, **band)
+        found.append(Patch(label="A/A: not resolved", **band))
     return found
 
 

@@ -23,7 +23,7 @@ from adafuse.report.formats import environment, rendered
 from adafuse.report.rules import WITHDRAWN, Difference, Number
 
 # what the README's block may hold of its 15 KB
-BLOCK_BYTES = 6000
+BLOCK_BYTES = 5000
 # where a claim's number stands on the page, by kind
 SHOWN_IN = {"time": ("table6", "table1", "layers"), "memory": ("table5",), "count": ("table1",)}
 SHOWN_IN |= {"accuracy": ("table2", "table3", "table4"), "goal": ("attribution", "kernels")}
@@ -109,8 +109,8 @@ def _withdrawals(report: Report, judged: list[Claim]) -> list[str]:
     runs = report.frames.runs[report.frames.runs["task"] == "evaluate"]
     verdicts = sum(claim.verdict.verdict == WITHDRAWN for claim in judged)
     return [
-        f"Withdrawn until measured anew: {count:,} of {len(runs):,} evaluations ({why}), and the verdicts on them "
-        f"({verdicts}). No point above stands on them, and each of their numbers is marked."
+        f"Withdrawn until measured anew: {count:,} of {len(runs):,} evaluations and the verdicts on them ({verdicts}), "
+        f"for {why}. No point above stands on them; each of their numbers is marked."
         for why, count in runs["withdrawn"].value_counts(sort=False).items()
         if why
     ]
