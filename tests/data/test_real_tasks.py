@@ -115,9 +115,9 @@ COMPUTED = {
     "family_relationships": relation,
     "cube_rotation": turned_cube,
     "course_schedule": finished_courses,
-    "words_copy": ordered(list),
-    "words_sort": ordered(sorted),
-    "words_reverse": ordered(lambda words: words[::-1]),
+    "words_up": ordered(sorted),
+    "words_down": ordered(lambda words: sorted(words)[::-1]),
+    "words_ends": ordered(lambda words: [w[::-1] for w in sorted(w[::-1] for w in words)]),
 }
 
 
@@ -180,7 +180,7 @@ def test_choices_are_where_the_label_says() -> None:
 
 
 def test_prompts_of_the_word_lists_hold_the_same_words_of_ours() -> None:
-    instructions = [instruction for instruction, _ in real_tasks.ORDERS.values()]
+    instructions = [instruction for instruction, *_ in real_tasks.ORDERS.values()]
     assert len({tuple(sorted(re.findall(r"\w+", text.lower()))) for text in instructions}) == 1
     assert len(set(instructions)) == len(instructions)
 

@@ -89,11 +89,16 @@ GYM = {
     "course_schedule": Gym("course_schedule", {"min_num_courses": 3, "max_num_courses": 5}, TRUE_FALSE),
 }
 COUNTRIES = ("country_capital", "country_neighbour")
-# one list of words, three things to do with it: every prompt holds the same words of ours, in another order
-ORDERS: dict[str, tuple[str, Callable[[list[str]], list[str]]]] = {
-    "words_copy": ("Copy, do not sort or reverse, this list: ", list),
-    "words_sort": ("Sort, do not reverse or copy, this list: ", sorted),
-    "words_reverse": ("Reverse, do not copy or sort, this list: ", lambda words: words[::-1]),
+# one list of words, three orders: every prompt holds the same words of ours, in another order. To copy or to reverse a list
+# is too easy: after 200 steps plain LoRA is right in 100 and 99 %
+ORDERS: dict[str, tuple[str, Callable[[str], str], bool]] = {
+    "words_up": ("Sort from A to Z, not from Z to A or by last letters, this list: ", str, False),
+    "words_down": ("Sort from Z to A, not from A to Z or by last letters, this list: ", str, True),
+    "words_ends": (
+        "Sort by last letters, not from A to Z or from Z to A, this list: ",
+        lambda w: w[-1],
+        False,
+    ),
 }
 NAMES = (*GYM, *COUNTRIES, *ORDERS)
 
@@ -140,16 +145,20 @@ def _choice(question: str, answer: str, options: list[str]) -> Item:
     return Item(question + ASKED, f" {answer}", [f" {option}" for option in options], options.index(answer))
 
 
-# --- lists of words: reasoning-gym's words, three orders of one instruction ---
+# --- lists of words: reasoning-gym's words, three instructions ---
 
 
 def _ordered_words(name: str, split: str, rng: Random) -> Iterator[Item]:
-    instruction, order = ORDERS[name]
+    instruction, key, falls = ORDERS[name]
     for row in _rows("word_sequence_reversal", {"min_words": 3, "max_words": 5}, rng):
         words = [word.lower() for word in row["metadata"]["words"]]
-        # sorted words are one key, so that no order of them stands in two splits
-        if split_of(" ".join(sorted(words))) == split and words not in (sorted(words), words[::-1]):
-            yield Item(instruction + ", ".join(words) + ASKED, " " + ", ".join(order(words)))
+        # in all three tasks, so that their lists are of one kind
+        if len({word[-1] for word in words}) < len(words):
+            continue
+        answer = ", ".join(sorted(words, key=key, reverse=falls))
+        # sorted words are one key, so that no order of them stands in two splits; the answer is no copy
+        if split_of(" ".join(sorted(words))) == split and answer != ", ".join(words):
+            yield Item(f"{instruction}{', '.join(words)}{ASKED}", f" {answer}")
 
 
 # --- countries: what a pre-trained model partly knows ---
