@@ -39,7 +39,7 @@ class AdaptedLM(HFLM):
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         adapter: Adapter | None,
-        batch: int,
+        batch: int | str,
         merging: bool,
         own: str | None = None,
     ) -> None:
@@ -87,7 +87,7 @@ class AdaptedLM(HFLM):
         if longest >= self.max_length:
             raise ValueError(
                 f"a task generates up to {longest} tokens, and the model has {self.max_length} positions for them and "
-                "the prompt: take it out of suite.tasks"
+                "the prompt: leave it out"
             )
         batch, self.batch_size_per_gpu = self.batch_size, self.generation_batch
         try:
@@ -123,6 +123,20 @@ class AdaptedLM(HFLM):
             return tokens.written([ids], self.tokenizer)[0]
         return None if ids is None else super().tok_decode(ids, skip_special_tokens)
 
+    def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
+        """As HFLM, without the token that begins a text where the tokenizer will put one there itself."""
+        text = super().apply_chat_template(chat_history, add_generation_prompt)
+        begin = self.tokenizer.bos_token_id
+        begins = begin is not None and tokens.prompts(["a"], self.tokenizer)[0][:1] == [begin]
+        return text.removeprefix(self.tokenizer.bos_token) if begins else text
+
+    def say_shortened(self) -> None:
+        """Say on the screen what a score has lost, if anything."""
+        if self.shortened:
+            print(
+                f"evaluate: {self.shortened} prompts lost their beginning to the model's {self.max_length} positions"
+            )
+
     def _cuts(self, requests: list[Instance]) -> list[tokens.Cut]:
         """The choices of an item together, in the order of the requests."""
         places: dict[tuple[Any, ...], list[int]] = {}
@@ -156,9 +170,7 @@ class AdaptedLM(HFLM):
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
     ) -> Tensor:
         if generation_kwargs.pop("do_sample", False):
-            raise ValueError(
-                "a task asks for do_sample: only greedy decoding is evaluated, take it out of suite.tasks"
-            )
+            raise ValueError("a task asks for do_sample: only greedy decoding is evaluated, leave it out")
         mask = generation_kwargs.pop("attention_mask")
         with _watched(self.model) as useless:
             ids = decode.generate(

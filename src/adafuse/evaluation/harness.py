@@ -96,10 +96,7 @@ def evaluate(
         raise ValueError(
             f"cannot fetch the data of suite {suite.name} ({reason}): use suite=families"
         ) from None
-    if lm.shortened:
-        print(
-            f"evaluate: {lm.shortened} prompts lost their beginning to the model's {lm.max_length} positions"
-        )
+    lm.say_shortened()
     found = [result for name in suite.tasks for result in _task_results(name, results)]
     for result in found:
         if not math.isfinite(result.value):
