@@ -146,7 +146,7 @@ def test_colours_are_named_and_so_is_white(own):
 def test_nothing_overlaps_and_bytes_are_stable(own):
     with mpl.rc_context(figures.look()["style"]):
         first, second = (figures.svg(figures.launches(own), own.title, own.file) for _ in range(2))
-        assert first == second and "<image" not in first
+        assert first == second and len(first) < 20_000
         figure = figures.launches(own)
         figure.draw_without_rendering()
     (legend,), (axis,) = figure.legends, figure.axes

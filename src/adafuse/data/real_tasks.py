@@ -89,8 +89,8 @@ GYM = {
     "course_schedule": Gym("course_schedule", {"min_num_courses": 3, "max_num_courses": 5}, TRUE_FALSE),
 }
 COUNTRIES = ("country_capital", "country_neighbour")
-# one list of words, three orders: every prompt holds the same words of ours, in another order. To copy or to reverse
-# a list is too easy: after 200 steps plain LoRA is right in 100 and 99 %
+# one list of words, three orders: every prompt holds the same words of ours, in another order. To copy or to
+# reverse is too easy: plain LoRA soon makes no mistake
 ORDERS: dict[str, tuple[str, Callable[[str], str], bool]] = {
     "words_up": ("Sort from A to Z, not from Z to A or by last letters, this list: ", str, False),
     "words_down": ("Sort from Z to A, not from A to Z or by last letters, this list: ", str, True),
@@ -150,7 +150,7 @@ def _choice(question: str, answer: str, options: list[str]) -> Item:
 
 def _ordered_words(name: str, split: str, rng: Random) -> Iterator[Item]:
     instruction, key, falls = ORDERS[name]
-    for row in _rows("word_sequence_reversal", {"min_words": 3, "max_words": 5}, rng):
+    for row in _rows("word_sequence_reversal", {"min_words": 3, "max_words": 4}, rng):
         words = [word.lower() for word in row["metadata"]["words"]]
         # in all three tasks, so that their lists are of one kind
         if len({word[-1] for word in words}) < len(words):

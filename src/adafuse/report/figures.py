@@ -57,7 +57,9 @@ SQUARES = 16
 MOST_POINTS = 60
 # what no screen shows: further decimals of a place on the page, and names of parts that nothing refers to
 DECIMALS, PLACES = re.compile(r"(\.\d\d)\d+"), re.compile(r'="[^"]*\.\d{3}[^"]*"')
-NAMES = re.compile(r' id="[\w.]+_\d+"')
+NAMES, INDENT = re.compile(r' id="[\w.]+_\d+"'), re.compile(r"\n\s+")
+# of what an SVG holds as pixels
+RASTER_DPI = 150
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def _write(planned: list[Planned], folder: Path, headed: Report | None = None) -
             (folder / own.file).write_text(svg(DRAW[own.spec["kind"]](own), own.title, own.file))
         head = headline(headed) if headed else None
         if head:
-            head.savefig(folder / HEADLINE, dpi=200, metadata={"Software": None})
+            head.savefig(folder / HEADLINE, dpi=160, metadata={"Software": None})
 
 
 def plan(report: Report) -> list[Planned]:
@@ -116,8 +118,9 @@ def svg(figure: Figure, title: str, file: str) -> str:
     text, about = StringIO(), dict.fromkeys(["Date", "Creator", "Format", "Type"])
     # parts are named by a hash of their shape: salted, or two figures in one page would share names
     with mpl.rc_context({"svg.hashsalt": file}):
-        figure.savefig(text, format="svg", metadata=about | {"Title": title})
+        figure.savefig(text, format="svg", dpi=RASTER_DPI, metadata=about | {"Title": title})
     drawn = PLACES.sub(lambda found: DECIMALS.sub(r"\1", found[0]), NAMES.sub("", text.getvalue()))
+    drawn = INDENT.sub("\n", drawn)
     # as wide as DejaVu Sans where that is not installed
     return drawn[drawn.index("<svg") :].replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
 
@@ -589,9 +592,9 @@ def agreement(own: Planned) -> Figure:
 
 
 def _mesh(axis: Axes, values: pd.DataFrame, words: str) -> None:
-    """Squares, row 0 on top. More shades would make their scale a picture, whose bytes depend on libraries."""
+    """Squares, row 0 on top, as pixels: outlines of hundreds of them take five times the bytes."""
     blues, squares = mpl.colormaps["Blues"].resampled(24), values.to_numpy(float)
-    mesh = axis.pcolormesh(squares, cmap=blues, vmin=0, vmax=max(0.1, np.nanmax(squares)))
+    mesh = axis.pcolormesh(squares, cmap=blues, vmin=0, vmax=max(0.1, np.nanmax(squares)), rasterized=True)
     axis.set_xticks(np.arange(values.shape[1]) + 0.5, values.columns)
     axis.set_yticks(np.arange(values.shape[0]) + 0.5, values.index)
     axis.set(facecolor="#d8dee4", ylim=(values.shape[0], 0))
