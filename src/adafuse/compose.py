@@ -9,17 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from adafuse.adapters.geometry import at_equal_budget, trainable_parameters
-from adafuse.config import Budget, Config, Dtype
+from adafuse.config import Budget, Config, Dtype, Experts, Method
 from adafuse.model.backbone import check_source, device
 from adafuse.model.checkpoint import dtype_of
 from adafuse.model.declared import check_declared
+from adafuse.records import as_plain
 from adafuse.refusals import validate
 from adafuse.shape import shape_of
+
+# a link to conf/method/ that an installed copy has too
+RECIPES = Path(__file__).parent / "recipes"
+WITHOUT_EXPERTS = ("base", "full")
+T = TypeVar("T", Experts, Method)
 
 
 def register() -> None:
@@ -27,6 +34,10 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
+    _resolvers()
+
+
+def _resolvers() -> None:
     OmegaConf.register_new_resolver("mul", _product, replace=True)
     OmegaConf.register_new_resolver("by_profile", by_profile, replace=True)
 
@@ -44,6 +55,35 @@ def by_profile(profile: str, values: Mapping[str, Any]) -> Any:
 def _product(*factors: float) -> float | int:
     result = math.prod(factors)
     return int(result) if float(result).is_integer() else result
+
+
+def recipe(name: str, experts: Experts, **changes: Any) -> Method:
+    """The method of a file in conf/method/ for these experts, with some of its fields changed; checked.
+
+    Raises ValueError for a name or a field that there is not, a value of another kind, and what cannot go together.
+    """
+    file = RECIPES / f"{name}.yaml"
+    known = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in WITHOUT_EXPERTS)
+    if name not in known:
+        raise ValueError(f"method {name!r} is none of {known}")
+    _resolvers()
+    # of what a profile decides, the rate of learning alone, the caller says it
+    whole = OmegaConf.create(
+        {"profile": "real", "experts": as_plain(experts), "method": OmegaConf.load(file)}
+    )
+    return typed(
+        Method,
+        {**OmegaConf.to_container(whole, resolve=True)["method"], "learning_rate_factor": 1.0, **changes},
+    )
+
+
+def typed(kind: type[T], plain: Mapping[str, Any]) -> T:
+    """A dataclass of config.py from plain values, enums by name. Raises ValueError, one line, for what it cannot be."""
+    try:
+        found: T = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(plain)))  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{kind.__name__.lower()}: {str(error).splitlines()[0]}") from None
+    return found
 
 
 def build(composed: Any, overrides: list[str] | None = None) -> Config:

@@ -87,6 +87,26 @@ def refuse_strategy(method: Method, strategy: StrategyName) -> None:
     _refuse(f"{cannot}: {wrong}" for wrong in _of_strategy(method, strategy))
 
 
+def refuse_method(method: Method, experts: Experts) -> None:
+    """Raise ValueError for a method and an expert geometry that do not go together, or are impossible alone."""
+    faults = chain(_of_geometry(experts), _of_targets(method, experts), _of_method(method))
+    _refuse(f"method {method.name}: {wrong}" for wrong in faults)
+
+
+def refuse_use(method: Method, strategy: StrategyName, runtime: Runtime, batch: int, where: str) -> None:
+    """Raise ValueError where `strategy` and `runtime` cannot decode `batch` sequences of `method` on device `where`."""
+    refuse_strategy(method, strategy)
+    faults = chain(
+        _of_batch("batch", batch, strategy),
+        _of_runtime(Arm(strategy=strategy, runtime=runtime), method, batch),
+    )
+    _refuse(f"strategy {strategy.name}: {wrong}" for wrong in faults)
+    if where != "cuda" and runtime is not Runtime.eager:
+        raise ValueError(
+            f"runtime={runtime.name} captures a CUDA graph and the model is on the CPU: use runtime='eager'"
+        )
+
+
 def refuse_device(config: Config, where: str) -> None:
     """Raise ValueError where an arm or a kernel needs a GPU and `where` is none; called before anything is loaded."""
     if where != "cuda":
@@ -148,6 +168,19 @@ def _of_values(config: Config) -> Iterator[str]:
         yield f"{bypass} is part of a table of gates, and latency.gates=router has none: use latency.gates=uniform"
     if share > 0 and config.task is Task.trace:
         yield f"{bypass} mixes two kinds of tokens, and task=trace looks at one: use task=latency"
+
+
+def _of_geometry(experts: Experts) -> Iterator[str]:
+    """Of a geometry that came from nobody's configuration."""
+    yield from _unknown("targets", experts.targets, LINEARS)
+    if not experts.targets:
+        yield f"targets is empty: {NOT_EMPTY['experts.targets']}"
+    for name in ("rank", "count", "top_k"):
+        value = getattr(experts, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            yield f"{'experts' if name == 'count' else name}={value!r} must be a whole number of at least 1"
+    if experts.top_k > experts.count:
+        yield f"top_k={experts.top_k} exceeds experts={experts.count}"
 
 
 def _of_method(method: Method) -> Iterator[str]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adafuse.adapters.build import build_sites, build_token_router
 from adafuse.adapters.experts import BottleneckExperts, MlpLoraExperts
 from adafuse.adapters.forward import Strategy, UnmergedDense
+from adafuse.adapters.hosted import Host
 from adafuse.adapters.layers import AdaptedLinear, Context
 from adafuse.adapters.router import Gates, Router, ungated
 from adafuse.config import Experts, Method, RouterInput, Routing
@@ -36,6 +37,8 @@ class Adapter:
         self.restores = True
         # of the plain backbone, for the strategies that run them as one
         self.projections: list[Projection] = []
+        # transformers' own generate, while a strategy is installed
+        self.host: Host | None = None
         # what `remove` takes back, the last first
         self._undo = ExitStack()
         with torch.random.fork_rng(devices=[]):
@@ -118,12 +121,16 @@ class Adapter:
                 strategy.prepare(self)
             strategy.enter()
             self.context.use(strategy)
+            self.host = Host(self.model, self.decoding, strategy.merging)
+            self.host.open()
+            self._undo.callback(self.host.close)
 
     def remove(self) -> None:
         """Take the modules out and give the weights back as `install` found them."""
         self.context.decode.restore()
         self._undo.close()
         self.context.use(UnmergedDense())
+        self.host = None
         self.context.gates, self.context.said = None, []
         self.installed = False
 

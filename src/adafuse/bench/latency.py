@@ -7,46 +7,84 @@ a prompt that is already there, or a whole query as the paper times it. Next: re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain, repeat
 
 from torch import Tensor, nn
 
+from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.reference import float_view
 from adafuse.bench import calibration, cost, routing
 from adafuse.bench.checks import PADDING, run_checks
 from adafuse.bench.left_out import say_dropped, say_set_aside
 from adafuse.bench.rounds import TimedArm, run_rounds
 from adafuse.bench.workload import adapters, prompter
-from adafuse.config import Config, Latency
+from adafuse.config import Config, Latency, Runtime, StrategyName
 from adafuse.engine.decoders import Decoder
 from adafuse.engine.make import make
 from adafuse.records import Recorder
 from adafuse.strategies.joined import make_room
 
+# of a cell of which nothing counts, by whether every arm was dropped
+NOTHING = {
+    True: "every arm is dropped",
+    False: "every block is set aside: run it again when the machine is idle",
+}
 # what routing.py saw of the experts in use, by its name
 Shares = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Made:
+    """An arm whose adapter is there; None is the plain backbone."""
+
+    adapter: Adapter | None
+    strategy: StrategyName
+    runtime: Runtime
 
 
 def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
     """Measure the cell and write its lines to `record`; `where` is the device."""
     bandwidth = calibration.calibrate(where)
     record.write("calibration", **bandwidth)
-    ask = prompter(config, model, where)
-    prompt = ask(0)
-    own_adapters = adapters(config, model)
-    arms: dict[str, TimedArm] = {}
-    # by method: arms of one adapter choose alike
+    own = adapters(config, model)
+    arms = {
+        name: Made(own.get(arm.method), arm.strategy, arm.runtime) for name, arm in config.arms.chosen.items()
+    }
+    seed = config.seed + 1000 * config.replicate
+    counted = time_arms(
+        model, arms, prompter(config, model, where), config.latency, seed, bandwidth["read_gbps"], record
+    )
+    if not counted:
+        record.fail("latency", ValueError(f"nothing of this cell counts: {NOTHING[counted is None]}"))
+
+
+def time_arms(
+    model: nn.Module,
+    arms: Mapping[str, Made],
+    ask: Callable[[int], Tensor],
+    knobs: Latency,
+    seed: int,
+    read_gbps: float,
+    record: Recorder,
+) -> int | None:
+    """Check every arm, then time those that passed in interleaved rounds; `ask` gives the ids of a query [B, S].
+
+    What is found is written to `record`. How many blocks count; None where every arm is dropped.
+    """
+    prompt, where = ask(0), model.device.type
+    length = prompt.shape[1] + tokens_behind(knobs)
+    ready: dict[str, TimedArm] = {}
+    # by adapter: its arms choose alike
     seen: dict[str, Shares] = {}
-    knobs = config.latency
-    length = config.context + PADDING + knobs.settle_tokens + max(knobs.block_tokens, knobs.check_tokens)
-    for own in own_adapters.values():
-        make_room(own)
+    for adapter in {id(arm.adapter): arm.adapter for arm in arms.values()}.values():
+        if adapter is not None:
+            make_room(adapter)
     float_model = float_view(model)
-    for name, arm in config.arms.chosen.items():
-        adapter = own_adapters.get(arm.method)
+    for name, arm in arms.items():
+        adapter = arm.adapter
         try:
             decoder = make(model, adapter, arm.strategy, arm.runtime, length)
             checked = run_checks(decoder, float_model, prompt, knobs.check_tokens)
@@ -54,26 +92,26 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
                 record.write("check", arm=name, **asdict(check))
             say_dropped(name, checked.checks)
             if checked.passed:
-                if adapter is not None and adapter.routers() and arm.method not in seen:
-                    seen[arm.method] = routing.shares(adapter, checked.choices)
+                method = "" if adapter is None else adapter.method.name
+                if adapter is not None and adapter.routers() and method not in seen:
+                    seen[method] = routing.shares(adapter, checked.choices)
                     if adapter.context.gate_table is None:
                         stood = routing.selections(adapter, checked.choices)
-                        record.write("selections", method=arm.method, **stood)
-                _account(record, name, decoder, prompt, bandwidth["read_gbps"], seen.get(arm.method))
-                arms[name] = (
+                        record.write("selections", method=method, **stood)
+                _account(record, name, decoder, prompt, read_gbps, seen.get(method))
+                ready[name] = (
                     query_arm(decoder, ask, knobs) if knobs.queries else decode_arm(decoder, prompt, knobs)
                 )
         except Exception as error:  # an arm's failure is a record; the other arms go on
             record.fail(f"arm {name}", error)
-    seed = config.seed + 1000 * config.replicate
-    blocks, flags = run_rounds(arms, knobs.rounds, knobs.block_tokens * config.batch, seed, where, record)
-    if not say_set_aside(blocks, flags):
-        why = (
-            "every block is set aside: run it again when the machine is idle"
-            if blocks
-            else "every arm is dropped"
-        )
-        record.fail("latency", ValueError(f"nothing of this cell counts: {why}"))
+    blocks, flags = run_rounds(ready, knobs.rounds, knobs.block_tokens * len(prompt), seed, where, record)
+    counted = say_set_aside(blocks, flags)
+    return counted if blocks else None
+
+
+def tokens_behind(knobs: Latency) -> int:
+    """How many tokens an arm may hold beside its prompt: padding, and the longest decode."""
+    return PADDING + knobs.settle_tokens + max(knobs.block_tokens, knobs.check_tokens)
 
 
 def _account(

@@ -12,7 +12,7 @@ import hashlib
 import json
 import reprlib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -70,6 +70,22 @@ def fingerprints(folder: str) -> dict[str, str]:
 def items(folder: str, split: str) -> list[Item]:
     """The rows of a split. Raises ValueError, one line, for the first that is wrong."""
     rows = _rows(_file(folder, split), scored=split == "test")
+    return [Item(row.prompt, row.target, row.choices, row.label) for row in rows]
+
+
+def checked(given: Iterable[Mapping[str, Any]]) -> list[Item]:
+    """Rows that are in memory already, as strictly as those of a file. Raises ValueError, one line, for the first that
+    is wrong, with its place from 1 on.
+    """
+    rows = []
+    for number, one in enumerate(given, start=1):
+        try:
+            line = json.dumps(dict(one)).encode()
+        except (TypeError, ValueError):
+            _refuse(Path("items"), number, None, FORM)
+        rows.append(_row(Path("items"), number, line))
+    if not rows:
+        raise ValueError(f"items is empty: give it at least one ({FORM})")
     return [Item(row.prompt, row.target, row.choices, row.label) for row in rows]
 
 

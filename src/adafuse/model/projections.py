@@ -106,6 +106,14 @@ def join(model: nn.Module) -> list[Projection]:
     return found
 
 
+def unjoin(model: nn.Module) -> None:
+    """Every linear has storage of its own again, of the same numbers: files and others' tools want no views."""
+    for projection in _JOINED.pop(model, []):
+        for linear in projection.linears if projection.is_joined() else ():
+            for parameter in linear.parameters():
+                parameter.data = parameter.data.clone()
+
+
 @contextmanager
 def placed(joints: Iterable[Joint]) -> Iterator[None]:
     """Members in the linears' place; afterwards whatever stood there before stands there again."""
