@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from adafuse import strategies
 from adafuse.adapters import reference, store
 from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.layers import Site
 from adafuse.adapters.router import Router
 from adafuse.bench import frame
 from adafuse.bench.latency import Made, tokens_behind
@@ -244,7 +245,8 @@ class Adapted(nn.Module):
         super().__init__()
         self.model, self.tokenizer, self.adapter, self._name = model, tokenizer, adapter, name
         self._strategy, self._runtime = StrategyName.gather, Runtime.eager
-        self._kept: tuple[Any, Decoder] | None = None
+        # a captured decoder: of what, for how many tokens
+        self._kept: tuple[Any, int, Decoder] | None = None
         self._streaming = False
         self._required = {parameter: parameter.requires_grad for parameter in model.parameters()}
         model.eval()
@@ -509,9 +511,9 @@ class Adapted(nn.Module):
                 yield Eager(self.model, adapter, strategy)
             return
         wanted = strategy, runtime, rows, adapter
-        if self._kept is None or self._kept[0] != wanted or self._kept[1].length < length:
-            self._kept = wanted, make(self.model, adapter, strategy, runtime, length)
-        decoder = self._kept[1]
+        if self._kept is None or self._kept[0] != wanted or self._kept[1] < length:
+            self._kept = wanted, length, make(self.model, adapter, strategy, runtime, length)
+        decoder = self._kept[2]
         with self._without(), decoder.installed():
             yield decoder
 
@@ -622,6 +624,12 @@ def _given(
             f"{type(model).__name__} is no causal LM of transformers: give one, or a checkpoint folder"
         )
     check_declared(config.to_dict(), type(model).__name__)
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            "this model has an adapter of PEFT inside: merge_and_unload() or unload() gives the plain one"
+        )
+    if any(isinstance(module, Site) for module in model.modules()):
+        raise ValueError("this model has an adapter inside already: detach() gives the plain one")
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         raise ValueError(
             "the model is spread over devices (device_map): load it on one, an adapter lies beside its weights"

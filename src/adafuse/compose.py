@@ -68,13 +68,9 @@ def recipe(name: str, experts: Experts, **changes: Any) -> Method:
         raise ValueError(f"method {name!r} is none of {known}")
     _resolvers()
     # of what a profile decides, the rate of learning alone, the caller says it
-    whole = OmegaConf.create(
-        {"profile": "real", "experts": as_plain(experts), "method": OmegaConf.load(file)}
-    )
-    return typed(
-        Method,
-        {**OmegaConf.to_container(whole, resolve=True)["method"], "learning_rate_factor": 1.0, **changes},
-    )
+    context = {"profile": "real", "experts": as_plain(experts), "method": OmegaConf.load(file)}
+    whole: Any = OmegaConf.to_container(OmegaConf.create(context), resolve=True)
+    return typed(Method, {**whole["method"], "learning_rate_factor": 1.0, **changes})
 
 
 def typed(kind: type[T], plain: Mapping[str, Any]) -> T:

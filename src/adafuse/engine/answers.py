@@ -79,14 +79,18 @@ def read(inputs: Any, tokenizer: Any, device: torch.device, padding: int) -> Pro
 
 
 def end_of(model: nn.Module, tokenizer: Any, stop: str | Sequence[str] | None) -> Ending:
-    """The model's own end tokens and the tokenizer's, and the texts in `stop`. Raises ValueError for an empty one."""
+    """The model's own end tokens, or the tokenizer's where it names none, and the texts in `stop`.
+
+    Raises ValueError for a text that is empty.
+    """
     texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if not all(isinstance(text, str) and text for text in texts):
         raise ValueError(f"stop={stop!r} must be a text, or texts, that are not empty")
     if texts and tokenizer is None:
         raise ValueError("stop texts need a tokenizer: pass tokenizer= when loading")
     own = getattr(model.generation_config, "eos_token_id", None)
-    ids = {*(own if isinstance(own, (list, tuple)) else [own]), getattr(tokenizer, "eos_token_id", None)}
+    own = getattr(tokenizer, "eos_token_id", None) if own is None else own
+    ids = own if isinstance(own, (list, tuple)) else [own]
     return Ending(frozenset(one for one in ids if one is not None), texts, tokenizer)
 
 
