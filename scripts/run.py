@@ -41,6 +41,7 @@ from adafuse import stages
 from adafuse.compose import build, register
 from adafuse.config import Config, Task, Weights
 from adafuse.evaluation.suites import check_sets, check_suite
+from adafuse.membership import refuse_secrets
 from hydra_plugins import isolated_launcher
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -69,6 +70,8 @@ def main() -> int:
         statuses.append(run_cell(composed))
 
     try:
+        # Hydra makes folders of some overrides before it calls anything of ours
+        refuse_secrets(sys.argv[1:])
         job()
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         return refuse(error)

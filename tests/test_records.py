@@ -73,7 +73,8 @@ def test_an_exception_is_a_record_and_is_raised_again(tmp_path):
     assert record.status == "error"
     (error,) = record.of("error")
     assert error["where"] == "latency" and error["message"] == "RuntimeError: first second"
-    assert "Traceback" in error["traceback"]
+    assert "Traceback" in error["traceback"] and "tests/test_records.py" in error["traceback"]
+    assert str(Path(__file__).parent) not in path.read_text(), "where the clone lies is nobody's business"
     assert not is_done(path, "cell-hash")
 
 

@@ -53,6 +53,63 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str, tmp_path: Pat
     assert not list(tmp_path.rglob("*.jsonl*"))
 
 
+HIDDEN = "hf_" + "abCD0123" * 4
+SECRETS = [
+    (["model.name=${oc.env:HF_TOKEN}"], "model.name=*** is a secret by its name, HF_TOKEN"),
+    (["runs_dir=RUNS/${oc.env:MYKEY}"], "by its name, MYKEY"),
+    (["model.name='${oc.env:DB_PASSWORD,none}'"], "by its name, DB_PASSWORD"),
+    (["-m", "seed=0,1", "data.name=${oc.env:AWS_SECRET}"], "by its name, AWS_SECRET"),
+    ([f"data.name={HIDDEN}"], "data.name=*** is a secret by its form"),
+    ([f"model.path=RUNS/{HIDDEN}/x"], "by its form"),
+    (["model.name=s" + "k-proj-" + "x9" * 12], "by its form"),
+    (["data.name=" + "0123456789abcdef" * 2 + "01234567"], "by its form"),
+    (["data.path=https://me:pass@example.org/x"], "by its form"),
+    (["data.name=in-the-environment"], "what a secret of the environment is"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), SECRETS, ids=[" ".join(a) for a, _ in SECRETS])
+def test_a_secret_is_refused_before_anything_is_written(
+    arguments: list[str], message: str, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_TOKEN", "MYKEY", "DB_PASSWORD", "AWS_SECRET"):
+        monkeypatch.setenv(name, "in-the-environment")
+    given = [argument.replace("RUNS", str(tmp_path)) for argument in arguments]
+    done = call(capfd, f"runs_dir={tmp_path / 'runs'}", *given)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert message in line and "in-the-environment" not in line and HIDDEN not in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_secret_that_a_file_takes_from_the_environment_is_refused(
+    tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INNOCENT", HIDDEN)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text(
+        "# @package _global_\ndata: {name: '${oc.env:INNOCENT}'}\n"
+    )
+    done = call(capfd, "--config-dir", str(tmp_path), "experiment=mine", *LAYER, f"runs_dir={tmp_path}")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and "data.name=*** is a secret by its form" in line and HIDDEN not in line
+    assert not list(tmp_path.rglob("records"))
+
+
+def test_what_looks_like_a_secret_and_is_none_runs() -> None:
+    commit = "0123456789abcdef" * 2 + "01234567"
+    membership.refuse_secrets(
+        [
+            f"model.revision={commit}",
+            f"model.path=/cache/models--x/snapshots/{commit}",
+            "model.path=models/hf_checkpoint",
+            "data.path=risk-averse-questions-of-long-names",
+            "latency.check_tokens=64",
+            "runs_dir=${oc.env:SCRATCH}/runs",
+        ]
+    )
+
+
 def test_a_misspelt_key_in_a_file_is_one_line(tmp_path: Path) -> None:
     """In a process of its own, as a user starts it."""
     (tmp_path / "experiment").mkdir()

@@ -7,7 +7,7 @@ A misspelt key is refused by the schema, an impossible combination by refusals.p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adafuse.adapters.geometry import at_equal_budget, trainable_parameters
 from adafuse.config import Budget, Config, Dtype, Experts, Method
+from adafuse.membership import refuse_secrets
 from adafuse.model.backbone import check_source, device
 from adafuse.model.checkpoint import dtype_of
 from adafuse.model.declared import check_declared
@@ -88,11 +89,14 @@ def build(composed: Any, overrides: list[str] | None = None) -> Config:
     The selected `method` stands in for its namesake among `methods`, so that one override holds in every task.
     Raises ValueError with what to do.
     """
+    refuse_secrets(overrides or [])
     for override in overrides or []:
         if override.lstrip("+~").startswith("methods."):
             name = override.lstrip("+~").split(".")[1]
             raise ValueError(f"'{override}' is not a choice: use method={name} method.FIELD=VALUE")
     config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
+    # a file of this machine's own may have resolved one
+    refuse_secrets(f"{key}={value}" for key, value in _texts(as_plain(config)))
     config.methods[config.method.name] = config.method
     _take_own_items(config, overrides or [])
     _settle_dtypes(config)
@@ -100,6 +104,15 @@ def build(composed: Any, overrides: list[str] | None = None) -> Config:
     if config.budget is Budget.equal:
         _equalise(config)
     return config
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in plain settings, and its dotted name."""
+    if isinstance(value, str):
+        yield key, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in items:
+        yield from _texts(inner, f"{key}.{name}" if key else str(name))
 
 
 def _take_own_items(config: Config, overrides: list[str]) -> None:

@@ -35,6 +35,14 @@ SECRET_VALUE = re.compile(
 )
 # the same within a value: {api_key: ...}
 SECRET_ENTRY = re.compile(rf"(?<![a-z\d])({'|'.join(sorted(SECRET_WORDS))})['\"]?\s*:", re.IGNORECASE)
+# what is no name of anything: a key as well-known services make them, alone or within a value
+KEY = re.compile(
+    r"\b(?:hf_|sk-|wandb_v\d_)(?:(?=[a-z-]*[A-Z\d])[A-Za-z\d-]{10,}|[A-Za-z\d-]{20,})"
+    r"|\b(?:gh[opsu]_|github_pat_|xox[abp]-|AKIA|AIza)[\w-]{12,}|://[^/\s:]*:[^/\s@]+@"
+)
+# wandb's older ones, which are no part of a path
+WANDB_KEY = re.compile(r"(local-)?[\da-f]{40}")
+FROM_ENVIRONMENT = re.compile(r"oc\.env:\s*(\w+)")
 # a commit of a repository looks like a key and is none
 PUBLIC = ("revision",)
 MASK = "***"
@@ -85,6 +93,30 @@ def shown(override: str) -> str:
     if words[-1] not in PUBLIC:
         secret |= SECRET_VALUE.search(value) is not None or _is_in_environment(value)
     return f"{key}{equals}{MASK}" if secret else override
+
+
+def refuse_secrets(overrides: Iterable[str]) -> None:
+    """Refuse what would be written down with the command. Raises ValueError with one line that does not show it."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        why = _secret(key, value)
+        if why:
+            raise ValueError(
+                f"{MASK if KEY.search(key) else key}={MASK} is {why}, and overrides are written down: leave it in the "
+                "environment, where the libraries look for it"
+            )
+
+
+def _secret(key: str, value: str) -> str | None:
+    """What makes this value a secret, if anything does."""
+    for name in FROM_ENVIRONMENT.findall(value):
+        lower = name.lower()
+        if SECRET_WORDS & set(lower.split("_")) or lower.endswith(tuple(SECRET_WORDS)):
+            return f"a secret by its name, {name}"
+    public = re.split(r"\W+", key.lower())[-1] in PUBLIC
+    if KEY.search(f"{key}={value}") or (not public and WANDB_KEY.fullmatch(value.strip("'\""))):
+        return "a secret by its form"
+    return "what a secret of the environment is" if not public and _is_in_environment(value) else None
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:

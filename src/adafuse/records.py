@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adafuse.locking import disk_error, lock, unlock
+from adafuse.machine import without_paths
 
 SCHEMA = 1
 # The fields that a line of each kind must have; a writer may add more.
@@ -137,10 +138,13 @@ class Recorder:
         self._append(_encode({"kind": kind, **fields}) + b"\n")
 
     def fail(self, where: str, exc: BaseException) -> None:
-        """Append an error line; the record will end with status error, and the cell may go on."""
+        """Append an error line without this machine's paths; the record will end with status error, and the cell may go
+        on.
+        """
         self.failed = True
-        message = " ".join(f"{type(exc).__name__}: {exc}".split())
-        self.write("error", where=where, message=message, traceback="".join(traceback.format_exception(exc)))
+        message = without_paths(" ".join(f"{type(exc).__name__}: {exc}".split()))
+        lines = without_paths("".join(traceback.format_exception(exc)))
+        self.write("error", where=where, message=message, traceback=lines)
 
     def seal(self) -> None:
         """Append the `end` line, bring everything to the disk and give the file its final name."""

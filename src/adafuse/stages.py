@@ -49,6 +49,7 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
     known = _known(config)
     if known is not None:
         _note(config, command, experiment)
+        _mirror(config)
         return known
     backbone.check_source(config.model)
     check_cell(config)
@@ -73,7 +74,7 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
     wait_for_everyone()
     if not MAIN_PROCESS:
         return "done"
-    tracking.track(path, config.tracker)
+    _mirror(config)
     written = records.read(path)
     for error in written.of("error"):
         print(f"error: {error['where']}: {error['message']}", file=sys.stderr)
@@ -134,6 +135,13 @@ def run_fields(config: Config, command: str, experiment: str | None = None) -> d
 def _note(config: Config, command: str, experiment: str | None) -> None:
     if MAIN_PROCESS:
         membership.note(config, command, experiment)
+
+
+def _mirror(config: Config) -> None:
+    """Show the cell's record to the tracker, which shows each but once."""
+    if MAIN_PROCESS and config.tracker != "off":
+        path = next(path for path in cell.known_records(config) if path.exists())
+        tracking.track(path, config.tracker, cell.identity(config))
 
 
 def _bring_up(needed: Config, command: str, experiment: str | None) -> Outcome:

@@ -46,7 +46,7 @@ def pretrain(config: Config, record: Record) -> None:
     wanted = knobs.steps * knobs.batch * knobs.accumulation * knobs.max_length
     stream = pretraining_text.pretraining_tokens(tokenizer, wanted, seed)
     blocks = pretraining_text.Blocks(stream.view(-1, knobs.max_length))
-    fitted = fit(model, blocks, knobs, checkpoints(folder), seed=seed, tracker=config.tracker)
+    fitted = fit(model, blocks, knobs, checkpoints(folder), seed=seed)
     require_finite(model, LOWER)
     if MAIN_PROCESS:
         _round(model)
@@ -77,7 +77,7 @@ def train(config: Config, record: Record) -> None:
     with adapter.installing() if adapter is not None else nullcontext():
         trained = [p for p in model.parameters() if p.requires_grad]
         rows = list(chain(*learnt.values()))
-        fitted = fit(model, rows, knobs, checkpoints(folder), adapter, seed=seed, tracker=config.tracker)
+        fitted = fit(model, rows, knobs, checkpoints(folder), adapter, seed=seed)
         require_finite(model, LOWER)
     record.write("parameters", trainable=sum(p.numel() for p in trained))
     file = _save(model, adapter, tokenizer, folder, config) if MAIN_PROCESS else ""

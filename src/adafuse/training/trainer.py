@@ -1,8 +1,8 @@
 """Fitting, for the backbone and for adapters alike, through transformers.Trainer.
 
 In: a model (with an `Adapter` installed for training, or whole), token ids with labels, a `Fit`. Out: the fitted
-parameters in place, and one loss line per logging step. Checkpoints, resuming, mixed precision, accumulation, DDP and
-reporting are the library's; ours is the balance loss and that an adapter's checkpoint holds the adapter alone.
+parameters in place, and one loss line per logging step. Checkpoints, resuming, mixed precision, accumulation, DDP are
+the library's; ours is the balance loss and that an adapter's checkpoint holds the adapter alone.
 Next: stage.py, which calls this and saves the result.
 """
 
@@ -57,7 +57,6 @@ def fit(
     adapter: Adapter | None = None,
     *,
     seed: int = 0,
-    tracker: str = "off",
 ) -> Fitted:
     """Fit `model` in place on `rows` (input_ids, labels; -100 is ignored), from the last checkpoint in `folder` on.
 
@@ -74,7 +73,7 @@ def fit(
     trainer = AdapterTrainer(
         adapter,
         model=model,
-        args=_arguments(knobs, folder, seed, tracker, next(model.parameters()).device.type == "cpu"),
+        args=_arguments(knobs, folder, seed, next(model.parameters()).device.type == "cpu"),
         train_dataset=rows,
         data_collator=collate,
     )
@@ -103,7 +102,7 @@ def _is_diverged(first: float, last: float, unknowing: float) -> bool:
     return not last <= max(DIVERGED * first, unknowing)
 
 
-def _arguments(knobs: Fit, folder: Path, seed: int, tracker: str, on_cpu: bool) -> TrainingArguments:
+def _arguments(knobs: Fit, folder: Path, seed: int, on_cpu: bool) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=knobs.steps,
@@ -125,7 +124,8 @@ def _arguments(knobs: Fit, folder: Path, seed: int, tracker: str, on_cpu: bool) 
         save_steps=knobs.save_every_steps,
         save_total_limit=1,
         logging_steps=max(1, knobs.steps // LOG_LINES),
-        report_to=["wandb"] if tracker == "wandb" else [],
+        # trackers get the curves from the record (tracking.py)
+        report_to=[],
         run_name=folder.name,
         seed=seed,
         data_seed=seed,
@@ -273,9 +273,11 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def _loss_line(line: dict[str, float]) -> dict[str, float]:
+    norm = line.get("grad_norm")
     return {
         "step": int(line["step"]),
         "loss": float(line["loss"]),
         "balance_loss": float(line.get("balance_loss", 0.0)),
         "learning_rate": float(line["learning_rate"]),
+        **({} if norm is None else {"grad_norm": float(norm)}),
     }
