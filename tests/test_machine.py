@@ -145,12 +145,3 @@ def test_only_a_clean_clone_is_stamped(clone, tmp_path: Path) -> None:
 def test_without_git_and_stamp_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     assert machine.git_state() == (None, None)
-
-
-def test_paths_of_this_machine_do_not_stay_in_what_is_written_down(tmp_path: Path) -> None:
-    root, home = machine.ROOT, Path.home()
-    text = f'File "{root}/src/a.py", line 3\n{tmp_path}/model (at {home}/x) '
-    text += f"https://a.org/b runs_dir={root} 3/4 /nonesuch/x"
-    assert machine.without_paths(text) == (
-        'File "src/a.py", line 3\n.../model (at ~/x) https://a.org/b runs_dir=. 3/4 /nonesuch/x'
-    )

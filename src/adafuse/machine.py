@@ -21,6 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from adafuse.paths import ROOT
+
 PACKAGES = (
     "torch",
     "triton",
@@ -34,12 +36,9 @@ PACKAGES = (
 )
 # What can change a number; results and prose may differ from the commit.
 SOURCES = ("src", "conf", "scripts", "pyproject.toml", "constraints.txt")
-ROOT = Path(__file__).resolve().parents[2]
 STAMP = ".commit.json"
 # what tools and the user leave between the sources, ignored by git
 IGNORED = ("__pycache__", "local")
-# an absolute path in prose, in a traceback or in JSON
-PATH = re.compile(r"(?<![\w.:/~-])/[^\s\"'\\,;:()\[\]{}<>=]+")
 
 
 def git_state() -> tuple[str | None, bool | None]:
@@ -103,11 +102,6 @@ def folder_name(gpu: str) -> str:
     return "-".join(word for word in words if word not in ("nvidia", "geforce", "tesla")) or "gpu"
 
 
-def without_paths(text: str) -> str:
-    """`text` with paths of this machine as they are from the clone or from ~, and others cut to their last name."""
-    return PATH.sub(_from_here, text)
-
-
 @cache
 def nvml_handle(uuid: str) -> tuple[Any, Any] | None:
     """The driver's library (pynvml), initialised, and its handle of the GPU with this UUID as torch prints it.
@@ -124,15 +118,6 @@ def nvml_handle(uuid: str) -> tuple[Any, Any] | None:
         return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
     except pynvml.NVMLError:
         return None
-
-
-def _from_here(found: re.Match[str]) -> str:
-    path = Path(found[0])
-    if not Path(*path.parts[:2]).exists():
-        return found[0]
-    if path.is_relative_to(ROOT):
-        return path.relative_to(ROOT).as_posix()
-    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else f".../{path.name}"
 
 
 def _gpu() -> dict[str, Any] | None:

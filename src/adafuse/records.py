@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adafuse.locking import disk_error, lock, unlock
-from adafuse.machine import without_paths
+from adafuse.paths import without_paths
 
 SCHEMA = 1
 # The fields that a line of each kind must have; a writer may add more.

@@ -20,7 +20,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from adafuse.machine import without_paths
+from adafuse.paths import without_paths
 from adafuse.records import Record, read
 
 if TYPE_CHECKING:
