@@ -18,13 +18,12 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from adafuse import strategies
 from adafuse.adapters import store
 from adafuse.adapters.adapter import Adapter
+from adafuse.compose import typed
 from adafuse.config import Config, Dtype, Experts, Method, Model, StrategyName
 from adafuse.distributed import PROCESSES
 from adafuse.evaluation.adapted_lm import AdaptedLM
@@ -127,15 +126,9 @@ def _backbone(folder: Path, dtype: str, where: str) -> tuple[nn.Module, Any]:
 def _adapter(model: nn.Module, folder: Path, strategy: StrategyName) -> Adapter:
     """What `folder` holds, installed to decode with `strategy`."""
     described = store.describe(folder)
-    try:
-        method, geometry = (
-            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), described[key]))
-            for kind, key in ((Method, "method"), (Experts, "experts"))
-        )
-    except (KeyError, OmegaConfBaseException) as error:
-        raise ValueError(f"{folder}/router_config.json: {str(error).splitlines()[0]}") from error
-    refuse_strategy(method, strategy)  # type: ignore[arg-type]
-    adapter = Adapter(model, method, geometry, seed=0)  # type: ignore[arg-type]
+    method, geometry = typed(Method, described["method"]), typed(Experts, described["experts"])
+    refuse_strategy(method, strategy)
+    adapter = Adapter(model, method, geometry, seed=0)
     store.load(adapter, folder).to_dtype(model.dtype)
     adapter.install(strategies.make(strategy))
     return adapter
