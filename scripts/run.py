@@ -46,6 +46,8 @@ from hydra_plugins import isolated_launcher
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 DONE, FAILED, WRONG = 0, 1, 2
+# PEFT folders as experts: `from` is a word of Python's, which no field can be called
+FROM, FOLDERS = "experts.from", "experts.folders"
 # what names a folder
 PATHS = ("model.path", "data.path", "suite.path", "runs_dir")
 NOISE = ("object_type=", "reference_type=", "full_key:", "See https://", "Set the environment variable")
@@ -88,6 +90,8 @@ def whole_path(argument: str) -> str:
     Several folders with commas between stay a sweep, if all of them are there.
     """
     key, _, value = argument.partition("=")
+    if key in (FROM, FOLDERS):
+        return f"{FOLDERS}={_list_of_paths(value)}"
     if key not in PATHS or value == "null" or not value or "${" in value or value[0] in "'\"":
         return argument
     expanded = os.path.expanduser(value)
@@ -97,6 +101,15 @@ def whole_path(argument: str) -> str:
     if re.fullmatch(r"[\w./@+-]+", expanded, re.ASCII):
         return f"{key}={expanded}"
     return f"{key}={QuotedString(expanded, Quote.single).with_quotes()}"
+
+
+def _list_of_paths(value: str) -> str:
+    """A list of folders as Hydra reads it, each whole; what is quoted, a sweep over lists or another key's is left."""
+    if any(mark in value for mark in ("'", '"', "],[", "${")):
+        return value
+    parts = (os.path.expanduser(part.strip()) for part in value.strip("[]").split(","))
+    paths = [QuotedString(part, Quote.single).with_quotes() for part in parts if part]
+    return f"[{','.join(paths)}]"
 
 
 def run_cell(composed: Any) -> int:

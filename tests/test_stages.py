@@ -188,7 +188,7 @@ def test_a_fit_names_the_backbone_it_stands_on_and_stands_on_no_other(
     assert [line["sha256"] for line in fitted["train"].of("backbone")] == [written]
     (weights,) = tmp_path.glob("backbones/*/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    with pytest.raises(ValueError, match="is not the backbone that"):
+    with pytest.raises(ValueError, match="is not what .* describes"):
         stages.run(compose(*job, "seed=1"), "python scripts/run.py")
 
 

@@ -12,11 +12,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
-from adafuse.config import Config, Fit, Method, Task, Weights
+from adafuse.config import Config, Fit, Method, Routing, Task, Weights
 from adafuse.data.items import PREPARED, former_text, is_mended, pretraining_version, recipe, wrong_text
 from adafuse.records import as_plain
 from adafuse.shape import read_json, shape_of
@@ -37,7 +38,18 @@ LATER: dict[str, Any] = {
     "full": False,
     "path": None,
     "shots_by_task": {},
+    "folders": [],
+    "missing_as_zeros": False,
 }
+# what adapter_config.json says of where a LoRA came from, and not of what it is
+TOLD_OF_LORA = (
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+    "auto_mapping",
+    "inference_mode",
+    "task_type",
+)
 
 
 # The Pythons of the records that were published while a Python's patch level stood for the text (`former_hashes`).
@@ -260,7 +272,7 @@ def _pretrain(config: Config) -> dict[str, Any]:
 
 
 def _train(config: Config) -> dict[str, Any]:
-    experts = {"experts": config.experts} if config.method.has_experts else {}
+    experts = {"experts": _experts(config, config.method)} if config.method.has_experts else {}
     fit = {"data": recipe(config.data, config.seed), "fit": _fit(config.train), "seed": config.seed}
     return {"backbone": _backbone(config), "method": config.method, **experts, **fit}
 
@@ -283,11 +295,35 @@ def _test_items(config: Config) -> dict[str, Any]:
     return found | {"items": {"test": found["items"]["test"]}}
 
 
+def _experts(config: Config, method: Method | None = None) -> dict[str, Any]:
+    """The geometry, and what the folders hold that a trained `method` has its experts from, wherever they are."""
+    own = method is not None and method.routing is not Routing.none
+    folders = [_lora(Path(folder)) for folder in config.experts.folders] if own else []
+    return as_plain(config.experts) | {"folders": folders, "missing_as_zeros": False}
+
+
+def _lora(folder: Path) -> str:
+    """Of a PEFT folder its configuration, in which lists have no order, and its weights."""
+    declared = folder / "adapter_config.json"
+    if not declared.is_file():
+        return ""
+    said = {k: sorted(v, key=str) if isinstance(v, list) else v for k, v in read_json(declared).items()}
+    weights = [path for path in sorted(folder.glob("adapter_model.*")) if path.is_file()]
+    times = [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
+    return content_hash([{k: v for k, v in said.items() if k not in TOLD_OF_LORA}, *starmap(_hash_at, times)])
+
+
+@cache
+def _hash_at(path: Path, size: int, time_ns: int) -> str:
+    """`file_hash`, once for each state of a file."""
+    return file_hash(path)
+
+
 def _of_arms(config: Config, knobs: Any) -> dict[str, Any]:
     """Arms, adapters and workload, whatever of them is measured."""
     methods = methods_of_arms(config)
     adapters: dict[str, Any] = {
-        "experts": config.experts,
+        "experts": _experts(config),
         "methods": {name: dataclasses.replace(m, learning_rate_factor=1.0) for name, m in methods.items()},
     }
     if config.latency.trained_adapters:
@@ -318,7 +354,7 @@ def _alone(config: Config, knobs: Any, **gates: Any) -> dict[str, Any]:
 
 def _drift(config: Config) -> dict[str, Any]:
     trained = config.latency.trained_adapters
-    adapter = _train(config) if trained else {"experts": config.experts, "method": config.method}
+    adapter = _train(config) if trained else {"experts": _experts(config), "method": config.method}
     prompts = {"prompts": _test_items(config)} if trained else {}
     parts = {"backbone": _backbone(config), "adapter": adapter, "context": config.context, **prompts}
     return {**parts, "knobs": config.drift, **_repeat(config)}

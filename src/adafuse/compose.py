@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from adafuse.adapters import imports
 from adafuse.adapters.geometry import at_equal_budget, trainable_parameters
-from adafuse.config import Budget, Config, Dtype, Experts, Method
+from adafuse.cell import methods_of_arms
+from adafuse.config import Budget, Config, Dtype, Experts, Method, Model
 from adafuse.membership import refuse_secrets
 from adafuse.model.backbone import check_source, device
 from adafuse.model.checkpoint import dtype_of
-from adafuse.model.declared import check_declared
+from adafuse.model.declared import OF_ARMS, check_declared
 from adafuse.records import as_plain
 from adafuse.refusals import validate
 from adafuse.shape import shape_of
@@ -94,6 +96,7 @@ def build(composed: Any, overrides: list[str] | None = None) -> Config:
         if override.lstrip("+~").startswith("methods."):
             name = override.lstrip("+~").split(".")[1]
             raise ValueError(f"'{override}' is not a choice: use method={name} method.FIELD=VALUE")
+    loras = _take_folders(composed, overrides or [])
     config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     # a file of this machine's own may have resolved one
     refuse_secrets(f"{key}={value}" for key, value in _texts(as_plain(config)))
@@ -101,6 +104,8 @@ def build(composed: Any, overrides: list[str] | None = None) -> Config:
     _take_own_items(config, overrides or [])
     _settle_dtypes(config)
     validate(config)
+    if loras:
+        _refuse_misfits(config, loras)
     if config.budget is Budget.equal:
         _equalise(config)
     return config
@@ -113,6 +118,41 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, inner in items:
         yield from _texts(inner, f"{key}.{name}" if key else str(name))
+
+
+def _take_folders(composed: Any, overrides: list[str]) -> list[imports.Lora]:
+    """Experts that are LoRA folders bring their own geometry, before anything is computed from it."""
+    if not composed.experts.folders:
+        return []
+    model: Model = OmegaConf.to_object(composed.model)  # type: ignore[assignment]
+    model.path = None if model.path is None else str(Path(model.path).expanduser())
+    check_source(model)
+    shape = shape_of(model)
+    if not shape:
+        raise ValueError("experts.from needs the sizes of the backbone: add model.path=FOLDER")
+    loras = [imports.inspect(Path(folder).expanduser(), shape) for folder in composed.experts.folders]
+    imports.refuse_lacking(loras, composed.experts.missing_as_zeros)
+    found = imports.geometry(loras, composed.experts.top_k)
+    named = {override.partition("=")[0] for override in overrides}
+    for key in ("targets", "rank", "count", "alpha", "folders"):
+        said, theirs = composed.experts[key], getattr(found, key)
+        if key != "folders" and f"experts.{key}" in named and said != theirs:
+            raise ValueError(
+                f"experts.{key}={said}, but the folders of experts.from make it {theirs}: leave it out"
+            )
+        OmegaConf.update(composed, f"experts.{key}", theirs, merge=False)
+    return loras
+
+
+def _refuse_misfits(config: Config, loras: list[imports.Lora]) -> None:
+    """Raise ValueError where a method that is trained on these experts has no place for them."""
+    if config.budget is Budget.equal:
+        raise ValueError(
+            "budget=equal gives each method ranks, and experts.from brings its own: use budget=published"
+        )
+    of_arms = config.latency.trained_adapters and config.task in OF_ARMS
+    for method in methods_of_arms(config).values() if of_arms else [config.method]:
+        imports.refuse_misfits(loras, method, config.experts)
 
 
 def _take_own_items(config: Config, overrides: list[str]) -> None:

@@ -62,6 +62,11 @@ class Experts:
     count: int = MISSING
     top_k: int = MISSING
     alpha: float = MISSING
+    # PEFT LoRA folders, an expert each (experts.from on the command line): they are frozen, the router alone is
+    # trained, and targets, rank, count and alpha are theirs
+    folders: list[str] = field(default_factory=list)
+    # a module that one of the folders does not adapt, and others do, is zero there
+    missing_as_zeros: bool = False
 
 
 @dataclass

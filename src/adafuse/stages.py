@@ -210,20 +210,22 @@ _STAGES: dict[Task, Callable[[Config, Any], None]] = {
 def _result_there(config: Config, path: Path) -> bool:
     """A finished record of a fit stands for a folder; if somebody removed it, the fit runs again."""
     if config.task is Task.pretrain:
-        return _is_recorded(cell.backbone_dir(config), path)
+        return _is_recorded(cell.backbone_dir(config), path, "config.json", backbone.WEIGHTS_FILE)
     if config.task is Task.train:
-        file = "config.json" if config.method.full else "router_config.json"
-        return (cell.adapter_dir(config, config.method) / file).is_file()
+        files = ("config.json", backbone.WEIGHTS_FILE) if config.method.full else ("router_config.json",)
+        return _is_recorded(cell.adapter_dir(config, config.method), path, *files)
     return True
 
 
-def _is_recorded(folder: Path, path: Path) -> bool:
-    """Whether a backbone is there, and that it is the one of its record. Raises ValueError if it is another one."""
-    if not all((folder / name).is_file() for name in ("config.json", backbone.WEIGHTS_FILE)):
+def _is_recorded(folder: Path, path: Path, *files: str) -> bool:
+    """Whether what was fitted is there, and that it is what its record says, by the last of its files. Raises
+    ValueError if it is something else.
+    """
+    if not all((folder / name).is_file() for name in files):
         return False
     written = [line["sha256"] for line in records.read(path).of("artifact")]
-    if [cell.file_hash(folder / backbone.WEIGHTS_FILE)] != written:
-        raise ValueError(f"{folder} is not the backbone that {path} describes: delete both and run again")
+    if [cell.file_hash(folder / files[-1])] != written:
+        raise ValueError(f"{folder} is not what {path} describes: delete both and run again")
     return True
 
 

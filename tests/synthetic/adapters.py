@@ -23,3 +23,10 @@ def one_selection(seed: int) -> Gates:
     index = torch.randperm(4, generator=generator)[None, :2]
     weight = torch.rand(1, 2, generator=generator)
     return Gates(index, weight / weight.sum(), torch.full((1, 4), 0.25))
+
+
+def only_expert(adapter: Adapter, chosen: int) -> None:
+    """Make every expert a copy of one: whatever the gates, their sum is one, so the mixture is that expert."""
+    for lora in adapter.loras().values():
+        lora.lora_A.data.copy_(lora.lora_A.data[chosen].expand_as(lora.lora_A).clone())
+        lora.lora_B.data.copy_(lora.lora_B.data[chosen].expand_as(lora.lora_B).clone())

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from adafuse.adapters.build import build_sites, build_token_router
-from adafuse.adapters.experts import BottleneckExperts, MlpLoraExperts
+from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
 from adafuse.adapters.forward import Strategy, UnmergedDense
 from adafuse.adapters.hosted import Host
 from adafuse.adapters.layers import AdaptedLinear, Context
 from adafuse.adapters.router import Gates, Router, ungated
-from adafuse.config import Experts, Method, RouterInput, Routing
+from adafuse.config import LINEARS, Experts, Method, RouterInput, Routing
 from adafuse.model.clean import clean_copy
 from adafuse.model.llama import blocks_of
 from adafuse.model.projections import Projection, join, placed
@@ -35,6 +35,8 @@ class Adapter:
         self.installed = False
         # false: after a sequence a merging strategy takes its selection out and leaves what rounding has left
         self.restores = True
+        # the routers alone are trained: whoever brings experts keeps them
+        self.experts_frozen = bool(geometry.folders) and method.routing is not Routing.none
         # of the plain backbone, for the strategies that run them as one
         self.projections: list[Projection] = []
         # transformers' own generate, while a strategy is installed
@@ -77,6 +79,26 @@ class Adapter:
     def parameters(self) -> list[nn.Parameter]:
         return [p for module in self.modules() for p in module.parameters()]
 
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that training changes."""
+        if self.experts_frozen:
+            return [router.weight for router in self.routers().values()]
+        return self.parameters()
+
+    def loras(self) -> dict[str, LoraExperts]:
+        """Every stacked LoRA by the path of the linear it adapts."""
+        found = {}
+        for path, site in self.sites.items():
+            if isinstance(site.experts, LoraExperts):
+                found[path] = site.experts
+            elif isinstance(site.experts, MlpLoraExperts):
+                found |= {f"{path}.{name}": getattr(site.experts, name) for name in LINEARS[4:]}
+        return found
+
+    def statics(self) -> dict[str, LoraExperts]:
+        """Ordinary LoRA beside the experts, by the path of its linear."""
+        return {path: site.static for path, site in self.sites.items() if site.static is not None}
+
     def unjoined_up_factors(self) -> Iterator[nn.Parameter]:
         """Up factors of experts that are not LoRA on a linear, for strategies that lay them out anew."""
         for site in self.sites.values():
@@ -114,7 +136,9 @@ class Adapter:
         self._watch_router_input()
         self.installed = True
         for parameter in self.parameters():
-            parameter.requires_grad_(strategy is None)
+            parameter.requires_grad_(False)
+        for parameter in self.trained() if strategy is None else []:
+            parameter.requires_grad_(True)
         if strategy is not None:
             self._merge_static()
             if not strategy.prepared:

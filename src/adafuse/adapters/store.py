@@ -2,101 +2,128 @@
 
 `expert_00/ expert_01/ ...` and `static/` are PEFT folders; `router.safetensors` holds the routers by the path they
 serve (`token.weight` for token routing), `bottleneck.safetensors` PESC's serial adapters, `router_config.json` the
-method, the geometry and a sha256 of each file. In: an `Adapter`, a folder. Out: the same numbers, bit for bit.
+method, the geometry, a fingerprint of the backbone, a sha256 of each file and a seal of its own; `README.md` is for
+readers, theirs to change. In: an `Adapter`, a folder. Out: the same numbers, bit for bit, of the same bytes each time.
 Next: training/stage.py, which saves, evaluation/stage.py and bench/, which load.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adafuse.adapters import card, imports
 from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
-from adafuse.cell import as_plain, file_hash
-from adafuse.config import LINEARS
+from adafuse.adapters.experts import BottleneckExperts, LoraExperts
+from adafuse.adapters.imports import CONFIG, WEIGHTS
+from adafuse.cell import as_plain, content_hash, file_hash
+from adafuse.config import Experts
+from adafuse.model.checkpoint import first_few, header
+from adafuse.model.fingerprint import COVERS, fingerprint, is_same
+from adafuse.shape import read_json
 
-FORMAT_VERSION = 1
+# 1: no fingerprint of the backbone, and no checksum of adapter_config.json
+FORMAT_VERSION = 2
+DESCRIPTION, ROUTERS = "router_config.json", "router.safetensors"
 # the folder of ordinary LoRA beside the experts
 STATIC = "static"
+FIELDS = {"method": dict, "experts": dict, "folders": list, "base_model": str, "sha256": dict}
+AGAIN = "copy it again, or train again"
 _PREFIX = "base_model.model."
-Factors = dict[str, tuple[Tensor, Tensor]]  # path -> lora_A [r, in], lora_B [out, r]
 
 
 def save(adapter: Adapter, folder: Path, base_name: str) -> None:
-    """Write the adapter; `base_name` is the hub id or folder of the backbone, kept for the reader."""
+    """Write the adapter; `base_name` is the hub id or folder of the backbone, kept for the reader.
+
+    Raises ValueError while it is installed to decode in a way that changes the backbone's weights.
+    """
+    backbone, public = _backbone(adapter), public_name(base_name)
     folder.mkdir(parents=True, exist_ok=True)
-    loras, static = _loras(adapter), _statics(adapter)
-    names = [expert_name(e) for e in range(_most(loras))]
-    for e, name in enumerate(names):
+    loras, static = adapter.loras(), adapter.statics()
+    for e, name in enumerate(_expert_folders(adapter)):
         chosen = {p: (x.lora_A[e], x.lora_B[e]) for p, x in loras.items() if e < x.count}
-        _write_peft(folder / name, chosen, next(iter(loras.values())).alpha, base_name)
+        _write_peft(folder / name, chosen, next(iter(loras.values())).alpha, public)
     if static:
-        names.append(STATIC)
         factors = {p: (x.lora_A[0], x.lora_B[0]) for p, x in static.items()}
-        _write_peft(folder / STATIC, factors, adapter.method.static_alpha, base_name)
-    files = [f"{name}/adapter_model.safetensors" for name in names]
+        _write_peft(folder / STATIC, factors, adapter.method.static_alpha, public)
     for file, tensors in _other_files(adapter).items():
         save_file({k: _stored(t) for k, t in tensors.items()}, folder / file)
-        files.append(file)
     description = {
         "format_version": FORMAT_VERSION,
         "method": as_plain(adapter.method),
-        "experts": as_plain(adapter.geometry),
-        "folders": names,
+        "experts": _of_geometry(adapter.geometry),
+        "folders": _folders(adapter),
         "base_model": base_name,
-        "sha256": {file: file_hash(folder / file) for file in files},
+        "base": {"covers": COVERS, "sha256": backbone},
+        "sha256": {file: file_hash(folder / file) for file in _files(adapter, FORMAT_VERSION)},
     }
-    (folder / "router_config.json").write_text(json.dumps(description, indent=2) + "\n")
+    description["seal"] = content_hash(description)
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+    write_card(folder)
 
 
-def load(adapter: Adapter, folder: Path) -> Adapter:
-    """Read `folder` into an adapter of the same method and geometry. Raises ValueError, one line, if they differ."""
+def write_card(folder: Path, scores: Mapping[str, float] | None = None) -> None:
+    """The model card of a saved adapter, with what it scored if that is known by now."""
     description = describe(folder)
-    for key, ours in (("method", adapter.method), ("experts", adapter.geometry)):
-        if description[key] != as_plain(ours):
+    (folder / "README.md").write_text(
+        card.text(description | {"base_model": public_name(description["base_model"])}, scores or {})
+    )
+
+
+def public_name(base_name: str) -> str:
+    """What others are told: of a folder of this machine its name."""
+    return Path(base_name).name if Path(base_name).is_absolute() else base_name
+
+
+def load(adapter: Adapter, folder: Path, *, any_base: bool = False) -> Adapter:
+    """Read `folder` into an adapter of the same method and geometry, which is not installed.
+
+    Raises ValueError, one line, if they differ, if a file is not as it was saved, or (unless `any_base`) if it was made
+    for another backbone. Warns where that cannot be said.
+    """
+    description = describe(folder)
+    for key, ours in (("method", as_plain(adapter.method)), ("experts", _of_geometry(adapter.geometry))):
+        if description[key] != ours:
             raise ValueError(f"{folder} was saved with another {key}: train again, or set the saved values")
-    for file, digest in description["sha256"].items():
-        if not (folder / file).is_file() or file_hash(folder / file) != digest:
-            raise ValueError(
-                f"{folder / file} is missing or was changed after saving: delete {folder} and train again"
-            )
-    load_experts(adapter, [folder / name for name in description["folders"] if name != STATIC])
-    if STATIC in description["folders"]:
-        _fill(_statics(adapter), 0, folder / STATIC)
+    if description["folders"] != _folders(adapter):
+        raise ValueError(f"{folder / DESCRIPTION} names other folders than {_folders(adapter)}: {AGAIN}")
+    _check_files(folder, description["sha256"], _files(adapter, description["format_version"]))
+    if not any_base:
+        _check_backbone(adapter, folder, description)
+    shape, loras = adapter.model.config.to_dict(), adapter.loras()
+    for e, name in enumerate(_expert_folders(adapter)):
+        own = {path: lora for path, lora in loras.items() if e < lora.count}
+        _fill(own, e, folder / name, shape)
+    if adapter.statics():
+        _fill(adapter.statics(), 0, folder / STATIC, shape)
     for file, tensors in _other_files(adapter).items():
-        stored = load_file(folder / file)
-        for key, parameter in tensors.items():
-            parameter.data.copy_(stored[key])
+        _read_exactly(folder / file, tensors)
     return adapter
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """The saved `router_config.json`. Raises ValueError if `folder` is no adapter of this project."""
-    file = folder / "router_config.json"
+    """The saved `router_config.json`. Raises ValueError, one line, if `folder` is no whole adapter of this project."""
+    file = folder / DESCRIPTION
     if not file.is_file():
-        raise ValueError(f"{folder} has no router_config.json: it is not a saved adapter")
-    description: dict[str, Any] = json.loads(file.read_text())
-    if description.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{file} has format {description.get('format_version')}, this code reads {FORMAT_VERSION}"
-        )
+        raise ValueError(f"{folder} has no {DESCRIPTION}: it is not a saved adapter")
+    description = read_json(file)
+    version = description.get("format_version")
+    if version not in (1, FORMAT_VERSION):
+        raise ValueError(f"{file} has format {version}, this code reads 1 and {FORMAT_VERSION}")
+    fields = FIELDS if version == 1 else FIELDS | {"base": dict}
+    for key, kind in fields.items():
+        if not isinstance(description.get(key), kind):
+            raise ValueError(f"{file} has no {key}: {AGAIN}")
+    unsealed = {key: value for key, value in description.items() if key != "seal"}
+    if version != 1 and description.get("seal") != content_hash(unsealed):
+        raise ValueError(f"{file} was changed after saving: {AGAIN}")
     return description
-
-
-def load_experts(adapter: Adapter, folders: list[Path]) -> None:
-    """Let PEFT LoRA folders, ours or anybody's, be experts 0, 1, ...; same modules, rank and scaling needed."""
-    loras = _loras(adapter)
-    if len(folders) != _most(loras):
-        raise ValueError(
-            f"{len(folders)} LoRA folders for {_most(loras)} experts: set experts.count={len(folders)}"
-        )
-    for e, folder in enumerate(folders):
-        _fill({path: lora for path, lora in loras.items() if e < lora.count}, e, folder)
 
 
 def expert_name(e: int) -> str:
@@ -104,91 +131,138 @@ def expert_name(e: int) -> str:
     return f"expert_{e:02d}"
 
 
-def read_peft(folder: Path) -> tuple[Factors, float]:
-    """Factors by module path, and the scaling, of a PEFT LoRA folder. Raises ValueError, one line."""
-    # PEFT takes seconds to import: who trains nothing and loads nothing does without
-    from peft import LoraConfig
-    from peft.utils.save_and_load import load_peft_weights
-
-    if not (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{folder} has no adapter_config.json: it is not a PEFT LoRA folder")
-    config = LoraConfig.from_pretrained(str(folder))
-    if config.rank_pattern or config.alpha_pattern or config.use_dora or config.bias != "none":
-        raise ValueError(f"{folder} uses rank_pattern, alpha_pattern, DoRA or bias; experts are plain LoRA")
-    weights = load_peft_weights(str(folder), device="cpu")
-    found: Factors = {}
-    for key in weights:
-        if key.endswith(".lora_A.weight"):
-            path = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-            found[path] = (weights[key], weights[key.replace("lora_A", "lora_B")])
-    if len(weights) != 2 * len(found):
-        raise ValueError(f"{folder} holds tensors that are not LoRA factors; experts are plain LoRA")
-    scaling = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
-    return found, scaling
+def _expert_folders(adapter: Adapter) -> list[str]:
+    """As many as the linear has that has most: MoLA's quarters may differ."""
+    most = max((lora.count for lora in adapter.loras().values()), default=0)
+    return [expert_name(e) for e in range(most)]
 
 
-def _fill(loras: dict[str, LoraExperts], e: int, folder: Path) -> None:
-    found, scaling = read_peft(folder)
-    if set(found) != set(loras):
-        odd = sorted(set(found) ^ set(loras))[0]
-        raise ValueError(f"{folder} and the expert geometry adapt different modules (first: {odd})")
-    for path, lora in loras.items():
-        lora_A, lora_B = found[path]
-        if lora_A.shape != lora.lora_A[e].shape or lora_B.shape != lora.lora_B[e].shape:
-            raise ValueError(f"{folder}: {path} has rank {lora_A.shape[0]}, the expert geometry {lora.rank}")
-        if abs(scaling - lora.scaling) > 1e-6:
+def _folders(adapter: Adapter) -> list[str]:
+    return [*_expert_folders(adapter), *([STATIC] if adapter.statics() else [])]
+
+
+def _files(adapter: Adapter, version: int) -> list[str]:
+    """Every file that is read, and so must be under its checksum."""
+    of_peft = [WEIGHTS] if version == 1 else [CONFIG, WEIGHTS]
+    return [*(f"{name}/{file}" for name in _folders(adapter) for file in of_peft), *_other_files(adapter)]
+
+
+def _of_geometry(geometry: Experts) -> dict[str, Any]:
+    """Without the folders where experts came from: what counts of them is in the files."""
+    plain: dict[str, Any] = as_plain(geometry)
+    return {key: value for key, value in plain.items() if key not in ("folders", "missing_as_zeros")}
+
+
+def _backbone(adapter: Adapter) -> dict[str, str]:
+    """The fingerprint of the adapter's backbone, installed or not."""
+    own = {id(parameter) for parameter in adapter.parameters()}
+    changed = any(site.static_merged for site in adapter.sites.values() if hasattr(site, "static_merged"))
+    if changed or (adapter.installed and adapter.merging and not adapter.restores):
+        raise ValueError(
+            "the adapter is installed in a way that changes the backbone: remove it, then save it"
+        )
+    named = adapter.model.named_parameters()
+    return fingerprint((_plain_name(name), weight) for name, weight in named if id(weight) not in own)
+
+
+def _plain_name(name: str) -> str:
+    """Of a weight whose module stands inside one of the adapter's."""
+    return name.replace(".base.", ".")
+
+
+def _check_files(folder: Path, table: Mapping[str, str], files: list[str]) -> None:
+    if sorted(table) != sorted(files):
+        raise ValueError(
+            f"{folder / DESCRIPTION} has no checksum of each of its files, or of others: {AGAIN}"
+        )
+    whole = folder.resolve()
+    # the Hub's cache holds links into a folder beside
+    roots = [whole, *([whole.parents[1] / "blobs"] if whole.parent.name == "snapshots" else [])]
+    for file in files:
+        path = folder / file
+        if not any(path.resolve().is_relative_to(root) for root in roots):
+            raise ValueError(f"{path} leads out of {folder}: copy the file itself there")
+        if not path.is_file() or file_hash(path) != table[file]:
             raise ValueError(
-                f"{folder} has scaling {scaling:g}, the expert geometry {lora.scaling:g}: set experts.alpha"
+                f"{path} is missing or was changed after saving: delete {folder} and train again"
             )
-        lora.lora_A.data[e].copy_(lora_A)
-        lora.lora_B.data[e].copy_(lora_B)
 
 
-def _write_peft(folder: Path, factors: Factors, alpha: float, base_name: str) -> None:
-    from peft import LoraConfig  # heavy
+def _check_backbone(adapter: Adapter, folder: Path, description: Mapping[str, Any]) -> None:
+    made_for = description.get("base", {}).get("sha256")
+    unsure = f"{folder} was made for {description['base_model']}, and whether this is it cannot be said"
+    if not made_for:
+        warnings.warn(f"{unsure}: it has no fingerprint of it", stacklevel=3)
+        return
+    found = _backbone(adapter)
+    if not found:
+        warnings.warn(f"{unsure}: some of its weights are not in memory", stacklevel=3)
+    elif not is_same(made_for, found):
+        raise ValueError(
+            f"{folder} was made for another backbone ({description['base_model']}; its weights are not these): load "
+            "that one, train again, or say any_base=True in Python"
+        )
 
-    rank = next(iter(factors.values()))[0].shape[0]
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
-        lora_dropout=0.0,
-        target_modules=sorted(factors),
-        bias="none",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name,
-        inference_mode=True,
-    )
-    config.save_pretrained(str(folder))
+
+def _fill(loras: Mapping[str, LoraExperts], e: int, folder: Path, shape: Mapping[str, Any]) -> None:
+    found = imports.inspect(folder, shape)
+    lacking = [path for path in loras if path not in found.modules]
+    if lacking:
+        raise ValueError(f"{folder} lacks {first_few(lacking)}: {AGAIN}")
+    imports.fill(loras, e, folder, imports.read(found, shape))
+
+
+def _read_exactly(file: Path, tensors: Mapping[str, nn.Parameter]) -> None:
+    """Raises ValueError where keys, shapes or dtypes are others, or a number is not finite."""
+    held = header(file)
+    others = sorted(held.keys() ^ tensors.keys())
+    if others:
+        raise ValueError(f"{file} lacks {first_few(others)}, or has it too much: {AGAIN}")
+    # a router stays in fp32; PESC's adapters may have been saved as they were served
+    dtypes = ("F32",) if file.name == ROUTERS else imports.NUMBERS
+    for key, parameter in tensors.items():
+        one, shape = held[key], tuple(parameter.shape)
+        if one.shape != shape or one.dtype not in dtypes:
+            raise ValueError(
+                f"{file} holds {key} as {one.dtype} {list(one.shape)}, not {dtypes[0]} {list(shape)}: {AGAIN}"
+            )
+    imports.refuse_unreal(file, held)
+    for key, tensor in load_file(file).items():
+        tensors[key].data.copy_(tensor)
+
+
+def _write_peft(
+    folder: Path, factors: dict[str, tuple[Tensor, Tensor]], alpha: float, base_name: str
+) -> None:
+    """As PEFT does, which writes the modules in an order that changes from process to process."""
+    folder.mkdir(exist_ok=True)
+    config = {
+        "base_model_name_or_path": base_name,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": next(iter(factors.values()))[0].shape[0],
+        "target_modules": sorted(factors),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     tensors = {}
     for path, (lora_A, lora_B) in factors.items():
         tensors[f"{_PREFIX}{path}.lora_A.weight"] = _stored(lora_A)
         tensors[f"{_PREFIX}{path}.lora_B.weight"] = _stored(lora_B)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def _stored(tensor: Tensor) -> Tensor:
     """Apart from its parameter: files hold no views."""
     return tensor.detach().cpu().contiguous().clone()
-
-
-def _loras(adapter: Adapter) -> dict[str, LoraExperts]:
-    """Every stacked LoRA by the path of the linear it adapts."""
-    found = {}
-    for path, site in adapter.sites.items():
-        if isinstance(site.experts, LoraExperts):
-            found[path] = site.experts
-        elif isinstance(site.experts, MlpLoraExperts):
-            found |= {f"{path}.{name}": getattr(site.experts, name) for name in LINEARS[4:]}
-    return found
-
-
-def _statics(adapter: Adapter) -> dict[str, LoraExperts]:
-    return {path: site.static for path, site in adapter.sites.items() if site.static is not None}
-
-
-def _most(loras: dict[str, LoraExperts]) -> int:
-    """Experts of the linear that has most: MoLA's quarters may differ."""
-    return max((lora.count for lora in loras.values()), default=0)
 
 
 def _other_files(adapter: Adapter) -> dict[str, dict[str, nn.Parameter]]:
@@ -198,5 +272,5 @@ def _other_files(adapter: Adapter) -> dict[str, dict[str, nn.Parameter]]:
     for path, site in adapter.sites.items():
         if isinstance(site.experts, BottleneckExperts):
             serial |= {f"{path}.down": site.experts.down, f"{path}.up": site.experts.up}
-    files = {"router.safetensors": routers, "bottleneck.safetensors": serial}
+    files = {ROUTERS: routers, "bottleneck.safetensors": serial}
     return {file: tensors for file, tensors in files.items() if tensors}

@@ -30,7 +30,7 @@ def run(config: Config, record: Recorder | Silent) -> None:
     source = data.write(config.data, cell.data_dir(config), config.seed)
     merging = False
     if adapter is not None:
-        record.write("parameters", trainable=sum(p.numel() for p in adapter.parameters()))
+        record.write("parameters", trainable=sum(p.numel() for p in adapter.trained()))
         adapter.restores = config.evaluate_restore
         adapter.install(strategies.make(config.evaluate_strategy))
         merging = adapter.merging

@@ -48,6 +48,8 @@ class Stored:
     file: str
     dtype: str
     shape: tuple[int, ...]
+    # where its bytes begin in the file
+    start: int = 0
 
 
 def check_folder(folder: Path) -> None:
@@ -109,7 +111,7 @@ def expected(shape: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
 def stored(folder: Path) -> dict[str, Stored]:
     """The tensors in the files that transformers would read, by name. Raises ValueError, one line, for damage."""
     if (folder / WEIGHTS_FILE).is_file():
-        return _header(folder / WEIGHTS_FILE)
+        return header(folder / WEIGHTS_FILE)
     index = folder / INDEX_FILE
     if not index.is_file():
         others = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -128,7 +130,7 @@ def stored(folder: Path) -> dict[str, Stored]:
     for file in sorted(set(places.values())):
         if not (folder / file).is_file():
             raise ValueError(f"{index} names {file}, which is not there: copy it again")
-        held = _header(folder / file)
+        held = header(folder / file)
         twice = [name for name in held if name in found]
         if twice:
             raise ValueError(
@@ -204,7 +206,7 @@ def _sizes_of(name: str, shape: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={shape[key]}" if shape.get(key) else f"no {key}" for key in keys)
 
 
-def _header(file: Path) -> dict[str, Stored]:
+def header(file: Path) -> dict[str, Stored]:
     """What a file of safetensors says that it holds, held against its size."""
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -218,22 +220,25 @@ def _header(file: Path) -> dict[str, Stored]:
             raise ValueError(f"{file} is damaged or truncated (its header does not fit): copy it again")
         text = stream.read(length)
     try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
+        told = json.loads(text)
+        told.pop("__metadata__", None)
+        spans = {name: tuple(map(index, one["data_offsets"])) for name, one in told.items()}
         found = {
-            name: Stored(file.name, str(one["dtype"]), tuple(map(index, one["shape"])))
-            for name, one in header.items()
+            name: Stored(
+                file.name, str(one["dtype"]), tuple(map(index, one["shape"])), 8 + length + spans[name][0]
+            )
+            for name, one in told.items()
         }
-        spans = {name: one["data_offsets"][1] - one["data_offsets"][0] for name, one in header.items()}
-        end = 8 + length + max((one["data_offsets"][1] for one in header.values()), default=0)
+        end = 8 + length + max((last for _, last in spans.values()), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         raise ValueError(f"{file} is damaged (its header cannot be read): copy it again") from None
     if end != size:
         raise ValueError(f"{file} is damaged or truncated: it has {size} bytes and its header tells of {end}")
     for name, one in found.items():
-        if one.dtype in DTYPES and spans[name] != DTYPES[one.dtype] * prod(one.shape):
+        first, last = spans[name]
+        if one.dtype in DTYPES and (first < 0 or last - first != DTYPES[one.dtype] * prod(one.shape)):
             raise ValueError(
-                f"{file} is damaged: {name} has {spans[name]} bytes, which is not {list(one.shape)}"
+                f"{file} is damaged: {name} has {last - first} bytes, which is not {list(one.shape)}"
             )
     return found
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from adafuse import cell
-from adafuse.adapters import store
+from adafuse.adapters import imports, store
 from adafuse.adapters.adapter import Adapter
 from adafuse.config import Config
 from adafuse.data import items as data
@@ -72,6 +72,9 @@ def train(config: Config, record: Record) -> None:
         _rows(config, source, tokenizer, limit, split, record) for split in ("train", "validation")
     )
     adapter = Adapter(model, method, config.experts, seed) if method.has_experts else None
+    if adapter is not None and adapter.experts_frozen:
+        folders = [Path(folder) for folder in config.experts.folders]
+        imports.load_experts(adapter, folders, config.experts.missing_as_zeros)
     if adapter is None:
         model.requires_grad_(True)
     with adapter.installing() if adapter is not None else nullcontext():
@@ -84,7 +87,10 @@ def train(config: Config, record: Record) -> None:
     if adapter is not None:
         # saved in fp32, held against what it will be served in
         adapter.to_dtype(model.dtype)
-    _record_validation(validate(model, adapter, held_out, knobs.batch), record)
+    found = validate(model, adapter, held_out, knobs.batch)
+    _record_validation(found, record)
+    if MAIN_PROCESS and adapter is not None:
+        store.write_card(folder, {f"validation loss ({found.rows} rows)": found.loss})
     if MAIN_PROCESS:
         _finish(record, fitted, folder, file)
 

@@ -1,0 +1,487 @@
+"""PEFT LoRA folders of anybody's, as experts: read by a whitelist of fields, before torch is imported.
+
+In: folders and the sizes of a backbone. Out: of each folder its modules with rank and scaling (`inspect`), the geometry
+that holds them all (`geometry`), and their factors in an adapter (`load_experts`): a smaller rank is filled up with
+zeros, another scaling is folded into B, both exactly. What is no LoRA on a linear of the frozen backbone is refused by
+name, and so is a field that this code does not know. Next: store.py, our own folders, whose experts are such folders.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adafuse.adapters.geometry import expert_targets
+from adafuse.config import LINEARS, ExpertKind, Experts, Method, Routing
+from adafuse.model.checkpoint import Stored, first_few, header, one_line
+from adafuse.shape import read_json, widths
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adafuse.adapters.adapter import Adapter
+    from adafuse.adapters.experts import LoraExperts
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+# PEFT's own, for fields that a file leaves out
+RANK, ALPHA = 8, 8
+# what decides the product: read below
+UNDERSTOOD = (
+    *(
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "init_lora_weights",
+        "bias",
+    ),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+)
+# what says where a folder came from, how it was trained, or something about a feature that is refused where it is used
+IRRELEVANT = (
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *(
+        "lora_dropout",
+        "megatron_core",
+        "qalora_group_size",
+        "runtime_config",
+        "ensure_weight_tying",
+        "eva_config",
+    ),
+)
+REFUSED = {
+    "use_dora": "DoRA has a magnitude beside the factors, which is no LoRA",
+    "use_qalora": "QALoRA pools its input, which is no LoRA",
+    "alora_invocation_tokens": "aLoRA acts on some tokens only",
+    "modules_to_save": "whole modules were trained beside the factors",
+    "trainable_token_indices": "embeddings were trained beside the factors",
+    "layer_replication": "the backbone has layers repeated",
+    "lora_bias": "B has a bias",
+    "fan_in_fan_out": "the factors are of transposed weights, which no linear of this backbone has",
+    "target_parameters": "it adapts parameters that are no linears",
+    "megatron_config": "it is made for Megatron's parallel linears",
+    "use_bdlora": "BD-LoRA's factors are block-diagonal",
+    "arrow_config": "it is Arrow's router, not an expert",
+    "kasa_config": "KaSA changes the backbone",
+    "monteclora_config": "MonteCLoRA draws its factors",
+    "velora_config": "VeLoRA keeps more than factors",
+    "loftq_config": "LoftQ changes the backbone",
+    "corda_config": "CorDA changes the backbone",
+    "lora_ga_config": "LoRA-GA changes the backbone",
+}
+# initialisations that leave the backbone as it was
+PLAIN_INIT = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+# what wrappers put into the names of modules
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+NUMBERS = ("F32", "F16", "BF16")
+OTHERS = ("lm_head", "model.embed_tokens")
+# for all patterns of a folder: what takes longer is meant to
+SECONDS = 2.0
+
+
+# by the path of the linear: lora_A [rank, in], lora_B [out, rank], scaling
+Factors = dict[str, tuple["Tensor", "Tensor", float]]
+
+
+# a pattern and a name: the match, or None
+Match = Callable[[str, str], Any]
+
+
+@dataclass(frozen=True)
+class Module:
+    """One adapted linear: `scaling * B A`, with A [rank, in] and B [out, rank]."""
+
+    rank: int
+    scaling: float
+    lora_A: str
+    lora_B: str
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A folder that was understood, and its modules by the path of the linear."""
+
+    folder: Path
+    modules: dict[str, Module]
+
+
+def inspect(folder: Path, shape: Mapping[str, Any]) -> Lora:
+    """What a folder holds, without torch (the names in a pickle wait for `read`). Raises ValueError, one line.
+
+    `shape`: the backbone's sizes as a transformers config names them.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: name PEFT LoRA folders")
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} has no {CONFIG}: it is not a PEFT LoRA folder")
+    declared = read_json(folder / CONFIG)
+    for fault in _faults(declared):
+        raise ValueError(f"{folder / CONFIG}: {fault}")
+    linears = _linears(shape)
+    wanted = _targeted(declared, linears, folder / CONFIG)
+    if (folder / WEIGHTS).is_file():
+        held = header(folder / WEIGHTS)
+        lora = Lora(folder, _modules(folder / WEIGHTS, held, wanted, linears))
+        refuse_unreal(folder / WEIGHTS, held)
+        return lora
+    if not (folder / PICKLE).is_file():
+        raise ValueError(f"{folder} has neither {WEIGHTS} nor {PICKLE}: copy it again")
+    return Lora(folder, {path: Module(*of, "", "") for path, of in wanted.items()})
+
+
+def read(lora: Lora, shape: Mapping[str, Any]) -> Factors:
+    """The factors of what `inspect` found. Raises ValueError, one line; a pickle holds tensors or is not opened."""
+    modules, file = lora.modules, lora.folder / PICKLE
+    if (lora.folder / WEIGHTS).is_file():
+        from safetensors.torch import load_file
+
+        tensors = load_file(lora.folder / WEIGHTS)
+    else:
+        tensors = unpickled(file)
+        held = {name: _as_stored(file, one) for name, one in tensors.items()}
+        wanted = {path: (module.rank, module.scaling) for path, module in modules.items()}
+        modules = _modules(file, held, wanted, _linears(shape))
+    return {path: (tensors[one.lora_A], tensors[one.lora_B], one.scaling) for path, one in modules.items()}
+
+
+def geometry(loras: Sequence[Lora], top_k: int) -> Experts:
+    """The expert geometry that holds these folders without loss; their common scaling, or 1 where they differ."""
+    modules = [module for lora in loras for module in lora.modules.values()]
+    names = {path.rpartition(".")[2] for lora in loras for path in lora.modules}
+    rank, scalings = max(module.rank for module in modules), {module.scaling for module in modules}
+    alpha = rank * ((scalings.pop() if len(scalings) == 1 else 1.0) or 1.0)
+    return Experts(
+        targets=[name for name in LINEARS if name in names],
+        rank=rank,
+        count=len(loras),
+        top_k=top_k,
+        alpha=alpha,
+        folders=[str(lora.folder) for lora in loras],
+    )
+
+
+def refuse_lacking(loras: Sequence[Lora], missing_as_zeros: bool) -> None:
+    """Raise ValueError where a folder lacks what another one adapts, unless it shall be zero there."""
+    everything = {path: None for lora in loras for path in lora.modules}
+    for lora in loras:
+        lacking = [path for path in everything if path not in lora.modules]
+        if lacking and not missing_as_zeros:
+            raise ValueError(
+                f"{lora.folder} does not adapt {first_few(lacking)}, which others of the folders do: set "
+                "experts.missing_as_zeros=true to have zeros there, or leave it out"
+            )
+
+
+def refuse_misfits(loras: Sequence[Lora], method: Method, geometry: Experts) -> None:
+    """Raise ValueError where a method with a router has no place for these experts; without one it trains its own."""
+    if method.routing is Routing.none:
+        return
+    own = [
+        key for key in ("rank", "count", "alpha", "experts_by_quarter") if getattr(method, key) is not None
+    ]
+    if method.expert_kind is ExpertKind.bottleneck:
+        raise ValueError(
+            f"method {method.name} has experts that are no LoRA: use adafuse, mola, moral or mixlora"
+        )
+    if own:
+        raise ValueError(
+            f"method.{own[0]} is for experts that are trained here, not for experts.from: leave it out"
+        )
+    for lora in loras:
+        for path in lora.modules:
+            block, name = int(path.split(".")[2]), path.rpartition(".")[2]
+            of_mlp = LINEARS[4:] if method.expert_kind is ExpertKind.mlp_lora else []
+            if name not in (of_mlp or expert_targets(method, geometry, block)):
+                raise ValueError(f"{lora.folder} adapts {path}, where method {method.name} has no experts")
+
+
+def load_experts(adapter: Adapter, folders: Sequence[Path], missing_as_zeros: bool = False) -> None:
+    """Let PEFT LoRA folders be experts 0, 1, ... of `adapter`, on its device. Raises ValueError, one line.
+
+    A linear of the adapter that no folder adapts has experts of zeros; one that a folder adapts and the adapter does
+    not is refused.
+    """
+    shape, ours = adapter.model.config.to_dict(), adapter.loras()
+    counts = {lora.count for lora in ours.values()}
+    if counts != {len(folders)}:
+        raise ValueError(
+            f"{len(folders)} LoRA folders for {sorted(counts) or 'no'} experts on linears: set experts.count="
+            f"{len(folders)}, and a method whose experts are LoRA, as many in every block"
+        )
+    loras = [inspect(folder, shape) for folder in folders]
+    refuse_lacking(loras, missing_as_zeros)
+    for e, (folder, lora) in enumerate(zip(folders, loras, strict=True)):
+        fill(ours, e, folder, read(lora, shape))
+
+
+def fill(ours: Mapping[str, LoraExperts], e: int, folder: Path, found: Factors) -> None:
+    """Expert e of each stack becomes what `read` found. Raises ValueError, one line, where it does not fit."""
+    beyond = [path for path in found if path not in ours]
+    if beyond:
+        raise ValueError(f"{folder} adapts {first_few(beyond)}, where the method has no experts")
+    for path, lora in ours.items():
+        lora.lora_A.data[e].zero_()
+        lora.lora_B.data[e].zero_()
+        if path not in found:
+            continue
+        lora_A, lora_B, scaling = found[path]
+        rank, same = lora_A.shape[0], math.isclose(scaling, lora.scaling, rel_tol=1e-9)
+        if rank > lora.rank:
+            raise ValueError(
+                f"{folder} has rank {rank} at {path}, the expert geometry {lora.rank}: set experts.rank={rank}"
+            )
+        lora.lora_A.data[e, :rank].copy_(lora_A)
+        # as it is where the scalings agree: then what was saved comes back bit for bit
+        folded = lora_B if same else lora_B.double() * (scaling / lora.scaling)
+        lora.lora_B.data[e, :, :rank].copy_(folded)
+
+
+def unpickled(file: Path) -> dict[str, Tensor]:
+    """The tensors in a file of torch.save, which may hold nothing else. Raises ValueError, one line."""
+    import torch
+
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle and zipfile have no class in common
+        raise ValueError(
+            f"{file} holds more than tensors, or is damaged, and is not opened ({one_line(error)[:80]}): save it as "
+            "safetensors"
+        ) from None
+    if not isinstance(found, dict) or not all(isinstance(one, torch.Tensor) for one in found.values()):
+        raise ValueError(f"{file} is not a dictionary of tensors: save it as safetensors")
+    for name, one in found.items():
+        if not one.isfinite().all():
+            raise ValueError(_unreal(file, name))
+    return {str(name): one for name, one in found.items()}
+
+
+def _faults(declared: Mapping[str, Any]) -> Iterator[str]:
+    """What of adapter_config.json this code does not do, or cannot know."""
+    kind = declared.get("peft_type")
+    if kind != "LORA":
+        yield f"peft_type={kind!r} is not LORA: experts are LoRA on linears"
+    for key, why in REFUSED.items():
+        if declared.get(key):
+            yield f"{key}: {why}, so it cannot be an expert"
+    init = declared.get("init_lora_weights", True)
+    if (init.lower() if isinstance(init, str) else init) not in PLAIN_INIT:
+        yield (
+            f"init_lora_weights={init!r} changes the backbone, to which the adapter then belongs: convert it with "
+            "path_initial_model_for_weight_conversion when saving"
+        )
+    if declared.get("bias", "none") not in ("none", None):
+        yield f"bias={declared['bias']!r}: biases were trained beside the factors, so it cannot be an expert"
+    for key, value in declared.items():
+        if key not in (*UNDERSTOOD, *IRRELEVANT, *REFUSED) and value not in (None, False, "", [], {}):
+            yield f"{key}={str(value)[:40]!r} is a field that this code does not know: it may change what is computed"
+    yield from _odd_numbers(declared)
+    yield from _odd_names(declared)
+
+
+def _odd_numbers(declared: Mapping[str, Any]) -> Iterator[str]:
+    for key, kind in (("rank_pattern", "ranks"), ("alpha_pattern", "alphas")):
+        if not isinstance(declared.get(key) or {}, dict):
+            yield f"{key} is no table of {kind} by module"
+    ranks = {"r": declared.get("r", RANK), **(declared.get("rank_pattern") or {})}
+    alphas = {"lora_alpha": declared.get("lora_alpha", ALPHA), **(declared.get("alpha_pattern") or {})}
+    for key, value in ranks.items():
+        if type(value) is not int or value < 1:
+            yield f"{key}={str(value)[:40]} is no rank: a whole number of at least 1"
+    for key, value in alphas.items():
+        if type(value) not in (int, float) or not abs(value) < 1e9:
+            yield f"{key}={str(value)[:40]} is no alpha: a number"
+    if not isinstance(declared.get("use_rslora") or False, bool):
+        yield f"use_rslora={declared['use_rslora']!r} is not true or false"
+
+
+def _odd_names(declared: Mapping[str, Any]) -> Iterator[str]:
+    targets, layers = declared.get("target_modules"), declared.get("layers_to_transform")
+    if not targets:
+        yield "target_modules is empty: name the linears that it adapts"
+    for key in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = declared.get(key) or []
+        if not isinstance(value, str) and not (
+            isinstance(value, list) and all(isinstance(one, str) for one in value)
+        ):
+            yield f"{key} is neither a list of names nor a pattern"
+    if layers is not None:
+        if not all(type(one) is int for one in (layers if isinstance(layers, list) else [layers])):
+            yield "layers_to_transform is neither a number nor a list of them"
+        if isinstance(targets, str):
+            yield "layers_to_transform goes with a list of target_modules, not with a pattern"
+
+
+def _linears(shape: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """(in, out) of every linear that can carry experts, by path."""
+    return {
+        f"model.layers.{block}.{'self_attn' if name in LINEARS[:4] else 'mlp'}.{name}": sizes
+        for block in range(shape["num_hidden_layers"])
+        for name, sizes in widths(shape).items()
+    }
+
+
+def _targeted(
+    declared: Mapping[str, Any], linears: Collection[str], file: Path
+) -> dict[str, tuple[int, float]]:
+    """Rank and scaling of every linear that the configuration means, as PEFT chooses them. Raises ValueError."""
+    match = _matcher(time.monotonic() + SECONDS)
+    every = str(declared["target_modules"]).lower() == "all-linear"
+    try:
+        meant = [path for path in (*OTHERS, *linears) if every or _means(declared, path, match)]
+        meant = [path for path in meant if not _excluded(declared, path, match)]
+        others = [path for path in meant if path in OTHERS and not every]
+        found = {path: _rank_and_scaling(declared, path, match) for path in meant if path not in OTHERS}
+    except TimeoutError:
+        raise ValueError(f"{file} has a pattern that takes for ever: name the modules in a list") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    if others:
+        raise ValueError(f"{file} adapts {others[0]}: experts are on {list(LINEARS)}")
+    if not found:
+        raise ValueError(f"{file}: target_modules names none of the backbone's linears ({list(LINEARS)})")
+    return found
+
+
+def _means(declared: Mapping[str, Any], path: str, match: Match) -> bool:
+    targets, layers = declared["target_modules"], declared.get("layers_to_transform")
+    if isinstance(targets, str):
+        return match(targets, path) is not None
+    if not _ends_with_any(path, targets):
+        return False
+    if layers is None or layers == []:
+        return True
+    patterns = declared.get("layers_pattern") or r"[^.]*"
+    # the first number behind the first pattern that fits at all
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\..*", path)
+        if found is not None:
+            return int(found["idx"]) in (layers if isinstance(layers, list) else [layers])
+    return False
+
+
+def _excluded(declared: Mapping[str, Any], path: str, match: Match) -> bool:
+    excluded = declared.get("exclude_modules") or []
+    if isinstance(excluded, str):
+        return match(excluded, path) is not None
+    return _ends_with_any(path, excluded)
+
+
+def _ends_with_any(path: str, names: Collection[str]) -> bool:
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _rank_and_scaling(declared: Mapping[str, Any], path: str, match: Match) -> tuple[int, float]:
+    def of(patterns: Mapping[str, Any] | None, default: Any) -> Any:
+        """The value of the first pattern that the path ends with."""
+        fitting = (value for key, value in (patterns or {}).items() if match(rf"(.*\.)?({key})", path))
+        return next(fitting, default)
+
+    rank = of(declared.get("rank_pattern"), declared.get("r", RANK))
+    alpha = of(declared.get("alpha_pattern"), declared.get("lora_alpha", ALPHA))
+    return rank, alpha / (math.sqrt(rank) if declared.get("use_rslora") else rank)
+
+
+def _matcher(until: float) -> Match:
+    """As re.fullmatch, which knows no limit of time; TimeoutError when it is `until`."""
+    import regex
+
+    @cache
+    def compiled(pattern: str) -> Any:
+        try:
+            return regex.compile(pattern)
+        except (regex.error, RecursionError, OverflowError):
+            raise ValueError(f"{pattern[:40]!r} is no pattern") from None
+
+    def match(pattern: str, path: str) -> Any:
+        return compiled(pattern).fullmatch(path, timeout=max(until - time.monotonic(), 1e-3))
+
+    return match
+
+
+def _modules(
+    file: Path,
+    held: Mapping[str, Stored],
+    wanted: Mapping[str, tuple[int, float]],
+    linears: Mapping[str, tuple[int, int]],
+) -> dict[str, Module]:
+    """The modules that are wanted, each with the names of its factors, whose shapes fit the backbone and the rank."""
+    names: dict[tuple[str, str], str] = {}
+    for name in held:
+        place = _place(name)
+        if place is None:
+            raise ValueError(f"{file} holds {name}, which is no LoRA factor of a linear")
+        if place in names:
+            raise ValueError(f"{file} holds {place[0]}.{place[1]} twice, as {names[place]} and as {name}")
+        names[place] = name
+    strange = [path for path in dict.fromkeys(path for path, _ in names) if path not in linears]
+    if strange:
+        raise ValueError(
+            f"{file} adapts {first_few(strange)}, which the backbone does not have among its linears"
+        )
+    beyond = [path for path in dict.fromkeys(path for path, _ in names) if path not in wanted]
+    if beyond:
+        raise ValueError(f"{file} adapts {first_few(beyond)}, which target_modules does not mean")
+    lacking = [
+        f"{path}.{factor}"
+        for path in wanted
+        for factor in ("lora_A", "lora_B")
+        if (path, factor) not in names
+    ]
+    if lacking:
+        raise ValueError(f"{file} lacks {first_few(lacking)}, which target_modules means: copy it again")
+    for (path, factor), name in names.items():
+        _check_factor(file, name, held[name], factor, wanted[path][0], linears[path])
+    return {path: Module(*of, names[path, "lora_A"], names[path, "lora_B"]) for path, of in wanted.items()}
+
+
+def _place(name: str) -> tuple[str, str] | None:
+    """Path of the linear, and which factor; whatever wraps the name, and with or without the adapter's own name."""
+    words = [word for word in name.removeprefix("base_model.model.").split(".") if word not in WRAPPERS]
+    if words[0] == "module":
+        words = words[1:]
+    for factor in ("lora_A", "lora_B"):
+        if factor in words:
+            at = words.index(factor)
+            behind = words[at + 1 :]
+            if behind[-1:] == ["weight"] and len(behind) <= 2:
+                return ".".join(words[:at]).removeprefix("base_model.model."), factor
+    return None
+
+
+def _check_factor(file: Path, name: str, one: Stored, factor: str, rank: int, sizes: tuple[int, int]) -> None:
+    want = (rank, sizes[0]) if factor == "lora_A" else (sizes[1], rank)
+    if one.dtype not in NUMBERS:
+        raise ValueError(f"{file} holds {name} as {one.dtype}: save it in float32, float16 or bfloat16")
+    if one.shape != want:
+        raise ValueError(
+            f"{file} holds {name} as {list(one.shape)}, where rank {rank} of {CONFIG} and the backbone make it "
+            f"{list(want)}"
+        )
+
+
+def refuse_unreal(file: Path, held: Mapping[str, Stored]) -> None:
+    """Not-a-number and infinity, by the bits of their exponent: neither numpy nor anything light knows bfloat16."""
+    import numpy as np
+
+    bits = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
+    for name, one in held.items():
+        dtype, exponent = bits[one.dtype]
+        found = np.fromfile(file, dtype, count=math.prod(one.shape), offset=one.start)
+        if ((found & exponent) == exponent).any():
+            raise ValueError(_unreal(file, name))
+
+
+def _unreal(file: Path, name: str) -> str:
+    return f"{file} holds {name} with numbers that are not finite: its training diverged, or it is damaged"
+
+
+def _as_stored(file: Path, tensor: Tensor) -> Stored:
+    kind = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+    return Stored(file.name, kind.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape))
