@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adafuse.config import Config, Fit, Method, Routing, Task, Weights
+from adafuse.data import rows
 from adafuse.data.items import PREPARED, former_text, is_mended, pretraining_version, recipe, wrong_text
 from adafuse.records import as_plain
 from adafuse.shape import read_json, shape_of
@@ -40,6 +41,7 @@ LATER: dict[str, Any] = {
     "shots_by_task": {},
     "folders": [],
     "missing_as_zeros": False,
+    "prompts": None,
 }
 # what adapter_config.json says of where a LoRA came from, and not of what it is
 TOLD_OF_LORA = (
@@ -345,6 +347,13 @@ def _of_arms(config: Config, knobs: Any) -> dict[str, Any]:
     }
 
 
+def _timed(config: Config) -> Any:
+    """The knobs of the timed pass, with what is read in place of where that is. Raises ValueError for a wrong file."""
+    file = config.latency.prompts
+    read = None if file is None else content_hash(rows.prompts(file))
+    return dataclasses.replace(config.latency, prompts=read)
+
+
 def _alone(config: Config, knobs: Any, **gates: Any) -> dict[str, Any]:
     """A linear or a kernel by itself: of the backbone its sizes alone."""
     experts = {"count": config.experts.count, "top_k": config.experts.top_k, **gates}
@@ -364,7 +373,7 @@ _PARTS: dict[Task, Callable[[Config], dict[str, Any]]] = {
     Task.pretrain: _pretrain,
     Task.train: _train,
     Task.evaluate: _evaluate,
-    Task.latency: lambda config: _of_arms(config, config.latency),
+    Task.latency: lambda config: _of_arms(config, _timed(config)),
     Task.memory: lambda config: _of_arms(config, {"block_tokens": config.latency.block_tokens}),
     Task.trace: lambda config: _of_arms(
         config, {"settle_tokens": config.latency.settle_tokens, "gates": config.latency.gates}

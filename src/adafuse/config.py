@@ -197,6 +197,8 @@ class Latency:
     bypass_share: float = 0.0
     # every block a query of its own, as the paper decodes: another prompt each round, its prefill timed too
     queries: bool = False
+    # a file of lines {"prompt": TEXT} to read; else ids drawn by seed, or test items where routers are trained
+    prompts: str | None = None
 
 
 @dataclass

@@ -1,8 +1,10 @@
 """What arms read while they are timed: seeded ids, or the text of test items where their routers are trained."""
 
 import dataclasses
+import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from adafuse import cell
@@ -61,3 +63,54 @@ def test_what_is_read_is_part_of_the_cell_where_routers_are_trained() -> None:
         job = f"latency.trained_adapters={trained}"
         one, two = known(job), known(job, more)
         assert [one[task] == two[task] for task in one] == [same] * 3
+
+
+def written(folder: Path, *texts: str) -> Path:
+    file = folder / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return file
+
+
+def test_a_file_of_prompts_is_read_one_by_one(tmp_path: Path) -> None:
+    file = written(tmp_path, "first" * 9, "second", "third")
+    folder = save(tiny_model(), tmp_path / "checkpoint")
+    config = compose(
+        "task=latency", f"model.path={folder}", "context=20", "batch=2", f"latency.prompts={file}"
+    )
+    ask = prompter(config, tiny_model(), "cpu")
+    read = [byte_tokenizer().batch_decode(ask(query)) for query in range(3)]
+    # a long one is cut at its beginning, a short one has the ones before it in front
+    assert all(len(text) == 20 for texts in read for text in texts)
+    assert [text.rsplit("\n")[-1][-5:] for texts in read for text in texts] == [
+        "first",
+        "econd",
+        "third",
+        "first",
+        "econd",
+        "third",
+    ]
+    assert read[0][1].endswith("first\nsecond") and read[1][0].endswith("second\nthird")
+
+
+def test_what_a_file_of_prompts_holds_is_part_of_the_cell(tmp_path: Path) -> None:
+    def known(*overrides: str) -> str:
+        return cell.cell_hash(compose("task=latency", "model.weights=random", "arms.run=[base]", *overrides))
+
+    (tmp_path / "b").mkdir()
+    one, same = written(tmp_path, "one"), written(tmp_path / "b", "one")
+    asked = known(f"latency.prompts={one}")
+    assert asked == known(f"latency.prompts={same}") != known()
+    written(tmp_path / "b", "two")
+    assert asked != known(f"latency.prompts={same}")
+
+
+@pytest.mark.parametrize(
+    ("line", "why"), [(None, "prepare.py sharegpt"), ("", "is empty"), ('{"text": "x"}', "line 1, prompt")]
+)
+def test_a_wrong_file_of_prompts_is_named(tmp_path: Path, line: str | None, why: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    if line is not None:
+        file.write_text(line)
+    with pytest.raises(ValueError, match=why) as caught:
+        cell.cell_hash(compose("task=latency", "model.weights=random", f"latency.prompts={file}"))
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)

@@ -6,8 +6,8 @@ ready to be installed. Next: latency.py, memory.py and trace.py, which measure t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import cycle
+from collections.abc import Callable, Iterator
+from itertools import chain, cycle
 from random import Random
 
 import torch
@@ -17,7 +17,7 @@ from adafuse import cell
 from adafuse.adapters import gate_table, store
 from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.config import Config, Method
-from adafuse.data import items
+from adafuse.data import items, rows
 from adafuse.model import backbone
 
 # far apart, so that queries of neighbouring seeds are others
@@ -33,8 +33,11 @@ def prompter(config: Config, model: nn.Module, where: str) -> Callable[[int], Te
     """The ids [batch, context] of a query, by its number.
 
     Trained routers choose by what they read, so theirs is the text of test items, answered but for the last, each row
-    in an order of its own and cut at its beginning. Else ids are seeded; the first four are often special.
+    in an order of its own. The texts of `latency.prompts` are read one by one. Both are cut at their beginning, and
+    what is too short has others before it. Else ids are seeded; the first four are often special.
     """
+    if config.latency.prompts is not None:
+        return _prompted(config, where)
     if config.latency.trained_adapters:
         return _texts(config, where)
 
@@ -47,22 +50,41 @@ def prompter(config: Config, model: nn.Module, where: str) -> Callable[[int], Te
 
 
 def _texts(config: Config, where: str) -> Callable[[int], Tensor]:
-    tokenizer = backbone.tokenizer_of(config.model, cell.pretrained_dir(config))
     folder = items.write(config.data, cell.data_dir(config), config.seed)
     families = items.families_of(config.data)
     asked = [item for family in families for item in items.load_items(folder, family, "test")]
 
-    def encoded(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+    def texts(query: int, row: int) -> Iterator[str]:
+        first, *rest = Random(f"{config.seed} {query} {row}").sample(asked, len(asked))
+        return chain([first.prompt], (f"{item.prompt}{item.answer}\n" for item in cycle(rest or [first])))
+
+    return _stretches(config, where, texts)
+
+
+def _prompted(config: Config, where: str) -> Callable[[int], Tensor]:
+    """Query q and row r of a batch of B read prompt q B + r, in the file's order and around."""
+    asked = rows.prompts(str(config.latency.prompts))
+
+    def texts(query: int, row: int) -> Iterator[str]:
+        at = (query * config.batch + row) % len(asked)
+        return chain([asked[at]], (f"{text}\n" for text in cycle(asked[at - 1 :: -1] + asked[: at - 1 : -1])))
+
+    return _stretches(config, where, texts)
+
+
+def _stretches(
+    config: Config, where: str, texts: Callable[[int, int], Iterator[str]]
+) -> Callable[[int], Tensor]:
+    """Ids of a query: of each row its first text, and as many of the next before it as fill the context."""
+    tokenizer = backbone.tokenizer_of(config.model, cell.pretrained_dir(config))
 
     def stretch(query: int, row: int) -> list[int]:
-        order = Random(f"{config.seed} {query} {row}").sample(asked, len(asked))
-        ids, answered = encoded(order[0].prompt), cycle(order[1:] or order)
-        while len(ids) < config.context:
-            item = next(answered)
-            ids = encoded(f"{item.prompt}{item.answer}\n") + ids
-        return ids[-config.context :]
+        ids: list[int] = []
+        for text in texts(query, row):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"] + ids
+            if len(ids) >= config.context:
+                return ids[-config.context :]
+        raise AssertionError("endless")
 
     return lambda query: torch.tensor([stretch(query, row) for row in range(config.batch)], device=where)
 

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
@@ -45,12 +45,20 @@ def _is_text(text: str) -> str:
 Text = Annotated[str, AfterValidator(_is_text)]
 
 
-class Row(BaseModel):
-    """One line. Other fields are carried, so that they can be named."""
+class Prompt(BaseModel):
+    """One line of text to be read alone. Other fields are carried, so that they can be named."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
     prompt: Text
+
+
+Form = TypeVar("Form", bound=Prompt)
+
+
+class Row(Prompt):
+    """One line to be answered."""
+
     answer: Text | None = None
     choices: list[Text] | None = None
     label: int | None = None
@@ -71,6 +79,17 @@ def items(folder: str, split: str) -> list[Item]:
     """The rows of a split. Raises ValueError, one line, for the first that is wrong."""
     rows = _rows(_file(folder, split), scored=split == "test")
     return [Item(row.prompt, row.target, row.choices, row.label) for row in rows]
+
+
+def prompts(file: str) -> list[str]:
+    """The texts of latency.prompts, one {"prompt"} a line. Raises ValueError, one line, for the first that is wrong."""
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(
+            f'latency.prompts={file} is not a file: name one of lines {{"prompt": TEXT}}, as '
+            "`python scripts/prepare.py sharegpt` makes"
+        )
+    return [_valid(Prompt, path, number, line).prompt for number, line in enumerate(_lines(path), start=1)]
 
 
 def checked(given: Iterable[Mapping[str, Any]]) -> list[Item]:
@@ -163,12 +182,7 @@ def _file(folder: str, split: str) -> Path:
 
 def _rows(path: Path, scored: bool) -> list[Row]:
     """All rows of a file. `scored`: those whose answer is generated must be able to get it right."""
-    lines = path.read_bytes().removeprefix(BYTE_ORDER_MARK).split(b"\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
-        raise ValueError(f"{path} is empty: give it at least one row ({FORM})")
-    rows = [_row(path, number, line) for number, line in enumerate(lines, start=1)]
+    rows = [_row(path, number, line) for number, line in enumerate(_lines(path), start=1)]
     for number, row in enumerate(rows, start=1):
         if (row.choices is None) != (rows[0].choices is None):
             _refuse(
@@ -179,15 +193,32 @@ def _rows(path: Path, scored: bool) -> list[Row]:
     return rows
 
 
+def _lines(path: Path) -> list[bytes]:
+    lines = path.read_bytes().removeprefix(BYTE_ORDER_MARK).split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise ValueError(f"{path} is empty: give it at least one row ({FORM})")
+    return lines
+
+
 def _has(row: Row) -> str:
     return "has none" if row.choices is None else "has some"
 
 
 def _row(path: Path, number: int, line: bytes) -> Row:
+    row = _valid(Row, path, number, line)
+    wrong = _misspelt(row) or _contradiction(row)
+    if wrong:
+        _refuse(path, number, *wrong)
+    return row
+
+
+def _valid(form: type[Form], path: Path, number: int, line: bytes) -> Form:
     if len(line) > MOST_BYTES:
         _refuse(path, number, None, f"has {len(line)} bytes, and a row may have {MOST_BYTES}: shorten it")
     try:
-        row = Row.model_validate(_parsed(line))
+        return form.model_validate(_parsed(line))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         _refuse(path, number, _place(first["loc"]), _reason(first))
@@ -197,10 +228,6 @@ def _row(path: Path, number: int, line: bytes) -> Row:
         _refuse(path, number, None, f"is nested too deep: {FORM}")
     except ValueError as error:
         _refuse(path, number, None, f"{error}; {FORM}")
-    wrong = _misspelt(row) or _contradiction(row)
-    if wrong:
-        _refuse(path, number, *wrong)
-    return row
 
 
 def _parsed(line: bytes) -> Any:
