@@ -59,8 +59,8 @@ class Reference:
 
     def __init__(self, oracle: nn.Module, adapter: Adapter | None) -> None:
         self._oracle = oracle
-        # of the last call: the largest router logit missed, and the largest router logit
-        self.regret, self.router_scale = 0.0, 0.0
+        # of the last call: the largest router logit missed, by which router, and the largest router logit
+        self.regret, self.missed_by, self.router_scale = 0.0, "", 0.0
         self._choices: dict[str, Tensor] = {}
         # token routing: the gates [..., E] of these tokens, for all layers
         self._shared_E = torch.empty(0)
@@ -70,7 +70,8 @@ class Reference:
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, choices: dict[str, Tensor] | None = None) -> Tensor:
         """Logits [B, S, V]; `choices` holds [B, S, K] expert numbers by the router's name (`Adapter.routers`)."""
-        self._choices, self.regret, self.router_scale = choices or {}, 0.0, 0.0
+        self._choices = choices or {}
+        self.regret, self.missed_by, self.router_scale = 0.0, "", 0.0
         return self._oracle(input_ids, use_cache=False).logits
 
     def close(self) -> None:
@@ -146,12 +147,12 @@ class Reference:
         kth = logits.topk(router.top_k, dim=-1).values[..., -1:]
         kept, alone = logits >= kth, torch.zeros_like(kth, dtype=torch.bool)
         if null is not None:
-            alone = self._alone(null - logits.max(-1, keepdim=True).values, given)
+            alone = self._alone(router, null - logits.max(-1, keepdim=True).values, given)
         if given is not None:
             given = given.clamp(min=0)
             kept = torch.zeros_like(kept).scatter(-1, given, True)
             worst = logits.gather(-1, given).min(-1, keepdim=True).values
-            self.regret = max(self.regret, float(torch.where(alone, 0.0, kth - worst).max()))
+            self._miss(router, torch.where(alone, 0.0, kth - worst))
         kept = kept & ~alone
         self.router_scale = max(self.router_scale, float(logits.abs().max()))
         if router.normalisation is Normalisation.softmax_topk_raw:
@@ -160,14 +161,19 @@ class Reference:
         gates = torch.softmax(torch.where(kept | alone, logits, -torch.inf), -1)
         return torch.where(alone, 0.0, gates)
 
-    def _alone(self, lead: Tensor, given: Tensor | None) -> Tensor:
+    def _alone(self, router: Router, lead: Tensor, given: Tensor | None) -> Tensor:
         """Which tokens [..., 1] the backbone has for itself: where the null expert's logit leads, or as was given."""
         own = lead > 0
         if given is None:
             return own
         alone = given[..., :1] < 0
-        self.regret = max(self.regret, float(torch.where(alone != own, lead.abs(), 0.0).max()))
+        self._miss(router, torch.where(alone != own, lead.abs(), 0.0))
         return alone
+
+    def _miss(self, router: Router, logits: Tensor) -> None:
+        worst = float(logits.max())
+        if worst > self.regret:
+            self.regret, self.missed_by = worst, self._names[id(router)]
 
 
 def delta(lora: LoraExperts, experts: Sequence[int], gates: Sequence[float]) -> Tensor:

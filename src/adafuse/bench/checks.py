@@ -146,7 +146,8 @@ def run_checks(decoder: Decoder, float_model: nn.Module, prompt: Tensor, tokens:
         # a table of gates does not follow the router; the whole sequence is routed all the same
         if way.choices and (name == "whole" or not forced):
             allowed = bound * max(1.0, oracle.router_scale)
-            checks.append(_at_most(f"routing_{name}", oracle.regret, allowed, MISSED))
+            by = f", by {oracle.missed_by}" if oracle.missed_by else ""
+            checks.append(_at_most(f"routing_{name}", oracle.regret, allowed, f"{MISSED}{by}"))
     oracle.close()
     for name, own in weights.items():
         checks.append(_at_most(name, own.error, own.bound, _detail(own, name)))
