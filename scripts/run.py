@@ -49,7 +49,7 @@ DONE, FAILED, WRONG = 0, 1, 2
 # PEFT folders as experts: `from` is a word of Python's, which no field can be called
 FROM, FOLDERS = "experts.from", "experts.folders"
 # what names a folder
-PATHS = ("model.path", "data.path", "suite.path", "runs_dir")
+PATHS = ("model.path", "data.path", "suite.path", "latency.prompts", "runs_dir")
 NOISE = ("object_type=", "reference_type=", "full_key:", "See https://", "Set the environment variable")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 _said: set[str] = set()
@@ -59,6 +59,8 @@ def main() -> int:
     """Run the command line; returns the exit status."""
     statuses: list[int] = []
     isolated_launcher.statuses.clear()
+    if isolated_launcher.CHILD in sys.argv:
+        isolated_launcher.end_with_parent()
     register()
     # argparse takes no more overrides after a flag
     arguments = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import psutil
 import pytest
 import yaml
 from hydra.core.utils import JobStatus
@@ -58,7 +60,7 @@ class Said:
         return sorted(map(json.loads, self.path.read_text().splitlines()), key=lambda line: line["start"])
 
 
-def launcher(task: Task, **settings: int) -> IsolatedLauncher:
+def launcher(task: Task, **settings: float) -> IsolatedLauncher:
     made = IsolatedLauncher(**settings)
     config = OmegaConf.create({"task": task})
     made.setup(hydra_context=None, task_function=None, config=config)  # type: ignore[arg-type]
@@ -139,6 +141,49 @@ def test_children_end_with_their_parent(sent: int, status: int, tmp_path: Path) 
     for child in children:
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
+
+
+def test_a_job_that_stands_still_is_ended_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    said = Said(tmp_path, monkeypatch, 0.05)
+    stopped = "import os, signal, sys\nif 'seed=2' in sys.argv: os.kill(os.getpid(), signal.SIGSTOP)\n"
+    script = tmp_path / "script.py"
+    script.write_text(stopped + script.read_text())
+    jobs = [["seed=2"], ["seed=3"]]
+    results = launcher(Task.latency, idle_limit_s=1).launch(jobs, 0)
+    assert [r.return_value for r in results] == [-signal.SIGKILL, 0]
+    assert [line["argv"][0] for line in said.lines()] == ["seed=3"]
+    assert re.search(r"stood still for 1 s.*idle_limit_s \(job: seed=2\)", capfd.readouterr().err)
+
+
+def test_a_job_that_works_or_waits_for_its_own_children_is_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Said(tmp_path, monkeypatch, 0.05)
+    works = "import time\nend = time.time() + 2\nwhile time.time() < end: pass\n"
+    waits = f"import subprocess\nsubprocess.run([sys.executable, '-c', {works!r}])\n"
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys\n{waits}{script.read_text()}")
+    assert [r.return_value for r in launcher(Task.latency, idle_limit_s=1).launch([["seed=3"]], 0)] == [0]
+    assert len(said.lines()) == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+def test_children_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    (tmp_path / "child.py").write_text(
+        "import os, time\nfrom hydra_plugins.isolated_launcher import end_with_parent\nend_with_parent()\n"
+        "os.write(1, b'%d\\n' % os.getpid())\ntime.sleep(60)"
+    )
+    command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "child.py")]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    children = [psutil.Process(int(parent.stdout.readline())) for _ in range(2)]
+    parent.kill()
+    parent.wait()
+    # as zombies until whoever adopted them has looked
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert all(child.status() == psutil.STATUS_ZOMBIE for child in left)
 
 
 def test_a_failing_job_does_not_stop_the_others_and_the_status_tells(tmp_path: Path, capfd) -> None:
