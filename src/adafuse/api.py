@@ -58,7 +58,7 @@ from adafuse.model import backbone
 from adafuse.model.checkpoint import check_folder, dtype_of
 from adafuse.model.declared import check_declared, positions
 from adafuse.model.projections import unjoin
-from adafuse.refusals import MERGING, PEFT, refuse_method, refuse_use
+from adafuse.refusals import MERGING, PEFT, refuse_geometry, refuse_method, refuse_use
 from adafuse.strategies.joined import make_room
 from adafuse.training import trainer
 
@@ -119,11 +119,10 @@ def attach(
     router_input="embedding" or null_expert=True. Raises ValueError, one line, before anything is loaded.
     """
     count = (1 if method == "lora" else 8) if experts is None else experts
-    names = (
-        list(LINEARS) if targets == ALL_LINEAR else [targets] if isinstance(targets, str) else list(targets)
-    )
-    scale = float(2 * rank if alpha is None else alpha)
-    geometry = Experts(names, rank, count, min(2, count) if top_k is None else top_k, scale)
+    names = list(LINEARS) if targets == ALL_LINEAR else [targets] if isinstance(targets, str) else list(targets)
+    geometry = Experts(names, rank, count, min(2, count) if top_k is None else top_k, alpha or 0.0)
+    refuse_geometry(geometry)
+    geometry.alpha = float(2 * rank if alpha is None else alpha)
     known = {one.name for one in fields(Method)} - {"name", "full", "learning_rate_factor"}
     if unknown := sorted(set(options) - known):
         raise ValueError(f"attach() has no option {unknown[0]}: a method has {', '.join(sorted(known))}")
@@ -132,7 +131,7 @@ def attach(
             raise ValueError(
                 f"lora has one expert for every token, not {count}: leave experts= out, or use method='adafuse'"
             )
-        options = {"alpha": scale} | options
+        options = {"alpha": geometry.alpha} | options
     chosen = recipe(method, geometry, **options)
     refuse_method(chosen, geometry)
     model, tokenizer, name = _backbone(model_or_folder, tokenizer, dtype, device)

@@ -6,6 +6,7 @@ Next: cell.py, for what is left.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from operator import attrgetter
@@ -87,10 +88,14 @@ def refuse_strategy(method: Method, strategy: StrategyName) -> None:
     _refuse(f"{cannot}: {wrong}" for wrong in _of_strategy(method, strategy))
 
 
+def refuse_geometry(experts: Experts) -> None:
+    """Raise ValueError for an expert geometry that is impossible, named as the Python interface names it."""
+    _refuse(_of_geometry(experts))
+
+
 def refuse_method(method: Method, experts: Experts) -> None:
-    """Raise ValueError for a method and an expert geometry that do not go together, or are impossible alone."""
-    faults = chain(_of_geometry(experts), _of_targets(method, experts), _of_method(method))
-    _refuse(f"method {method.name}: {wrong}" for wrong in faults)
+    """Raise ValueError for a method that is impossible, alone or with these experts."""
+    _refuse(f"method {method.name}: {wrong}" for wrong in chain(_of_targets(method, experts), _of_method(method)))
 
 
 def refuse_use(method: Method, strategy: StrategyName, runtime: Runtime, batch: int, where: str) -> None:
@@ -179,8 +184,11 @@ def _of_geometry(experts: Experts) -> Iterator[str]:
         value = getattr(experts, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             yield f"{'experts' if name == 'count' else name}={value!r} must be a whole number of at least 1"
+            return
     if experts.top_k > experts.count:
         yield f"top_k={experts.top_k} exceeds experts={experts.count}"
+    if not isinstance(experts.alpha, int | float) or not math.isfinite(experts.alpha):
+        yield f"alpha={experts.alpha!r} must be a finite number"
 
 
 def _of_method(method: Method) -> Iterator[str]:

@@ -145,7 +145,9 @@ class Adapter:
                 strategy.prepare(self)
             strategy.enter()
             self.context.use(strategy)
-            self.host = Host(self.model, self.decoding, strategy.merging)
+            # plain LoRA has one selection, which serves any batch
+            per_token = strategy.merging and self.method.routing is not Routing.none
+            self.host = Host(self.model, self.decoding, per_token)
             self.host.open()
             self._undo.callback(self.host.close)
 

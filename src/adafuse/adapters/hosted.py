@@ -46,6 +46,7 @@ class Host:
 
     model: nn.Module
     decoding: Callable[[], AbstractContextManager[None]]
+    # its strategy merges a selection for every token
     merging: bool
     # why transformers may not decode at all, if so
     refusal: str | None = None
