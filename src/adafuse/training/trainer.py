@@ -26,6 +26,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.utils import ModelOutput
 
 from adafuse.adapters import store
@@ -78,7 +79,8 @@ def fit(
         data_collator=collate,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
+    # in a notebook it is another one, which draws a table in place of the bar
+    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
     trainer.add_callback(Bar)
     checkpoint = last_complete(folder)
     trainer.train(resume_from_checkpoint=checkpoint)
