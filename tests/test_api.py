@@ -20,6 +20,7 @@ from adafuse.adapters.adapter import randomise
 from adafuse.bench import device
 from adafuse.model.backbone import byte_tokenizer
 from adafuse.strategies.merge import Switch
+from synthetic import loras
 from synthetic.checkpoints import save, tiny_model
 
 SMALL = {"rank": 4, "experts": 4, "alpha": 8.0}
@@ -371,6 +372,48 @@ def test_a_fit_learns_and_leaves_alone_what_it_should(only: str | None, tmp_path
         assert same(model, clean)
 
 
+@pytest.mark.parametrize("routing", ["token", "layerwise"])
+def test_loras_of_other_people_become_experts_behind_a_router_that_is_trained(
+    routing: str, tmp_path: Path
+) -> None:
+    folders = [loras.lora(tmp_path / "a", 1), loras.lora(tmp_path / "b", 2, r=3, lora_alpha=9)]
+    made = adafuse.from_loras(tiny_model(), folders, routing=routing, tokenizer=byte_tokenizer())
+    before = {id(p): p.detach().clone() for p in made.adapter.parameters()}
+    adafuse.fit(made, ITEMS, steps=4, learning_rate=3e-2, batch=4)
+    moved = {id(p) for p in made.adapter.parameters() if not torch.equal(p, before[id(p)])}
+    assert moved == {id(router.weight) for router in made.adapter.routers().values()}
+    assert torch.equal(made.generate(PROMPT, max_new_tokens=TOKENS), greedy(made, PROMPT))
+    with torch.no_grad():
+        ours = made.merge(experts=[1], weights=[1.0])(PROMPT).logits
+    torch.testing.assert_close(ours, loras.logits(folders[1], PROMPT), atol=2e-5, rtol=0)
+    made.save(tmp_path / "adapter")
+    again = adafuse.load(tiny_model(), tmp_path / "adapter")
+    assert torch.equal(again.generate(PROMPT), made.generate(PROMPT))
+
+
+def test_an_adapter_of_another_backbone_is_refused_unless_asked(tmp_path: Path) -> None:
+    made, other = adapted(), tiny_model(hidden_act="relu")
+    made.save(tmp_path)
+    other.model.norm.weight.data.mul_(2)
+    with pytest.raises(ValueError, match="made for another backbone"):
+        adafuse.load(other, tmp_path)
+    assert adafuse.load(other, tmp_path, any_base=True).adapter is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("strategy", "runtime"), [("gather", "graph"), ("gather", "compiled"), ("switch", "graph")]
+)
+def test_captured_steps_give_the_tokens_of_the_reference(strategy: str, runtime: str) -> None:
+    made = adapted().to("cuda").use(strategy, runtime)
+    prompt = PROMPT.cuda()
+    for length in (12, 9):
+        want = greedy(made, prompt[:, :length])
+        assert torch.equal(made.generate(prompt[:, :length], max_new_tokens=TOKENS), want)
+    clean = weights(made.model)
+    assert len(list(made.generate("Sort: cab", stream=True))) > 1 and same(made.model, clean)
+
+
 def test_a_loop_of_ones_own_trains_it() -> None:
     made = adafuse.attach(tiny_model(), **SMALL, dropout=0.0).train()
     optimiser = torch.optim.Adam([p for p in made.parameters() if p.requires_grad], lr=1e-2)
@@ -423,6 +466,11 @@ ERRORS: dict[str, Callable[[Path], object]] = {
     "dtype='int8' is none of": lambda where: adafuse.load(save(tiny_model(), where / "model"), dtype="int8"),
     "strategy='merge' is none of .*'gather'": lambda _: adapted().use("merge"),
     "strategy='peft' is none of": lambda _: adapted().generate("a", strategy="peft"),
+    r"routing='adafuse' is none of \['token'": lambda where: adafuse.from_loras(
+        tiny_model(), [where], routing="adafuse"
+    ),
+    "must be a list of PEFT LoRA folders": lambda where: adafuse.from_loras(tiny_model(), where),
+    "has no adapter_config.json": lambda where: adafuse.from_loras(tiny_model(), [where]),
     "runtime='cuda' is none of .*'graph'": lambda _: adapted().use(runtime="cuda"),
     "runtime=graph captures a CUDA graph": lambda _: adapted().generate("a", runtime="graph"),
     "pesc cannot use strategy switch": lambda _: adapted("pesc").generate("a", strategy="switch"),

@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adafuse.api import Adapted, attach, fit, load, measure
+    from adafuse.api import Adapted, attach, fit, from_loras, load, measure
 
 __version__ = "0.1.0"
-__all__ = ["Adapted", "attach", "fit", "load", "measure"]
+__all__ = ["Adapted", "attach", "fit", "from_loras", "load", "measure"]
 
 
 def __getattr__(name: str) -> Any:

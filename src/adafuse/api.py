@@ -26,10 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from adafuse import strategies
-from adafuse.adapters import reference, store
+from adafuse.adapters import imports, reference, store
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.layers import Site
-from adafuse.adapters.router import Router
 from adafuse.bench import frame
 from adafuse.bench.latency import Made, tokens_behind
 from adafuse.compose import recipe, typed
@@ -75,12 +74,14 @@ def load(
     tokenizer: Any = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    any_base: bool = False,
 ) -> Adapted:
     """A saved adapter in its backbone, ready to generate; without `adapter` the plain backbone, with the same methods.
 
     `model_or_folder`: a causal LM of transformers (Llama, Mistral, Qwen2, Qwen3), a checkpoint folder, a hub id, or an
     adapter's folder alone, which names its backbone. `dtype`: None is a checkpoint's own on a GPU, float32 on a CPU.
-    Raises ValueError, one line, for files that are not whole or do not fit each other.
+    `any_base`: also a backbone that the adapter was not made for. Raises ValueError, one line, for files that are not
+    whole or do not fit each other.
     """
     if adapter is None and _is_adapter(model_or_folder):
         adapter, model_or_folder = (
@@ -91,9 +92,8 @@ def load(
     model, tokenizer, name = _backbone(model_or_folder, tokenizer, dtype, device)
     if adapter is None or saved is None:
         return Adapted(model, tokenizer, None, name)
-    return Adapted(
-        model, tokenizer, store.load(Adapter(model, *saved, seed=0), Path(adapter).expanduser()), name
-    )
+    found = store.load(Adapter(model, *saved, seed=0), Path(adapter).expanduser(), any_base=any_base)
+    return Adapted(model, tokenizer, found, name)
 
 
 def attach(
@@ -119,13 +119,13 @@ def attach(
     router_input="embedding" or null_expert=True. Raises ValueError, one line, before anything is loaded.
     """
     count = (1 if method == "lora" else 8) if experts is None else experts
-    names = list(LINEARS) if targets == ALL_LINEAR else [targets] if isinstance(targets, str) else list(targets)
+    names = (
+        list(LINEARS) if targets == ALL_LINEAR else [targets] if isinstance(targets, str) else list(targets)
+    )
     geometry = Experts(names, rank, count, min(2, count) if top_k is None else top_k, alpha or 0.0)
     refuse_geometry(geometry)
     geometry.alpha = float(2 * rank if alpha is None else alpha)
-    known = {one.name for one in fields(Method)} - {"name", "full", "learning_rate_factor"}
-    if unknown := sorted(set(options) - known):
-        raise ValueError(f"attach() has no option {unknown[0]}: a method has {', '.join(sorted(known))}")
+    _refuse_unknown("attach", options)
     if method == "lora":
         if count != 1:
             raise ValueError(
@@ -136,6 +136,46 @@ def attach(
     refuse_method(chosen, geometry)
     model, tokenizer, name = _backbone(model_or_folder, tokenizer, dtype, device)
     return Adapted(model, tokenizer, Adapter(model, chosen, geometry, seed), name)
+
+
+def from_loras(
+    model_or_folder: nn.Module | str | os.PathLike[str],
+    folders: Sequence[str | os.PathLike[str]],
+    *,
+    routing: str = "token",
+    top_k: int | None = None,
+    missing_as_zeros: bool = False,
+    seed: int = 0,
+    tokenizer: Any = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> Adapted:
+    """PEFT LoRA folders of anybody's as experts 0, 1, ... behind a fresh router, which alone is trained by `fit`.
+
+    `routing`: "token" (one gate for all layers, as adafuse), "layerwise" (a gate in every linear) or "blockwise" (a
+    gate a block, as mixlora: folders on the MLP). Targets, rank and scaling are theirs; a linear that one of them lacks
+    is refused, or zero with `missing_as_zeros`. `options` as for `attach`. Raises ValueError, one line, for what is no
+    LoRA.
+    """
+    method = {"token": "adafuse", "layerwise": "adafuse_layerwise", "blockwise": "mixlora"}.get(routing)
+    if method is None:
+        raise ValueError(f"routing={routing!r} is none of ['token', 'layerwise', 'blockwise']")
+    if isinstance(folders, str | os.PathLike) or not folders:
+        raise ValueError(f"folders={folders!r} must be a list of PEFT LoRA folders, at least one")
+    paths = [Path(folder).expanduser() for folder in folders]
+    _refuse_unknown("from_loras", options)
+    model, tokenizer, name = _backbone(model_or_folder, tokenizer, dtype, device)
+    loras = [imports.inspect(path, model.config.to_dict()) for path in paths]
+    imports.refuse_lacking(loras, missing_as_zeros)
+    geometry = imports.geometry(loras, min(2, len(paths)) if top_k is None else top_k)
+    refuse_geometry(geometry)
+    chosen = recipe(method, geometry, **options)
+    refuse_method(chosen, geometry)
+    imports.refuse_misfits(loras, chosen, geometry)
+    adapter = Adapter(model, chosen, geometry, seed)
+    imports.load_experts(adapter, paths, missing_as_zeros)
+    return Adapted(model, tokenizer, adapter, name)
 
 
 def fit(
@@ -157,8 +197,9 @@ def fit(
     """Train the adapter in place by transformers.Trainer; the losses by step, as a frame.
 
     `items` are {"prompt", "answer"} or {"prompt", "choices", "label"}; the loss is that of the answer alone. `only`:
-    "router" leaves the experts as they are. With a `folder` checkpoints are kept there, and the same call goes on from
-    the last. Raises ValueError, one line, for an item that is wrong, and where the fit diverges.
+    "router" leaves the experts as they are, as those of `from_loras` always are until they are saved and loaded. With
+    a `folder` checkpoints are kept there, and the same call goes on from the last. Raises ValueError, one line, for an
+    item that is wrong, and where the fit diverges.
     """
     adapter, tokenizer = adapted.require_adapter(), adapted.require_tokenizer()
     if only not in (None, "router"):
@@ -458,11 +499,13 @@ class Adapted(nn.Module):
     def training_installed(self, only: str | None = None) -> Iterator[None]:
         """The adapter is in for a fit inside, in fp32; afterwards in the model's dtype and in service again."""
         adapter = self.require_adapter()
-        with self._without(), adapter.installing():
-            self._kept = None
-            for module in adapter.modules():
-                module.requires_grad_(only is None or isinstance(module, Router))
-            yield
+        frozen, adapter.experts_frozen = adapter.experts_frozen, adapter.experts_frozen or only == "router"
+        self._kept = None
+        try:
+            with self._without(), adapter.installing():
+                yield
+        finally:
+            adapter.experts_frozen = frozen
 
     def _apply(self, fn: Any, recurse: bool = True) -> Adapted:
         """`to`, `half`, `cuda`: what is laid out for a strategy is laid out anew."""
@@ -638,6 +681,12 @@ def _given(
     if tokenizer is None and (Path(name) / "tokenizer.json").is_file():
         tokenizer = backbone.tokenizer_of(Model(name=name, path=name), None)
     return model, tokenizer, name
+
+
+def _refuse_unknown(where: str, options: Mapping[str, Any]) -> None:
+    known = {one.name for one in fields(Method)} - {"name", "full", "learning_rate_factor"}
+    if unknown := sorted(set(options) - known):
+        raise ValueError(f"{where}() has no option {unknown[0]}: a method has {', '.join(sorted(known))}")
 
 
 def _saved(folder: Path) -> tuple[Method, Experts]:

@@ -95,7 +95,9 @@ def refuse_geometry(experts: Experts) -> None:
 
 def refuse_method(method: Method, experts: Experts) -> None:
     """Raise ValueError for a method that is impossible, alone or with these experts."""
-    _refuse(f"method {method.name}: {wrong}" for wrong in chain(_of_targets(method, experts), _of_method(method)))
+    _refuse(
+        f"method {method.name}: {wrong}" for wrong in chain(_of_targets(method, experts), _of_method(method))
+    )
 
 
 def refuse_use(method: Method, strategy: StrategyName, runtime: Runtime, batch: int, where: str) -> None:
