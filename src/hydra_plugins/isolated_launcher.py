@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import psutil
 from hydra.core.utils import JobReturn, JobStatus
@@ -77,14 +76,15 @@ def _devices(count: int) -> list[str]:
     return allowed[:count]
 
 
-@dataclass
 class Child:
-    """A job that runs, how much processor time it had used, and when it was last seen to use any (monotonic)."""
+    """A job that runs: how much processor time it had used, and when it was last seen to use any.
 
-    process: subprocess.Popen[bytes]
-    environment: Environment
-    used_s: float = 0.0
-    seen_s: float = 0.0
+    No dataclass: Hydra's scan for plugins runs this file under a name that is in no table of modules.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], environment: Environment) -> None:
+        self.process, self.environment = process, environment
+        self.used_s, self.seen_s = 0.0, time.monotonic()
 
     def idle_s(self) -> float:
         """How long it and what it started have used no processor: a job that works, or waits for a GPU, uses some."""
@@ -133,7 +133,7 @@ def _run(jobs: list[list[str]], environments: list[Environment], idle_limit_s: f
 def _start(overrides: list[str], environment: Environment) -> Child:
     command = [sys.executable, sys.argv[0], *overrides, CHILD]
     own = os.environ | environment | {LAUNCHER: str(os.getpid())}
-    return Child(subprocess.Popen(command, env=own), environment, seen_s=time.monotonic())
+    return Child(subprocess.Popen(command, env=own), environment)
 
 
 def _give_up(child: Child, overrides: list[str], idle_limit_s: float) -> None:
