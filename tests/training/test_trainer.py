@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from adafuse.config import Config
 from adafuse.training import trainer
@@ -48,12 +49,48 @@ def test_a_fit_that_is_interrupted_and_resumed_ends_the_same(tiny_llama, tmp_pat
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_fit_that_was_killed_behind_its_last_checkpoint_trains_no_step_more(
+    tiny_llama, tmp_path: Path
+) -> None:
+    config = compose(*GEOMETRY, "method=adafuse", "method.dropout=0.1")
+    whole, lines = train(tiny_llama(), config, tmp_path, knobs())
+    assert trainer.last_complete(tmp_path).endswith(f"checkpoint-{knobs().steps}")
+    again, said = train(tiny_llama(), config, tmp_path, knobs())
+    assert said == lines
+    assert all(map(torch.equal, again.parameters(), whole.parameters()))
+
+
+def checkpoints(folder: Path, *steps: int) -> None:
+    """As the library leaves them, as far as files go."""
+    for step in steps:
+        own = folder / f"checkpoint-{step}"
+        own.mkdir(parents=True)
+        torch.save({"step": torch.ones(1000)}, own / "optimizer.pt")
+        save_file({"weight": torch.ones(1000)}, own / "router.safetensors")
+        (own / "trainer_state.json").write_text("{}")
+
+
 def test_a_checkpoint_that_was_cut_short_is_not_resumed(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-4").mkdir()
-    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")
+    checkpoints(tmp_path, 4)
     (tmp_path / "checkpoint-8").mkdir()
     assert trainer.last_complete(tmp_path) == str(tmp_path / "checkpoint-4")
     assert trainer.last_complete(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "router.safetensors", "trainer_state.json"])
+@pytest.mark.parametrize("keep", [0, 0.5])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_gone_on_from(
+    name: str, keep: float, tmp_path: Path, capsys
+) -> None:
+    checkpoints(tmp_path, 4, 8)
+    file = tmp_path / "checkpoint-8" / name
+    file.write_bytes(file.read_bytes()[: int(keep * file.stat().st_size)])
+    assert trainer.last_complete(tmp_path) == str(tmp_path / "checkpoint-4")
+    said = capsys.readouterr().err
+    assert str(file) in said and said.count("\n") == 1
+    assert (tmp_path / "damaged-checkpoint-8" / name).is_file()
+    assert trainer.last_complete(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert not capsys.readouterr().err
 
 
 def test_the_balance_loss_reaches_the_router(tiny_llama, tmp_path: Path) -> None:

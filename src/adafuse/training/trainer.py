@@ -8,13 +8,18 @@ Next: stage.py, which calls this and saves the result.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import shutil
+import sys
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -37,6 +42,8 @@ from adafuse.data.tokens import IGNORED
 from adafuse.distributed import share
 
 LOG_LINES = 40
+# of a checkpoint, written last
+STATE = "trainer_state.json"
 # How much more than at its first step a loss must be, that is above that of a model that knows nothing: of 1,280 fits
 # that were published, one ended above its beginning, at 1.1 times it, and none above half the loss of knowing nothing.
 DIVERGED = 1.2
@@ -82,8 +89,15 @@ def fit(
     # in a notebook it is another one, which draws a table in place of the bar
     trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
     trainer.add_callback(Bar)
-    checkpoint = last_complete(folder)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    # the others then find what the first has set aside
+    with trainer.accelerator.main_process_first():
+        checkpoint = last_complete(folder)
+    if checkpoint and _step_of(Path(checkpoint)) >= knobs.steps:
+        # the library would train one step more
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
+        trainer._load_from_checkpoint(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.refuse_broken()
     model.eval()
     losses = [_loss_line(line) for line in trainer.state.log_history if "loss" in line]
@@ -124,7 +138,8 @@ def _arguments(knobs: Fit, folder: Path, seed: int, on_cpu: bool) -> TrainingArg
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=not on_cpu,
         save_steps=knobs.save_every_steps,
-        save_total_limit=1,
+        # where the last one is damaged there is one before it
+        save_total_limit=2,
         logging_steps=max(1, knobs.steps // LOG_LINES),
         # trackers get the curves from the record (tracking.py)
         report_to=[],
@@ -265,9 +280,39 @@ class Bar(ProgressCallback):
 
 
 def last_complete(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end (trainer_state.json comes last), or None."""
-    found = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(found, key=_step_of)) if found else None
+    """The newest checkpoint that was written to its end (trainer_state.json comes last), or None.
+
+    One that is damaged is named and set aside.
+    """
+    for found in sorted((p.parent for p in folder.glob(f"checkpoint-*/{STATE}")), key=_step_of, reverse=True):
+        damaged = next((file for file in sorted(found.rglob("*")) if not _is_whole(file)), None)
+        if damaged is None:
+            return str(found)
+        aside = found.with_name(f"damaged-{found.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        found.rename(aside)
+        print(
+            f"{damaged} is damaged: its checkpoint is now {aside}, and the fit goes on without it",
+            file=sys.stderr,
+        )
+    return None
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file of a checkpoint can be read to its end."""
+    try:
+        if file.suffix == ".json":
+            json.loads(file.read_bytes())
+        elif file.suffix in (".pt", ".pth", ".bin"):
+            # what torch saves is a zip with a checksum of each part
+            with zipfile.ZipFile(file) as parts:
+                return parts.testzip() is None
+        elif file.suffix == ".safetensors":
+            with safe_open(file, "pt"):
+                return True
+    except (ValueError, zipfile.BadZipFile, SafetensorError):
+        return False
+    return True
 
 
 def _step_of(checkpoint: Path) -> int:
