@@ -55,8 +55,11 @@ class Cells:
 
     def lines(self, kind: str) -> pd.DataFrame:
         """The lines of a kind in the finished records of each cell, in their order; an arm is a row."""
-        own = self.frames.lines(kind).rename(columns={"arm": "row"})
-        return self.records[[*PLACE, "record"]].merge(own, on="record")
+        return self.placed(self.frames.lines(kind))
+
+    def placed(self, lines: pd.DataFrame) -> pd.DataFrame:
+        """Such lines, once for each cell that holds their record."""
+        return self.records[[*PLACE, "record"]].merge(lines.rename(columns={"arm": "row"}), on="record")
 
 
 def measure(frames: Frames) -> Measured:
@@ -136,23 +139,25 @@ def _grouped(lines: pd.DataFrame, by: list[str], names: list[str]) -> Any:
 
 def _latency(cells: Cells) -> pd.DataFrame:
     """Every arm that a cell was to run, and how finely each of its runtimes was timed."""
-    blocks, each = cells.lines("block"), [*PLACE, "record", "row", "round"]
-    flags = cells.lines("flag")
-    flagged = pd.MultiIndex.from_frame(blocks[each]).isin(pd.MultiIndex.from_frame(flags[each]))
-    # those that count are neither excluded at once nor flagged at the end
-    counted = blocks[blocks["excluded"].isna() & ~flagged].drop_duplicates(each, keep="last")
-    counted = counted.assign(ms=counted["block_ms"] / counted["tokens"])
-    times = pd.DataFrame(_times(cells, counted), columns=NUMBER)
-    timing = _timing(cells.arms, blocks, flags, counted)
-    return pd.concat([times, _costs(cells, times), _checks(cells), timing])
+    times = pd.DataFrame(_times(cells), columns=NUMBER)
+    return pd.concat([times, _costs(cells, times), _checks(cells), _timing(cells)])
 
 
-def _times(cells: Cells, counted: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
+def counted(frames: Frames) -> pd.DataFrame:
+    """The blocks that count, neither excluded at once nor flagged at the end, with their `ms` a token."""
+    each, blocks = ["record", "arm", "round"], frames.lines("block")
+    flags = pd.MultiIndex.from_frame(frames.lines("flag")[each])
+    own = blocks[blocks["excluded"].isna() & ~pd.MultiIndex.from_frame(blocks[each]).isin(flags)]
+    own = own.drop_duplicates(each, keep="last")
+    return own.assign(ms=(own["block_ms"] / own["tokens"]).astype(float))
+
+
+def _times(cells: Cells) -> Iterator[tuple[Any, ...]]:
     """Of each arm the median over processes of a process's median, and how much longer it takes than others, or why
     there is none; of a runtime how far the backbone is from itself (A/A).
     """
-    each, times = ["record", "round", "row"], dict[str, dict[str, Any]]()
-    ms = counted.drop_duplicates(each).set_index(each)["ms"].unstack("row")
+    times = dict[str, dict[str, Any]]()
+    ms = counted(cells.frames).set_index(["record", "round", "arm"])["ms"].unstack("arm")
     for record, places in ms.groupby(level="record").indices.items():
         timed = zip(ms.columns, ms.to_numpy()[places].T, strict=True)
         times[str(record)] = {arm: rounds for arm, rounds in timed if np.isfinite(rounds).any()}
@@ -259,11 +264,12 @@ def _checks(cells: Cells) -> pd.DataFrame:
     return pd.concat([*parts, nearest.assign(quantity="check_bound", value=nearest["bound"])])
 
 
-def _timing(arms: pd.DataFrame, *lines: pd.DataFrame) -> pd.DataFrame:
+def _timing(cells: Cells) -> pd.DataFrame:
     """How much of a runtime was timed, what was left out, and the state of the device as far as it was told."""
-    by = [*PLACE, "runtime"]
-    blocks, flags, counted = (own.merge(arms[[*ARM, "runtime"]], on=ARM) for own in lines)
-    rounds = counted.drop_duplicates([*by, "record", "round"]).groupby(by)["record"]
+    by, arms, lines = [*PLACE, "runtime"], cells.arms, [cells.lines("block"), cells.lines("flag")]
+    lines.append(cells.placed(counted(cells.frames)))
+    blocks, flags, timed = (own.merge(arms[[*ARM, "runtime"]], on=ARM) for own in lines)
+    rounds = timed.drop_duplicates([*by, "record", "round"]).groupby(by)["record"]
     every, runtimes = blocks.groupby(by), arms.loc[arms["task"] == "latency", by].drop_duplicates()
     numbers = {"processes": rounds.nunique(), "rounds": rounds.size(), "blocks": every.size()}
     numbers |= {"excluded": every["excluded"].count(), "flagged": flags.groupby(by).size()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -16,24 +17,23 @@ import pandas as pd
 from tabulate import tabulate
 
 from adafuse.records import Record
-from adafuse.report import accuracy, build, membership
+from adafuse.report import Report, accuracy, build, latency, membership
+from adafuse.report.claims import Cell, cells
 from adafuse.report.formats import GAP, count, digits
 from adafuse.report.frames import Frames
-from adafuse.report.measurements import KEY, Measured
+from adafuse.report.measurements import KEY
+from adafuse.report.rules import Number
 from adafuse.stats import mean_interval, paired_ratio, share_interval
 
-Ends = tuple[float, float, float]
-PLACE, ROW = KEY[:2], KEY[:3]
+PLACE = KEY[:2]
 NAMES = {"ms_per_token": "time", "accuracy.average": "accuracy"}
 
 
 def summary(records: list[Record], experiment: str) -> str:
     """The whole text. Raises ValueError with one line if there is no sound record."""
     found = build(records, membership.of_headers(records).assign(experiment=experiment))
-    parts = [*_checkpoints(found.frames), *_accuracies(found.frames)]
-    parts += [*_times(found.frames, found.measured), *_changes(found.frames)]
-    parts += _left_out(found.frames, found.measured)
-    return "\n".join(parts)
+    parts = [*_checkpoints(found.frames), *_accuracies(found.frames), *_times(found)]
+    return "\n".join([*parts, *_changes(found.frames), *_left_out(found)])
 
 
 def _checkpoints(frames: Frames) -> Iterator[str]:
@@ -45,101 +45,65 @@ def _checkpoints(frames: Frames) -> Iterator[str]:
 def _accuracies(frames: Frames) -> Iterator[str]:
     """By cell a table with a line a task and a column a method; in per cent."""
     own = accuracy.studies(frames)
-    each: Any = accuracy.scored(frames, own)
-    each["pair"] = [*zip(each["value"], each["n"], strict=True)]
+    scores = accuracy.scored(frames, own)
     for place, cell in own.groupby(PLACE, sort=False):
-        scores = each[(each[PLACE] == place).all(axis=1)]
-        names, tasks = list(cell["row"].unique()), list(scores["task"].unique())
-        if not tasks:
+        here, rows = scores[(scores[PLACE] == place).all(axis=1)], cell["row"].unique()
+        if here.empty:
             continue
-        by = scores.groupby(["row", "task"])["pair"].agg(list)
-        found = {
-            name: {task: _share(by[name, task]) for task in tasks if (name, task) in by} for name in names
-        }
-        lines = [
-            [task, _items(scores, task), *(_percent(found[name].get(task)) for name in names)]
-            for task in tasks
-        ]
-        if len(tasks) > 1:
-            means = [_mean(scores[scores["row"] == name], found[name], len(tasks)) for name in names]
-            lines.append(["mean", scores.drop_duplicates("task")["n"].sum(), *map(_percent, means)])
+        items = here.groupby("task", sort=False)["n"].first()
+        by_task = here.groupby(["task", "row"])[["value", "n"]].apply(_share)
+        table: Any = by_task.unstack("row").reindex(items.index, columns=rows)
+        if len(table) > 1:
+            table.loc["mean"] = [_mean(here[here["row"] == row], table[row]) for row in rows]
+            items["mean"] = items.sum()
+        table = table.map(lambda own: "{:.0f} [{:.0f}, {:.0f}]".format(*own), na_action="ignore")
         trained = cell.drop_duplicates("row").set_index("row")["parameters"]
-        lines.append(["trained parameters", "", *(GAP if pd.isna(n) else count(n) for n in trained[names])])
+        table.loc["trained parameters"] = trained.map(count, na_action="ignore")
+        table.insert(0, "items", items.map(str).reindex(table.index, fill_value=""))
         seeds = cell["seed"].nunique()
         yield f"\naccuracy, % [95 %], {f'{seeds} seeds' if seeds > 1 else 'one seed, interval over items'}"
-        yield tabulate(lines, ["task", "items", *names], disable_numparse=True)
+        yield tabulate(table.fillna(GAP), ["task", *table], disable_numparse=True)
 
 
-def _items(scores: pd.DataFrame, task: str) -> Any:
-    return scores.loc[scores["task"] == task, "n"].iloc[0]
+def _share(seeds: pd.DataFrame) -> Any:
+    """Of one task, over seeds; for one over its items."""
+    several = len(seeds) > 1
+    ends = mean_interval(seeds["value"]) if several else share_interval(*seeds[["value", "n"]].iloc[0])
+    return tuple(100 * end for end in ends)
 
 
-def _share(of_seeds: list[tuple[float, int]]) -> Ends:
-    """Over seeds; for one over its items."""
-    return (
-        mean_interval([value for value, _ in of_seeds]) if len(of_seeds) > 1 else share_interval(*of_seeds[0])
-    )
-
-
-def _mean(scores: pd.DataFrame, found: dict[str, Ends], tasks: int) -> Ends | None:
-    """Over tasks; None for a method that lacks one. For one seed the tasks' half widths add up as variances do."""
-    by_seed = scores.groupby("seed")["value"].agg(["mean", "size"]).query("size == @tasks")["mean"]
+def _mean(scores: pd.DataFrame, tasks: pd.Series) -> Any:
+    """Over tasks; nothing for a method that lacks one. For one seed the tasks' half widths add up as variances do."""
+    by_seed = scores.groupby("seed")["value"].agg(["mean", "size"]).query("size == @tasks.size")["mean"] * 100
     if len(by_seed) != 1:
         return mean_interval(by_seed) if len(by_seed) else None
-    value = by_seed.iloc[0]
-    below, above = (
-        math.sqrt(sum((ends[0] - ends[side]) ** 2 for ends in found.values())) / tasks for side in (1, 2)
-    )
-    return value, value - below, value + above
+    value, low, high = np.array(tasks.tolist()).T
+    below, above = (math.sqrt(((value - end) ** 2).sum()) / len(tasks) for end in (low, high))
+    return value.mean(), value.mean() - below, value.mean() + above
 
 
-def _percent(found: Ends | None) -> str:
-    return GAP if found is None else "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * own for own in found))
-
-
-def _times(frames: Frames, measured: Measured) -> Iterator[str]:
+def _times(found: Report) -> Iterator[str]:
     """By cell a line an arm: what a token takes, alone and beside the backbone, and what the arm holds."""
-    values, counted = measured.values.set_index(ROW), _counted(frames)
-    for cell in measured.cells:
-        lines, place = [], (cell.experiment, cell.cell)
-        for row in (row for row in measured.rows if (row.experiment, row.cell) == place and row.runtime):
-            own: Any = values.loc[[(*place, row.row)]].set_index("quantity")
-            if "ms_per_token" in own.index:
-                processes = [
-                    ms
-                    for record, arm, ms in counted
-                    if arm == row.row and record in own.at["ms_per_token", "records"]
-                ]
-                size = digits(1024 * own.at["weights_gib", "value"]) if "weights_gib" in own.index else GAP
-                lines.append([row.label, _alone(processes), _ratio(own), size, sum(map(len, processes))])
-        if lines:
+    blocks: Any = latency.counted(found.frames).groupby(["arm", "record"])["ms"]
+    for cell in cells(found.measured, found.frames.runs):
+        arms = [row for row, own in cell.found.items() if "ms_per_token" in own]
+        if lines := [_arm(cell, arm, blocks) for arm in arms]:
             head = ["arm", "ms a token [95 %]", "times the backbone", "weights, MiB", "blocks"]
-            yield f"\nlatency: {cell.title}\n{tabulate(lines, head, disable_numparse=True)}"
+            yield f"\nlatency: {cell.name.title}\n{tabulate(lines, head, disable_numparse=True)}"
 
 
-def _counted(frames: Frames) -> list[tuple[str, str, np.ndarray]]:
-    """Of each record and arm the ms a token of the blocks that count."""
-    blocks, flags, at = frames.lines("block"), frames.lines("flag"), ["record", "arm", "round"]
-    flagged = pd.MultiIndex.from_frame(blocks[at]).isin(pd.MultiIndex.from_frame(flags[at]))
-    own = blocks[blocks["excluded"].isna() & ~flagged]
-    own = own.assign(ms=(own["block_ms"] / own["tokens"]).astype(float))
-    groups: Any = own.groupby(at[:2])["ms"]
-    return [(*key, ms.to_numpy()) for key, ms in groups]
+def _arm(cell: Cell, arm: str, blocks: Any) -> list[Any]:
+    """One process has an interval over its rounds, several one over processes."""
+    time, over, size = (cell.number(arm, name) for name in ("ms_per_token", "ratio", "weights_gib"))
+    own = [ms.to_numpy() for (row, record), ms in blocks if row == arm and record in time.records]
+    alone = Number(*astuple(paired_ratio([(ms, ms**0) for ms in own]))[:3]) if own else Number()
+    beside = _ends(over) if "ratio" in cell.found[arm] else ""
+    return [cell.row(arm).label, _ends(alone), beside, digits(1024 * size.value), sum(map(len, own))]
 
 
-def _alone(processes: list[np.ndarray]) -> str:
-    if not processes:
-        return GAP
-    found = paired_ratio([(ms, np.ones_like(ms)) for ms in processes])
-    return _ends(found.ratio, found.low, found.high)
-
-
-def _ratio(own: Any) -> str:
-    return _ends(*own.loc["ratio", ["value", "low", "high"]]) if "ratio" in own.index else ""
-
-
-def _ends(value: float, low: float, high: float) -> str:
-    return digits(value) if math.isnan(low) else f"{digits(value)} [{digits(low)}, {digits(high)}]"
+def _ends(own: Number) -> str:
+    interval = "" if math.isnan(own.low) else f" [{digits(own.low)}, {digits(own.high)}]"
+    return digits(own.value) + interval
 
 
 def _changes(frames: Frames) -> Iterator[str]:
@@ -147,23 +111,18 @@ def _changes(frames: Frames) -> Iterator[str]:
     for _, line in frames.lines("selections").drop_duplicates("method").iterrows():
         changed, lasts = np.mean(line["changed_share"]), np.mean(line["lasts_tokens"])
         routers = len(line["routers"])
-        yield (
-            f"{line['method']}: experts change at {changed:.0%} of tokens, a choice stands for {lasts:.1f} tokens"
-            + (f" (mean over {routers} routers)" if routers > 1 else "")
-        )
+        said = f"{line['method']}: experts change at {changed:.0%} of tokens, a choice stands for {lasts:.1f} tokens"
+        yield said + f" (mean over {routers} routers)" * (routers > 1)
 
 
-def _left_out(frames: Frames, measured: Measured) -> Iterator[str]:
+def _left_out(found: Report) -> Iterator[str]:
     """What has no number, and why; what was set aside of the rest; errors."""
-    values = measured.values
-    absent = values[values["quantity"].isin(["ms_per_token", "accuracy.average"]) & values["value"].isna()]
-    said = [
-        f"{row} has no {NAMES[quantity]}: {why}"
-        for row, quantity, why in absent[["row", "quantity", "reason"]].to_numpy()
-    ]
+    values = found.measured.values.assign(name=found.measured.values["quantity"].map(NAMES))
+    absent = values[values["name"].notna() & values["value"].isna()]
+    said = [f"{row} has no {name}: {why}" for row, name, why in absent[["row", "name", "reason"]].to_numpy()]
     aside = values[(values["quantity"] == "left_out") & (values["value"] > 0)]
     said += [f"blocks set aside, {row}: {why}" for row, why in aside[["row", "reason"]].to_numpy()]
-    for where, message in frames.lines("error")[["where", "message"]].drop_duplicates().to_numpy():
+    for where, message in found.frames.lines("error")[["where", "message"]].drop_duplicates().to_numpy():
         if not any(message in line for line in said):
             said.append(f"{where}: {message}")
     yield from ["", "left out:", *(f"  {line}" for line in dict.fromkeys(said))] if said else []
