@@ -12,7 +12,7 @@ from adafuse.archive import load
 from adafuse.records import open_record
 from adafuse.report import accuracy
 from adafuse.report.frames import frames
-from adafuse.report.measurements import Measured, values_frame
+from adafuse.report.measurements import Measured
 from adafuse.report.membership import of_headers
 from synthetic import study
 from synthetic.report import edited
@@ -26,7 +26,7 @@ def measured(folder: Path, rows: pd.DataFrame | None = None) -> Measured:
 
 
 def by_place(found: Measured) -> pd.DataFrame:
-    return values_frame(found.values).set_index(["experiment", "row", "quantity"]).sort_index()
+    return found.values.set_index(["experiment", "row", "quantity"]).sort_index()
 
 
 def numbers(folder: Path, rows: pd.DataFrame | None = None) -> pd.DataFrame:

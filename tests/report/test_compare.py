@@ -3,7 +3,6 @@
 import pytest
 
 from adafuse.report import compare, page
-from adafuse.report.measurements import values_frame
 from synthetic.board import Measurement, frame_of
 
 PUBLISHED = [
@@ -17,7 +16,7 @@ PUBLISHED = [
 
 
 def outcomes(*own):
-    found = compare.compare(values_frame(frame_of(own)), values_frame(frame_of(PUBLISHED)))
+    found = compare.compare(frame_of(own), frame_of(PUBLISHED))
     text = page.rendered("compare.md", found=found, outcomes=compare.OUTCOMES)
     return {(row.row, row.quantity): row.outcome for row in found.itertuples()}, text
 

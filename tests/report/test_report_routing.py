@@ -11,7 +11,6 @@ import pytest
 from adafuse.archive import load
 from adafuse.report import routing
 from adafuse.report.frames import Frames, frames
-from adafuse.report.measurements import values_frame
 from synthetic import study
 from synthetic.report import edited
 
@@ -28,7 +27,7 @@ def read(folder: Path) -> Frames:
 
 
 def numbers(found: Frames) -> dict[tuple[str, str], pd.Series]:
-    frame = values_frame(routing.measure(found).values)
+    frame = routing.measure(found).values
     return {(line["row"], line["quantity"]): line for _, line in frame.iterrows()}
 
 

@@ -8,11 +8,14 @@ page take, and `load_measurements`, which reads the numbers that a report has wr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
@@ -20,25 +23,30 @@ import yaml
 from adafuse import archive
 from adafuse.records import Record
 from adafuse.report import accuracy, latency, membership, routing
-from adafuse.report.beside import beside
 from adafuse.report.frames import Frames
 from adafuse.report.frames import frames as tidy
-from adafuse.report.measurements import Measured, load_measurements, values_frame
+from adafuse.report.measurements import Measured, load_measurements
 
-__all__ = ["Report", "build", "load_measurements", "read"]
+__all__ = ["Report", "beside", "build", "load_measurements", "read", "specification"]
 
 RESULTS = Path(__file__).resolve().parents[3] / "results"
+T = TypeVar("T")
+_work: list[Callable[[], Any]] = []
 
 
 # hashable by what it is, so that what figures need of it can be kept
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What was read; what was measured, in the order of tables and as its file has it; and what the paper prints."""
+    """What was read; what was measured, in the order of tables; and what the paper prints."""
 
     frames: Frames
     measured: Measured
-    measurements: pd.DataFrame
     paper: dict[str, Any]
+
+    @property
+    def measurements(self) -> pd.DataFrame:
+        """Every number, as `load_measurements` reads them."""
+        return self.measured.values
 
 
 def read(folder: Path) -> Report:
@@ -56,13 +64,7 @@ def build(records: Iterable[Record], rows: pd.DataFrame | None = None) -> Report
     found = tidy(records, rows, specification("withdrawn")["withdrawn"])
     timed = beside(partial(latency.measure, found))
     studied = [accuracy.measure(found), routing.measure(found)]
-    parts = [timed(), *studied]
-    values = pd.concat([part.values for part in parts], ignore_index=True)
-    cells, names = (
-        [cell for part in parts for cell in part.cells],
-        [row for part in parts for row in part.rows],
-    )
-    return Report(found, Measured(values, cells, names), values_frame(values), specification("paper_tables"))
+    return Report(found, sum(studied, timed()), specification("paper_tables"))
 
 
 def specification(name: str) -> dict[str, Any]:
@@ -70,3 +72,22 @@ def specification(name: str) -> dict[str, Any]:
     # the parser in C takes a tenth of the time
     found: dict[str, Any] = yaml.load((RESULTS / f"{name}.yaml").read_text(), yaml.CSafeLoader)
     return found
+
+
+def beside(work: Callable[[], T]) -> Callable[[], T]:
+    """Start `work` in a forked process, to which nothing has to be sent; what it returns or raises comes by pickle to
+    whoever calls the function that is returned: half of measuring and of drawing, which take most of the report's time.
+
+    Where a fork may hang, which is everywhere but on Linux, the work is done once its result is asked for.
+    """
+    if sys.platform != "linux":
+        return work
+    _work[:] = [work]
+    pool = ProcessPoolExecutor(1, get_context("fork"))
+    done = pool.submit(_inherited)
+    pool.shutdown(wait=False)
+    return done.result
+
+
+def _inherited() -> Any:
+    return _work[0]()

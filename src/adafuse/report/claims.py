@@ -98,7 +98,14 @@ def cells(measured: Measured, runs: pd.DataFrame) -> list[Cell]:
         every[row.experiment, row.cell].found[row.row] = {}
     for one in list[Any](measured.values.itertuples(index=False)):
         if cell := every.get((one.experiment, one.cell)):
-            number = one.value, one.low, one.high, 0 if pd.isna(one.n) else one.n, one.reason, one.records
+            number = (
+                one.value,
+                one.low,
+                one.high,
+                0 if pd.isna(one.n) else one.n,
+                one.reason,
+                tuple(one.records.split()),
+            )
             cell.found[one.row][one.quantity] = Number(*number, withdrawn=one.withdrawn)
     known = frozenset(runs.index)
     for cell in every.values():

@@ -32,8 +32,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from adafuse.report import Report, latency, routing, specification, timeline
-from adafuse.report.beside import beside
+from adafuse.report import Report, beside, latency, routing, specification, timeline
 from adafuse.report.formats import digits
 from adafuse.report.frames import Json, setting
 from adafuse.report.measurements import ROWS

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -60,6 +59,10 @@ class Measured:
     cells: list[CellName] = field(default_factory=list)
     rows: list[RowName] = field(default_factory=list)
 
+    def __add__(self, more: Measured) -> Measured:
+        values = pd.concat([self.values, more.values], ignore_index=True)
+        return Measured(values, self.cells + more.cells, self.rows + more.rows)
+
 
 ROWS = [one.name for one in fields(RowName)]
 
@@ -67,25 +70,18 @@ ROWS = [one.name for one in fields(RowName)]
 def told(found: pd.DataFrame) -> pd.DataFrame:
     """All columns of a frame with a line for each measurement, which lacks those that say nothing."""
     found = found.reindex(columns=COLUMNS).astype(NUMBERS).fillna({"reason": "", "withdrawn": ""})
-    records: Any = [own if isinstance(own, tuple) else () for own in found["records"]]
-    return found.assign(records=records)
-
-
-def values_frame(values: pd.DataFrame) -> pd.DataFrame:
-    """The frame of measurements, in one order whatever the order of records."""
-    found = values.assign(records=values["records"].map(" ".join))
-    return found.sort_values(KEY, kind="stable", ignore_index=True)
+    return found.assign(records=[" ".join(own) if isinstance(own, tuple) else "" for own in found["records"]])
 
 
 def write(found: pd.DataFrame, path: Path) -> None:
-    """Write the frame with 6 significant digits, the same bytes for the same records.
+    """Write the frame with 6 significant digits, the same bytes for the same records in any order.
 
     A check is one line with its bound in `high`, of which `load_measurements` makes `bound.NAME` and `passed.NAME`. The
     90 % interval of a difference and its deviation between seeds follow from the 95 % interval and `n`.
     """
-    checks, bounds = (found["quantity"].str.startswith(f"{name}.") for name in ("check", "bound"))
+    found = found.sort_values(KEY, kind="stable")
     # in one order, as they differ in the first word alone
-    found = found.copy()
+    checks, bounds = (found["quantity"].str.startswith(f"{name}.") for name in ("check", "bound"))
     found.loc[checks, "high"] = found.loc[bounds, "value"].to_numpy()
     told = found[~found["quantity"].str.startswith(("bound.", "passed.", "spread.", "minus90."))].copy()
     hashes = {record for records in told["records"].unique() for record in records.split()}
@@ -97,8 +93,7 @@ def write(found: pd.DataFrame, path: Path) -> None:
 
 def load_measurements(path: Path | str) -> pd.DataFrame:
     """A written frame of measurements. Raises ValueError with one line for a file that is none."""
-    kinds = dict.fromkeys(COLUMNS, "str") | NUMBERS
-    empty = {name: [""] for name in NUMBERS}
+    kinds, empty = dict.fromkeys(COLUMNS, "str") | NUMBERS, {name: [""] for name in NUMBERS}
     try:
         found = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=empty)
         # a file from before anything was withdrawn has no such column

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from adafuse.report.formats import rendered
 from adafuse.report.frames import BEFORE, setting
 
 ORDER = ("base", "full", "lora", "mola", "moral", "pesc", "mixlora", "adafuse_layerwise", "adafuse")
@@ -60,25 +61,7 @@ def cell_key(run: pd.Series, swept: Collection[str] = ()) -> str:
 
 def title(run: pd.Series) -> str:
     """The heading of a cell: machine, backbone, experts, and the workload of a decode or the data of a study."""
-    task = run["task"]
-    # a drift cell holds several
-    dtype = "" if task == "drift" else f", {run['dtype']}"
-    rank = "" if task in ("layer", "kernel") else f" of rank {run['rank']}"
-    where = {"layer": ", on one linear", "kernel": ""}.get(task, f", on {run['targets']}")
-    experts = f"{run['count']} experts{rank}, top-{run['top_k']}{where}"
-    parts = [run["machine"], f"{run['model']}{dtype}", experts]
-    if task == "layer":
-        parts.append(f"rank {run['ranks']}")
-    if task in ("latency", "memory", "trace"):
-        parts += [f"batch {run['batch']}", f"context {run['context']}"]
-        parts += [f"gates {run['gates']}"] if run["gates"] != "router" else []
-        parts += [f"{100 * run['bypass_share']:g} % of tokens bypassed"] if run["bypass_share"] else []
-        parts += [f"whole queries of {run['block_tokens']} new tokens"] if run["queries"] else []
-        parts.append("memory only" if task == "memory" else f"arms={run['arms']}")
-    if task in ("train", "evaluate"):
-        level = f", level {run['level']}" if run["level"] != 1 else ""
-        parts += [f"data {run['data']}{level}", BUDGETS.get(run["budget"], str(run["budget"]))]
-    return " · ".join(parts)
+    return rendered("title", budgets=BUDGETS, **run)
 
 
 def caption(runs: pd.DataFrame) -> str:

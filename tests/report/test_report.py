@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from adafuse.report.beside import beside
+from adafuse.report import beside
 
 
 def test_two_pieces_of_work_have_what_was_there_and_return_what_they_made():
