@@ -301,25 +301,23 @@ def _differences(own: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     lacking = pairs[pairs["row_other"].isna() & pairs["is_alone"] & pairs["is_method"]]
     reasons = lacking["name"].map("not run for {}".format)
     lacking = lacking.assign(quantity=lacking["name"].map("minus.{}".format), reason=reasons)
+    losses = _beside(pairs[pairs["is_method"]], _losses_as_scores(own)).assign(is_tested=False)
     both = _beside(pairs, scores)
-    is_tested = ~both["name"].str.startswith("default.") & (both["name"] != "dense")
-    both = both.assign(quantity=both["name"].map("minus.{}".format), size=both["tasks"], is_tested=is_tested)
+    both = both.assign(is_tested=~both["name"].str.startswith("default.") & (both["name"] != "dense"))
     # run because of what the first ones showed, but independent of them
     later = both[both["is_method"] & (both[["nth", "nth_other"]] > MIN_SEEDS).all(axis=1)]
-    later = later.assign(quantity=later["name"].map("later.{}".format))
     ends = both[both["is_alone"] & both["name"].isin(ENDS) & (both["tasks"] > 1)]
-    alone = pd.concat([ends, both[both["name"] == "dense"]])
-    named = zip(alone["name"], alone["task"], strict=True)
-    alone = alone.assign(quantity=[f"minus.{name}.{task}" for name, task in named], size=1, is_tested=False)
+    alone = pd.concat([ends, both[both["name"] == "dense"]]).assign(tasks=1, is_tested=False)
     rest = ends[[*PLACE, "task"]].drop_duplicates().rename(columns={"task": "without"}).merge(ends, on=PLACE)
-    rest = rest[rest["task"] != rest["without"]]
-    named = zip(rest["name"], rest["without"], strict=True)
-    rest["quantity"] = [f"rest.{name}.{task}" for name, task in named]
-    losses = _beside(pairs[pairs["is_method"]], _losses_as_scores(own))
-    losses["quantity"] = losses["name"].map("loss_minus.{}".format)
-    losses = losses.assign(size=losses["tasks"], is_tested=False)
-    every = pd.concat([both, later, alone, rest.assign(size=rest["tasks"] - 1), losses])
-    whole = every[every.groupby([*KEY, "seed"])["task"].transform("size") == every["size"]]
+    rest = rest[rest["task"] != rest["without"]].assign(tasks=rest["tasks"] - 1)
+    kinds = [("minus", both, ["name"]), ("later", later, ["name"]), ("minus", alone, ["name", "task"])]
+    kinds += [("rest", rest, ["name", "without"]), ("loss_minus", losses, ["name"])]
+    words = [zip(*(lines[column] for column in columns), strict=True) for _, lines, columns in kinds]
+    named = zip(kinds, words, strict=True)
+    every = pd.concat(
+        lines.assign(quantity=[".".join((kind, *own)) for own in of]) for (kind, lines, _), of in named
+    )
+    whole = every[every.groupby([*KEY, "seed"])["task"].transform("size") == every["tasks"]]
     return pd.concat([lacking, _paired(own, whole)])
 
 
