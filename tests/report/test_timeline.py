@@ -4,7 +4,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.patches import PathPatch
+from matplotlib.patches import StepPatch
 
 from adafuse.bench.trace_parts import PARTS
 from adafuse.report import build, figures, timeline
@@ -102,8 +102,9 @@ def test_columns_hold_the_time_of_the_spans(own):
 
 def boxes(patch):
     """The rectangles of a part of a lane: width and height of each."""
-    corners = patch.get_path().vertices.reshape(-1, 5, 2)
-    return np.ptp(corners[:, :4], axis=1)
+    tops, edges, bottoms = patch.get_data()
+    found = np.stack([np.diff(edges), bottoms - tops], axis=1)
+    return found[~np.isnan(tops)]
 
 
 def test_a_lane_shows_what_its_spans_say(own, axis):
@@ -113,7 +114,7 @@ def test_a_lane_shows_what_its_spans_say(own, axis):
         "AdaFuse (switch)",
     ]
     assert axis.get_ylim()[0] > axis.get_ylim()[1], "the backbone on top"
-    drawn = {patch.get_label(): patch for patch in axis.get_children() if isinstance(patch, PathPatch)}
+    drawn = {patch.get_label(): patch for patch in axis.get_children() if isinstance(patch, StepPatch)}
     expected = {f"{lane.arm} {span[2]}" for lane in lanes_of(own) for span in lane.spans}
     assert set(drawn) == expected
     for lane in lanes_of(own):
