@@ -45,10 +45,6 @@ MARKS = ("o", "s", "D", "^", "v", "P", "X")
 CROSS: Any = {"marker": "x", "markersize": 9, "linestyle": "none", "zorder": 5}
 DASHED: Any = {"linewidth": 1.0, "linestyle": (0, (4, 3))}
 NOTE: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8}
-# of kinds that draw lines of records: which, and whose; what a figure is of, where it is not of a cell
-LINES = {"loss": "loss", "load": "routing", "agreement": "agreement", "timeline": "trace"}
-NEEDED = {"load": ADAFUSE, "agreement": TWIN}
-BY = {"lines": ["folder"], "loss": ["folder", "model"]}
 # inches: of a figure, and of a character of a label in DejaVu Sans, which is wider than most
 WIDTH, CHARACTER = 7.4, 0.064
 # of one side of the map of agreement: 30 blocks would take 160 kB
@@ -129,9 +125,8 @@ def svg(figure: Figure, title: str, file: str) -> str:
 
 def _of_spec(report: Report, spec: Json) -> list[Planned]:
     """A figure for each cell; for each machine, or backbone, where cells stand in one."""
-    rows = _records(report, spec) if spec["kind"] in LINES else _numbers(report, spec)
-    by = BY.get(spec["kind"], ["folder", "cell"])
-    groups = [group for _, group in rows.groupby(by, sort=False) if _can_show(spec, group)]
+    rows = _rows(report, spec).groupby(spec["by"], sort=False)
+    groups = [group for _, group in rows if _can_show(spec, group)]
     groups.sort(key=lambda group: (group["machine"].iloc[0] == "CPU", group["cell"].iloc[0]))
     every = [_said(report, group) for group in groups]
     found = []
@@ -186,31 +181,23 @@ def numbers(report: Report) -> pd.DataFrame:
     return own.sort_values("order", kind="stable")
 
 
-def _numbers(report: Report, spec: Json) -> pd.DataFrame:
-    """Measurements, experiment by experiment."""
-    own = numbers(report)
-    own = own[own["experiment"].isin(spec["experiments"]) & own["quantity"].isin(spec["quantities"])]
-    own = own.sort_values("experiment", key=lambda names: names.map(spec["experiments"].index), kind="stable")
-    return _where(own, spec["where"])
-
-
-def _records(report: Report, spec: Json) -> pd.DataFrame:
-    """The records of a figure that hold such lines, each once."""
-    frames, kind = report.frames, LINES[spec["kind"]]
-    # a map takes more than one family
-    told = routing.uses(frames).routers["tells_family"].dropna().index.get_level_values("record")
-    held = (told if kind == "routing" else frames.lines(kind)["record"]).unique()
-    own = frames.members.loc[frames.members["experiment"].isin(spec["experiments"]), ["experiment", "record"]]
-    own = own[own["record"].isin(held)].drop_duplicates("record").join(frames.runs, on="record")
-    own = _where(own[own["task"].isin(["train", "trace"])], spec["where"])
-    return own.assign(records=own["record"].astype(str), cell=[cell_key(run) for _, run in own.iterrows()])
-
-
-def _where(shown: pd.DataFrame, where: Json) -> pd.DataFrame:
-    """The rows whose records have these settings."""
-    for name, value in where.items():
-        shown = shown[_setting(shown, name) == value]
-    return shown
+def _rows(report: Report, spec: Json) -> pd.DataFrame:
+    """What a figure is drawn of: measurements, experiment by experiment; or the records that hold its `lines`."""
+    frames, experiments = report.frames, spec["experiments"]
+    if spec["lines"]:
+        # a map takes more than one family
+        told = routing.uses(frames).routers["tells_family"].dropna().reset_index()
+        held = (told if spec["lines"] == "routing" else frames.lines(spec["lines"]))["record"]
+        own = frames.members[frames.members["experiment"].isin(experiments)].drop_duplicates("record")
+        own = own[own["task"].isin(["train", "trace"]) & own["record"].isin(held)]
+        own = own.assign(records=own["record"], cell=[cell_key(run) for _, run in own.iterrows()])
+    else:
+        own = numbers(report)
+        own = own[own["experiment"].isin(experiments) & own["quantity"].isin(spec["quantities"])]
+        own = own.sort_values("experiment", key=lambda names: names.map(experiments.index), kind="stable")
+    for name, value in spec["where"].items():
+        own = own[_setting(own, name) == value]
+    return own
 
 
 def _setting(shown: pd.DataFrame, name: str) -> pd.Series:
@@ -222,9 +209,9 @@ def _can_show(spec: Json, group: pd.DataFrame) -> bool:
     """A line takes two points, bars an adapter, maps the method that they are of."""
     if spec["kind"] == "lines":
         return any(_setting(group, name).nunique() > 1 for name in spec["over"])
-    if spec["kind"] in NEEDED:
-        return NEEDED[spec["kind"]] in set(group["method"])
-    return spec["kind"] != "bars" or len(_drawn(spec, group)) > 0
+    if spec["kind"] == "bars":
+        return len(_drawn(spec, group)) > 0
+    return not spec["method"] or spec["method"] in set(group["method"])
 
 
 def _drawn(spec: Json, shown: pd.DataFrame) -> pd.DataFrame:
@@ -364,7 +351,7 @@ def headline(report: Report) -> Figure | None:
     spec, panels = look()["headline"], []
     labels, routings, *arms = zip(*spec["rows"], strict=True)
     for panel, rows in zip(spec["panels"], arms, strict=True):
-        found = _numbers(report, look()["defaults"] | panel | {"quantities": ["ratio"]})
+        found = _rows(report, look()["defaults"] | panel | {"quantities": ["ratio"]})
         panels.append(found.drop_duplicates("row").set_index("row").reindex(rows))
     if any(found["value"].isna().all() for found in panels):
         return None
@@ -488,7 +475,7 @@ def _levels(axis: Axes, own: Planned) -> None:
     levels = own.spec["levels"]
     if not levels:
         return
-    found = _drawn(own.spec, _numbers(own.report, own.spec | {"where": {}} | levels))
+    found = _drawn(own.spec, _rows(own.report, own.spec | {"where": {}} | levels))
     same = ["machine", "model", "data", "level", "train_items", "budget", "count", "rank", "top_k"]
     # as text, because what is not set is no number
     near = (found[same].map(str) == own.shown[same].map(str).iloc[0]).all(axis=1)
@@ -505,20 +492,17 @@ def drift(own: Planned) -> Figure:
     """Errors of weights and logits over the number of switches, a line for each strategy and dtype."""
     keys = own.report.frames.lines("drift")[["strategy", "dtype", "switches"]].drop_duplicates()
     keys = keys.join(latency.drift_rows(keys)).sort_values(["strategy", "dtype"])
-    keys = keys.rename(columns={"label": "line", "switches": "place"})
     found = keys.merge(own.shown[["row", "quantity", "value"]], on="row")
+    found = found.rename(columns={"label": "line", "switches": "place"})
     found["value"] = found["value"].where(found["value"] > 0)
-    strategies, dtypes, rows = look()["strategies"], look()["dtypes"], keys.itertuples()
-    looks = {
-        str(row.line): {"color": strategies.get(row.strategy, FAINT), **dtypes[row.dtype]} for row in rows
-    }
+    colours, dtypes, rows = look()["strategies"], look()["dtypes"], list[Any](found.itertuples())
+    looks = {row.line: {"color": colours.get(row.strategy, FAINT), **dtypes[row.dtype]} for row in rows}
     figure, axes = blank(across=2)
     for axis, (quantity, label) in zip(axes, own.spec["words"].items(), strict=True):
         curves(axis, found[found["quantity"] == quantity], looks)
-        axis.set(xscale="log", yscale="log", title=quantity.replace("_", " "))
-        axis.set(xlabel="switches", ylabel=label)
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_major_formatter("{x:g}")
+        axis.set(xscale="log", yscale="log", title=quantity.replace("_", " "), xlabel="switches", ylabel=label)
+        for one in (axis.xaxis, axis.yaxis):
+            one.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.grid(True)
     return lay_out(figure, own, 0.75, 2.7, apart=0.33)
@@ -553,7 +537,7 @@ def load(own: Planned) -> Figure:
     loads cannot be averaged; and how much a router of each method tells of the family, mean over routers and seeds.
     """
     uses, shown = routing.uses(own.report.frames), own.shown.sort_values("seed", kind="stable")
-    first = shown[shown["method"] == ADAFUSE].iloc[0]
+    first = shown[shown["method"] == own.spec["method"]].iloc[0]
     loads = 100 * routing.load_map(uses, first["record"])
     told = uses.routers["tells_family"].groupby(level="record").mean()
     told = 100 * shown.join(told, on="record").groupby("method")["tells_family"].mean().dropna()
@@ -573,7 +557,7 @@ def agreement(own: Planned) -> Figure:
     """Routers of two blocks, mean over adapters and pairs; of many blocks neighbours share a square, which bears the
     first one's number. No router is compared with itself.
     """
-    records = own.shown.loc[own.shown["method"] == TWIN, "record"]
+    records = own.shown.loc[own.shown["method"] == own.spec["method"], "record"]
     found = routing.agreement(own.report.frames, records)
     assert found is not None, "planned for records that compare routers"
     blocks, pairs = routing.blocks(found[0]), np.where(np.eye(len(found[0])), np.nan, found[1])
@@ -586,7 +570,7 @@ def agreement(own: Planned) -> Figure:
     _mesh(axis, long.T.groupby(level=0, sort=False).mean(), "normalised mutual information\nof first choices")
     axis.set(xlabel="block of the backbone", ylabel="block of the backbone")
     adapters = "1 adapter" if len(records) == 1 else f"{len(records)} adapters"
-    axis.set_title(f"{_method(TWIN)[1]}: mean {np.nanmean(pairs):.2f}, {adapters}")
+    axis.set_title(f"{_method(own.spec['method'])[1]}: mean {np.nanmean(pairs):.2f}, {adapters}")
     return lay_out(figure, own, 0.65, 3.6, right=WIDTH - 0.65 - 3.6)
 
 

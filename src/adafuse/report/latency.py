@@ -65,10 +65,10 @@ class Cells:
 def measure(frames: Frames) -> Measured:
     """All that was timed or counted, under each experiment that it serves; backbones and records under none."""
     cells = _cells(frames)
-    parts = [part(cells) for part in (_latency, _memory, _kernel, _trace, _backbones, _of_records)]
-    of_lines = {"calibration": _calibration, "layer": _layer, "drift": _drift}
-    parts += [part(cells) for kind, part in of_lines.items() if len(cells.lines(kind))]
-    found = pd.concat([cells.arms, *parts], ignore_index=True)
+    times = pd.DataFrame(_times(cells), columns=NUMBER)
+    of_arms, apart = (_checks, _timing, _memory), (_kernel, _trace, _backbones, _of_records)
+    parts = [part(cells) for part in (*of_arms, *apart, _calibration, _layer, _drift)]
+    found = pd.concat([cells.arms, times, _costs(cells, times), *parts], ignore_index=True)
     finished = behind(cells.records[cells.records["status"] != "unfinished"], PLACE)
     rows = found.dropna(subset="label").drop_duplicates(ARM)
     return measured(found.dropna(subset="quantity"), finished, rows, cells.records.groupby(PLACE, sort=False))
@@ -135,12 +135,6 @@ def _long(wide: pd.DataFrame) -> pd.DataFrame:
 def _grouped(lines: pd.DataFrame, by: list[str], names: list[str]) -> Any:
     """Numbers of lines, nan where one has none, by what lines share, in their order."""
     return lines.reindex(columns=names).astype(float).groupby([lines[name] for name in by], sort=False)
-
-
-def _latency(cells: Cells) -> pd.DataFrame:
-    """Every arm that a cell was to run, and how finely each of its runtimes was timed."""
-    times = pd.DataFrame(_times(cells), columns=NUMBER)
-    return pd.concat([times, _costs(cells, times), _checks(cells), _timing(cells)])
 
 
 def counted(frames: Frames) -> pd.DataFrame:
@@ -340,30 +334,28 @@ def _calibration(cells: Cells) -> pd.DataFrame:
 
 def _layer(cells: Cells) -> pd.DataFrame:
     """One adapted linear, by phase, length and rank: median ms of both parts, and adapters over backbone."""
-    lines, each, parts = cells.lines("layer"), [*ARM, "label"], ["adapters_ms", "backbone_ms"]
+    lines, each = cells.lines("layer"), [*ARM, "label", "record"]
     points = [*zip(lines["phase"], lines["sequence_length"], lines["rank"], strict=True)]
     lines["row"] = [f"{phase} {length} rank{rank}" for phase, length, rank in points]
     words = [f"{phase}, {length} token{'s' * (length != 1)}" for phase, length, _ in points]
     lines["label"] = [f"{word}, rank {rank}" for word, (*_, rank) in zip(words, points, strict=True)]
     # as many of each part as the one that has fewer
-    lines["number"] = lines.groupby([*each, "record", "part"]).cumcount()
-    adapters, backbone = (lines[lines["part"] == part[:-3]].rename(columns={"ms": part}) for part in parts)
-    key = [*each, "record", "number"]
-    both = adapters.merge(backbone[[*key, "backbone_ms"]], on=key)
-    wide = both.groupby([*each, "record"], sort=False)[parts].median().groupby(each, sort=False).median()
+    lines["number"] = lines.groupby([*each, "part"]).cumcount()
+    both = lines.set_index([*each, "number", "part"])["ms"].unstack(sort=False)
+    both = both.reindex(columns=["adapters", "backbone"]).dropna().add_suffix("_ms")
+    wide = both.groupby(each, sort=False).median().groupby(each[:-1], sort=False).median()
     ratios = []
-    for point, own in both.groupby(each, sort=False):
+    for point, own in both.groupby(ARM, sort=False):
         processes = [(one["adapters_ms"], one["backbone_ms"]) for _, one in own.groupby("record", sort=False)]
-        ratios.append((*point[:4], "ratio", *vars(paired_ratio(processes)).values()))
-    return pd.concat([_long(wide), pd.DataFrame(ratios, columns=NUMBER)]).join(behind(both, ARM), on=ARM)
+        ratios.append((*point, "ratio", *vars(paired_ratio(processes)).values()))
+    found = pd.concat([_long(wide), pd.DataFrame(ratios, columns=NUMBER)])
+    return found.join(behind(both.reset_index(), ARM), on=ARM)
 
 
 def _kernel(cells: Cells) -> pd.DataFrame:
     """Every kernel at every size, in the order in which they were timed; medians over processes, the worst error."""
-    lines = cells.lines("kernel")
-    optional = {*OF_KERNEL, "targets", "rank", "tokens", "passed"}.difference(lines)
-    lines = lines.reindex(columns=[*lines, *sorted(optional)])
-    forms = {"kernel": "{}", "targets": "{}", "rank": "rank{:g}", "tokens": "tokens{:g}"}
+    lines, forms = cells.lines("kernel"), {"kernel": "{}", "targets": "{}", "rank": "rank{:g}", "tokens": "tokens{:g}"}
+    lines = lines.reindex(columns=list(dict.fromkeys([*lines, *OF_KERNEL, *forms, "passed"])))
     words = [lines[name].map(form.format, na_action="ignore").fillna("") for name, form in forms.items()]
     lines["row"] = [" ".join(filter(None, own)) for own in zip(*words, strict=True)]
     lines["label"] = lines["kernel"]

@@ -54,9 +54,13 @@ class Arm(NamedTuple):
 
 def cell_key(run: pd.Series, swept: Collection[str] = ()) -> str:
     """The short name of a run's cell: without what is as usual, and with * for what its experiment sweeps."""
-    names = KEYS[run["task"]]
-    words = [f"{MARKS.get(name, '')}*" if name in swept else _word(run, name) for name in names]
-    return " ".join([run["folder"], run["model"], *filter(None, words)])
+    names = [name for name in KEYS[run["task"]] if name not in USUAL or run[name] != USUAL[name] or name in swept]
+    words = {"dtype": DTYPES.get(run["dtype"]), "queries": run["block_tokens"], "trained_adapters": "trained"}
+    words |= {"bypass_share": f"{run['bypass_share']:g}", "targets": run["targets"].replace(", ", "")}
+    words |= {"targets": "all"} if run["targets"] == ALL_LINEARS else {}
+    words |= dict.fromkeys(swept, "*")
+    parts = [f"{MARKS.get(name, '')}{words.get(name) or run[name]}".replace(", ", ",") for name in names]
+    return " ".join([run["folder"], run["model"], *parts])
 
 
 def title(run: pd.Series) -> str:
@@ -94,17 +98,6 @@ def rank(row: str) -> tuple[int, str]:
     """Where a method stands in a table; its further settings, `method (setting=value)`, follow it."""
     own = row.split(" ")[0]
     return (ORDER.index(own) if own in ORDER else len(ORDER)), row
-
-
-def _word(run: pd.Series, name: str) -> str:
-    """One part of a key; empty for what is as usual."""
-    value = run[name]
-    if name in USUAL and value == USUAL[name]:
-        return ""
-    words = {"trained_adapters": "trained", "queries": run["block_tokens"], "dtype": DTYPES.get(run["dtype"])}
-    words |= {"targets": "all" if value == ALL_LINEARS else str(value).replace(", ", "")}
-    words |= {"bypass_share": f"{run['bypass_share']:g}"}
-    return f"{MARKS.get(name, '')}{words.get(name) or value}".replace(", ", ",")
 
 
 def _distinct(values: Iterable[object]) -> str:

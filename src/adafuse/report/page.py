@@ -74,13 +74,20 @@ def write_tables(found: Page, out: Path) -> None:
 
 
 def html(found: Page, drawn: list[figures.Planned], folder: Path) -> str:
-    """The whole page, which loads nothing; the figures' SVG is read from `folder`."""
+    """The whole page, which loads nothing; the figures' SVG is read from `folder`. A claim leads to where its number and
+    its check stand.
+    """
     pictures = [(own, "<svg" + (folder / own.file).read_text().partition("<svg")[2]) for own in drawn]
     ids: dict[Any, str] = {}
     for table in found.tables:
         at = (line.at for section in table["sections"] for line in section.lines)
         ids |= {(table["name"], one): f"{table['name']}-{number}" for number, one in enumerate(at)}
-    links = {claim: _links(claim, ids) for claim in [*found.claims, *found.goals]}
+    links: dict[Claim, dict[str, str]] = {}
+    for claim in [*found.claims, *found.goals]:
+        at = (*claim.cell.key, claim.row) if claim.cell else ()
+        wanted = {"measurement": SHOWN_IN.get(claim.kind, ()), "check": ("checks",)}
+        every = {word: [ids[name, at] for name in names if (name, at) in ids] for word, names in wanted.items()}
+        links[claim] = {word: own[0] for word, own in every.items() if own}
     runs = found.report.frames.runs.fillna({"driver": "", "commit": "unknown", "dirty": False})
     facts = found.report.measurements.query("cell == ''").set_index(["row", "quantity"])
     own = {"values": facts["value"].to_dict(), "reasons": facts["reason"].to_dict(), "runs": runs}
@@ -94,14 +101,6 @@ def readme_block(found: Page) -> str:
     block = rendered("readme.md", page=found, cell=first)
     assert len(block.encode()) <= BLOCK_BYTES, f"the README's block has {len(block.encode())} bytes"
     return block
-
-
-def _links(claim: Claim, ids: dict[Any, str]) -> dict[str, str]:
-    """Where a claim's number and its check stand on the page."""
-    at = (*claim.cell.key, claim.row) if claim.cell else ()
-    wanted = {"measurement": SHOWN_IN.get(claim.kind, ()), "check": ("checks",)}
-    found = {word: [ids[name, at] for name in names if (name, at) in ids] for word, names in wanted.items()}
-    return {word: own[0] for word, own in found.items() if own}
 
 
 def _withdrawals(report: Report, judged: list[Claim]) -> list[str]:
