@@ -98,15 +98,9 @@ def cells(measured: Measured, runs: pd.DataFrame) -> list[Cell]:
         every[row.experiment, row.cell].found[row.row] = {}
     for one in list[Any](measured.values.itertuples(index=False)):
         if cell := every.get((one.experiment, one.cell)):
-            number = (
-                one.value,
-                one.low,
-                one.high,
-                0 if pd.isna(one.n) else one.n,
-                one.reason,
-                tuple(one.records.split()),
-            )
-            cell.found[one.row][one.quantity] = Number(*number, withdrawn=one.withdrawn)
+            n, records = 0 if pd.isna(one.n) else one.n, tuple(one.records.split())
+            number = Number(one.value, one.low, one.high, n, one.reason, records, withdrawn=one.withdrawn)
+            cell.found[one.row][one.quantity] = number
     known = frozenset(runs.index)
     for cell in every.values():
         own = sorted(cell.key[1] & known)
@@ -136,10 +130,9 @@ def agrees(facts: Json, where: Json) -> bool:
 def all_claims(every: list[Cell], spec: Json, paper: Json) -> list[Claim]:
     """Every claim on every cell that can speak about it; without one, which experiment it lacks."""
     found, machines = list[Claim](), {"": set[str]()}
-    for name, table in paper.items():
-        if "rows" in table:
-            # by arm or method
-            paper = paper | {name: {row.get("arm", row.get("method")): row for row in table["rows"]}}
+    # by arm or method
+    rows = {name: table["rows"] for name, table in paper.items() if "rows" in table}
+    paper = paper | {name: {one.get("arm", one.get("method")): one for one in own} for name, own in rows.items()}
     for group in spec["groups"]:
         rows, least, others = group.get("rows", []), group.get("least", 0), machines[group.get("unless", "")]
         own = [cell for cell in of(every, group["experiments"]) if cell.name.machine not in others]

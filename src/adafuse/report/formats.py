@@ -16,7 +16,7 @@ import jinja2
 from adafuse.report import rules
 from adafuse.report.rules import MIN_SEEDS, Difference, Number, judge_difference
 
-GAP = "–"
+GAP, MARK = "–", "withdrawn: "
 UNITS = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 # by name: what a value is multiplied by, and how it is printed
 SCALED = {"short": (1, "{:.3g}"), "whole": (1, "{:,.0f}"), "printed": (1, "{:g}"), "score": (100, "{:.1f}")}
@@ -27,11 +27,8 @@ def shown(form: str, found: Number) -> str:
     """A number as a column of tables.yaml wants it, with its mark if it is withdrawn."""
     if form == "n":
         return str(found.n)
-    return _mark(found) + (WITH_INTERVAL[form](found) if form in WITH_INTERVAL else plain(form, found.value))
-
-
-def _mark(found: Number) -> str:
-    return "withdrawn: " if found.withdrawn else ""
+    told = WITH_INTERVAL[form](found) if form in WITH_INTERVAL else plain(form, found.value)
+    return MARK * bool(found.withdrawn) + told
 
 
 def plain(form: str, value: float) -> str:
@@ -49,7 +46,7 @@ def ours_text(found: Number | str) -> str:
     if isinstance(found, str) or not found:
         return str(found or GAP)
     text = f"{points_text(found)} points" if isinstance(found, Difference) else ratio_text(found)
-    return _mark(found) + text
+    return MARK * bool(found.withdrawn) + text
 
 
 def ratio_text(found: Number) -> str:

@@ -46,7 +46,11 @@ def page(report: Report) -> Page:
     cells = claims.cells(report.measured, report.frames.runs)
     judged, goals = claims.all_claims(cells, spec, report.paper), claims.all_goals(cells, spec)
     said = [text for one in spec["sentences"] if (text := sentence(cells, one, judged))]
-    said += _withdrawals(report, judged)
+    runs = report.frames.runs[report.frames.runs["task"] == "evaluate"]
+    # how much is withdrawn, and why: a sentence for each reason
+    every = {why: count for why, count in runs["withdrawn"].value_counts(sort=False).items() if why}
+    gone = sum(claim.verdict.verdict == WITHDRAWN for claim in judged)
+    said += [rendered("withdrawn", why=why, count=count, of=len(runs), verdicts=gone) for why, count in every.items()]
     return Page(report, judged, goals, said, tables.all_tables(cells, shown, report.paper))
 
 
@@ -84,9 +88,9 @@ def html(found: Page, drawn: list[figures.Planned], folder: Path) -> str:
         ids |= {(table["name"], one): f"{table['name']}-{number}" for number, one in enumerate(at)}
     links: dict[Claim, dict[str, str]] = {}
     for claim in [*found.claims, *found.goals]:
-        at = (*claim.cell.key, claim.row) if claim.cell else ()
+        line = (*claim.cell.key, claim.row) if claim.cell else ()
         wanted = {"measurement": SHOWN_IN.get(claim.kind, ()), "check": ("checks",)}
-        every = {word: [ids[name, at] for name in names if (name, at) in ids] for word, names in wanted.items()}
+        every = {word: [ids[name, line] for name in names if (name, line) in ids] for word, names in wanted.items()}
         links[claim] = {word: own[0] for word, own in every.items() if own}
     runs = found.report.frames.runs.fillna({"driver": "", "commit": "unknown", "dirty": False})
     facts = found.report.measurements.query("cell == ''").set_index(["row", "quantity"])
@@ -101,18 +105,6 @@ def readme_block(found: Page) -> str:
     block = rendered("readme.md", page=found, cell=first)
     assert len(block.encode()) <= BLOCK_BYTES, f"the README's block has {len(block.encode())} bytes"
     return block
-
-
-def _withdrawals(report: Report, judged: list[Claim]) -> list[str]:
-    """How much is withdrawn, and why: a sentence for each reason."""
-    runs = report.frames.runs[report.frames.runs["task"] == "evaluate"]
-    verdicts = sum(claim.verdict.verdict == WITHDRAWN for claim in judged)
-    return [
-        f"Withdrawn until measured anew: {count:,} of {len(runs):,} evaluations and the verdicts on them ({verdicts}), "
-        f"for {why}. No point above stands on them; each of their numbers is marked."
-        for why, count in runs["withdrawn"].value_counts(sort=False).items()
-        if why
-    ]
 
 
 def sentence(cells: list[Cell], spec: Json, judged: list[Claim]) -> str:

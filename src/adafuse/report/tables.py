@@ -56,8 +56,7 @@ def _sections(cells: list[Cell], group: Json, spec: Json, paper: Json) -> list[S
     own = [cell for cell in own if _rows(cell, spec)]
     if "by" not in spec:
         return [_of_cell(cell, spec, paper) for cell in own]
-    lines: dict[str, list[Line]] = {}
-    axes = group.get("axes", [])
+    lines, axes = dict[str, list[Line]](), group.get("axes", [])
     for cell in sorted(own, key=lambda cell: [_size(cell.facts[axis]) for axis in axes]):
         line = _line(cell, "", _columns(cell, [], spec))
         line = line._replace(texts={axis: str(cell.facts[axis]) for axis in axes} | line.texts)
@@ -73,18 +72,15 @@ def _size(value: object) -> float:
 
 def _of_cell(cell: Cell, spec: Json, paper: Json) -> Section:
     """A line for each row of a cell, or for each part of a quantity of it."""
-    rows, prefix = _rows(cell, spec), spec.get("per")
+    rows, prefix = _rows(cell, spec), spec.get("per", "")
     columns, notes = _columns(cell, rows, spec), [note.format(**paper) for note in spec.get("notes", [])]
     if "paper" in spec:
         table = paper[spec["paper"]]
         cell, labels = _with_paper(cell, rows, table), {row["arm"]: row["label"] for row in table["rows"]}
         notes += [f"Paper, {labels[one['arm']]}: {one['why']}." for one in table["exceptions"]]
-    lines = [_line(cell, row, columns) for row in rows]
-    if prefix:
-        parts = [
-            (row, name[len(prefix) :]) for row in rows for name in cell.found[row] if name.startswith(prefix)
-        ]
-        lines = [_line(cell, row, [_filled(column, part) for column in columns]) for row, part in parts]
+    every = [(row, name) for row in rows for name in (cell.found[row] if prefix else [""])]
+    parts = [(row, name.removeprefix(prefix)) for row, name in every if name.startswith(prefix)]
+    lines = [_line(cell, row, [_filled(column, part) for column in columns]) for row, part in parts]
     word = spec.get("words", {}).get(cell.name.experiment)
     heading = f"{word}: {cell.name.title}" if word else cell.name.title
     return _section(heading, cell.name.caption, lines, notes)
@@ -124,15 +120,15 @@ def _columns(cell: Cell, rows: list[str], spec: Json) -> list[Json]:
     """The columns, those with `each` once for each quantity or row that there is."""
     found = []
     for column in spec["columns"]:
-        prefix, quantity = column.get("each"), column.get("each_row")
-        if prefix:
+        if prefix := column.get("each"):
             names = dict.fromkeys(name for row in rows for name in cell.found.get(row, {}))
             parts = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
             parts = sorted(parts, key=float) if "by_size" in column else parts
             found += [_filled(column | {"quantity": prefix + "{}"}, part) for part in parts]
-        elif quantity:
-            held = [{"row": row, "quantity": quantity} for row, own in cell.found.items() if quantity in own]
-            found += [_filled(column, cell.row(one["row"]).label) | one for one in held]
+        elif quantity := column.get("each_row"):
+            held = [row for row, own in cell.found.items() if quantity in own]
+            of = {"quantity": quantity}
+            found += [_filled(column, cell.row(row).label) | of | {"row": row} for row in held]
         else:
             found.append(column)
     return found
