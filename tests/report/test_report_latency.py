@@ -57,7 +57,7 @@ def test_a_ratio_is_paired_by_round_and_its_interval_is_over_processes(made):
     ratio = found["adafuse_switch", "ratio"]
     assert ratio.value == pytest.approx(math.sqrt(2.0 * 1.9)) and ratio.n == 2
     assert ratio.low < ratio.value < ratio.high and ratio.reason == "t over 2 processes"
-    assert ratio.records == ("a", "b")
+    assert ratio.records == "a b"
     # the median over processes of each one's median
     assert found["adafuse_switch", "ms_per_token"].value == pytest.approx(np.median([2.2, 3 * 2.09]))
     assert ("base", "ratio") not in found

@@ -80,16 +80,18 @@ def studies(found: Frames) -> pd.DataFrame:
     for _, group in every.groupby(["experiment", "folder"]):
         names, swept, hidden = _axes(group)
         points = []
-        for config, job in zip(group["config"], group["overrides"], strict=True):
-            own = {*swept, *coordinates(job)}
-            points.append({name: setting(config, path) for path, name in names.items() if path in own})
+        for config, job in zip(group["config"], map(coordinates, group["overrides"]), strict=True):
+            own = [path for path in names if path in swept or path in job]
+            points.append({names[path]: setting(config, path) for path in own})
         group = group.assign(at=pd.Series(points, group.index))
         key = ["machine", "model", *(name for name in KEYS["evaluate"] if name not in hidden)]
         for (machine, model, *_), cell in group.groupby(key, dropna=False):
             configs, usual = near.loc[(near["machine"] == machine) & (near["model"] == model), "config"], {}
             for path in filter(names.get, swept):
-                everywhere = configs.map(partial(setting, path=path))
-                usual[names[path]] = _most(everywhere, [at[names[path]] for at in cell["at"]])
+                most = Counter(str(setting(config, path)) for config in configs)
+                values = sorted((at[names[path]] for at in cell["at"]), key=_order)
+                counts = [most[str(value)] for value in values]
+                usual[names[path]] = values[counts.index(max(counts))]
             studied.append(_in_rows(cell.assign(cell=cell_key(cell.iloc[0], hidden)), usual))
     return pd.concat(studied, ignore_index=True)
 
@@ -127,12 +129,6 @@ def _axes(group: pd.DataFrame) -> tuple[dict[str, str], list[str], set[str]]:
     words = list(last.values())
     names = {path: last[path] if words.count(last[path]) == 1 else path for path in named}
     return names, swept, {columns[path] for path in swept}
-
-
-def _most(found: pd.Series, values: list[Any]) -> Any:
-    """The one of `values` that most have; of several the first."""
-    count = Counter(map(str, found))
-    return max(sorted(values, key=_order), key=lambda value: count[str(value)])
 
 
 def _in_rows(cell: pd.DataFrame, usual: Json) -> pd.DataFrame:

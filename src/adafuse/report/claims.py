@@ -132,7 +132,9 @@ def all_claims(every: list[Cell], spec: Json, paper: Json) -> list[Claim]:
     found, machines = list[Claim](), {"": set[str]()}
     # by arm or method
     rows = {name: table["rows"] for name, table in paper.items() if "rows" in table}
-    paper = paper | {name: {one.get("arm", one.get("method")): one for one in own} for name, own in rows.items()}
+    paper = paper | {
+        name: {one.get("arm", one.get("method")): one for one in own} for name, own in rows.items()
+    }
     for group in spec["groups"]:
         rows, least, others = group.get("rows", []), group.get("least", 0), machines[group.get("unless", "")]
         own = [cell for cell in of(every, group["experiments"]) if cell.name.machine not in others]

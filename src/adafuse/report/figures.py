@@ -36,7 +36,7 @@ from adafuse.report import Report, beside, latency, routing, specification, time
 from adafuse.report.formats import digits
 from adafuse.report.frames import Json, setting
 from adafuse.report.measurements import ROWS
-from adafuse.report.naming import ADAFUSE, BUDGETS, KEYS, LETTERS, TWIN, cell_key, rank
+from adafuse.report.naming import ADAFUSE, BUDGETS, KEYS, LETTERS, cell_key, rank
 
 HEADLINE = "headline.png"
 ROW = ROWS[:3]
@@ -500,7 +500,9 @@ def drift(own: Planned) -> Figure:
     figure, axes = blank(across=2)
     for axis, (quantity, label) in zip(axes, own.spec["words"].items(), strict=True):
         curves(axis, found[found["quantity"] == quantity], looks)
-        axis.set(xscale="log", yscale="log", title=quantity.replace("_", " "), xlabel="switches", ylabel=label)
+        axis.set(
+            xscale="log", yscale="log", title=quantity.replace("_", " "), xlabel="switches", ylabel=label
+        )
         for one in (axis.xaxis, axis.yaxis):
             one.set_major_formatter("{x:g}")
         axis.minorticks_off()

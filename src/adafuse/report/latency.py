@@ -66,8 +66,9 @@ def measure(frames: Frames) -> Measured:
     """All that was timed or counted, under each experiment that it serves; backbones and records under none."""
     cells = _cells(frames)
     times = pd.DataFrame(_times(cells), columns=NUMBER)
-    of_arms, apart = (_checks, _timing, _memory), (_kernel, _trace, _backbones, _of_records)
-    parts = [part(cells) for part in (*of_arms, *apart, _calibration, _layer, _drift)]
+    parts = [part(cells) for part in (_checks, _timing, _memory, _kernel, _trace, _backbones, _of_records)]
+    of_lines = {"calibration": _calibration, "layer": _layer, "drift": _drift}
+    parts += [part(cells) for kind, part in of_lines.items() if len(cells.lines(kind))]
     found = pd.concat([cells.arms, times, _costs(cells, times), *parts], ignore_index=True)
     finished = behind(cells.records[cells.records["status"] != "unfinished"], PLACE)
     rows = found.dropna(subset="label").drop_duplicates(ARM)
@@ -354,7 +355,10 @@ def _layer(cells: Cells) -> pd.DataFrame:
 
 def _kernel(cells: Cells) -> pd.DataFrame:
     """Every kernel at every size, in the order in which they were timed; medians over processes, the worst error."""
-    lines, forms = cells.lines("kernel"), {"kernel": "{}", "targets": "{}", "rank": "rank{:g}", "tokens": "tokens{:g}"}
+    lines, forms = (
+        cells.lines("kernel"),
+        {"kernel": "{}", "targets": "{}", "rank": "rank{:g}", "tokens": "tokens{:g}"},
+    )
     lines = lines.reindex(columns=list(dict.fromkeys([*lines, *OF_KERNEL, *forms, "passed"])))
     words = [lines[name].map(form.format, na_action="ignore").fillna("") for name, form in forms.items()]
     lines["row"] = [" ".join(filter(None, own)) for own in zip(*words, strict=True)]

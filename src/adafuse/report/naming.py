@@ -54,7 +54,9 @@ class Arm(NamedTuple):
 
 def cell_key(run: pd.Series, swept: Collection[str] = ()) -> str:
     """The short name of a run's cell: without what is as usual, and with * for what its experiment sweeps."""
-    names = [name for name in KEYS[run["task"]] if name not in USUAL or run[name] != USUAL[name] or name in swept]
+    names = [
+        name for name in KEYS[run["task"]] if name not in USUAL or run[name] != USUAL[name] or name in swept
+    ]
     words = {"dtype": DTYPES.get(run["dtype"]), "queries": run["block_tokens"], "trained_adapters": "trained"}
     words |= {"bypass_share": f"{run['bypass_share']:g}", "targets": run["targets"].replace(", ", "")}
     words |= {"targets": "all"} if run["targets"] == ALL_LINEARS else {}

@@ -50,7 +50,10 @@ def page(report: Report) -> Page:
     # how much is withdrawn, and why: a sentence for each reason
     every = {why: count for why, count in runs["withdrawn"].value_counts(sort=False).items() if why}
     gone = sum(claim.verdict.verdict == WITHDRAWN for claim in judged)
-    said += [rendered("withdrawn", why=why, count=count, of=len(runs), verdicts=gone) for why, count in every.items()]
+    said += [
+        rendered("withdrawn", why=why, count=count, of=len(runs), verdicts=gone)
+        for why, count in every.items()
+    ]
     return Page(report, judged, goals, said, tables.all_tables(cells, shown, report.paper))
 
 
@@ -78,7 +81,7 @@ def write_tables(found: Page, out: Path) -> None:
 
 
 def html(found: Page, drawn: list[figures.Planned], folder: Path) -> str:
-    """The whole page, which loads nothing; the figures' SVG is read from `folder`. A claim leads to where its number and
+    """The whole page, which loads nothing; the figures' SVG is read from `folder`; a claim leads to where its number and
     its check stand.
     """
     pictures = [(own, "<svg" + (folder / own.file).read_text().partition("<svg")[2]) for own in drawn]
@@ -90,7 +93,9 @@ def html(found: Page, drawn: list[figures.Planned], folder: Path) -> str:
     for claim in [*found.claims, *found.goals]:
         line = (*claim.cell.key, claim.row) if claim.cell else ()
         wanted = {"measurement": SHOWN_IN.get(claim.kind, ()), "check": ("checks",)}
-        every = {word: [ids[name, line] for name in names if (name, line) in ids] for word, names in wanted.items()}
+        every = {
+            word: [ids[name, line] for name in names if (name, line) in ids] for word, names in wanted.items()
+        }
         links[claim] = {word: own[0] for word, own in every.items() if own}
     runs = found.report.frames.runs.fillna({"driver": "", "commit": "unknown", "dirty": False})
     facts = found.report.measurements.query("cell == ''").set_index(["row", "quantity"])
