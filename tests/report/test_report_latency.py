@@ -225,7 +225,7 @@ def test_memory_is_joined_by_workload_and_by_what_the_arm_is(made):
     found = values(records)
     assert (found["adafuse_switch", "peak_gib"].value, found["adafuse_switch", "peak_gib"].records) == (
         2.0,
-        ("c",),
+        "c",
     )
     assert found["adafuse_switch", "base_peak_gib"].value == 1.5
     assert values(records, "table5")["base", "peak_gib"].value == 1.5
@@ -362,9 +362,7 @@ def test_a_trace_is_the_token_of_median_length(made):
         for key, gap in zip("abc", (0.1, 0.5, 0.3), strict=True)
     ]
     found = values(records)
-    assert found["base", "token_ms"].value == pytest.approx(1.8) and found["base", "token_ms"].records == (
-        "c",
-    )
+    assert found["base", "token_ms"].value == pytest.approx(1.8) and found["base", "token_ms"].records == "c"
     assert found["base", "gap_share"].value == pytest.approx(0.3 / 1.8)
     assert found["base", "switch_ms"].value == 0.5 and found["base", "attributed_by"].reason == "scopes"
     assert found["mola_loop", "token_ms"].reason == "not in the record"

@@ -277,13 +277,13 @@ def _timing(cells: Cells) -> pd.DataFrame:
     causes = pd.concat([blocks.assign(reason=blocks["excluded"]).dropna(subset="reason"), flags])
     # details come after a colon and stay in the record
     causes["reason"] = causes["reason"].astype(str).str.split(":").str[0]
-    left_out = causes.groupby(by)["reason"].agg(["size", _counted]).set_axis(["value", "reason"], axis=1)
+    # the most frequent first
+    words = causes.groupby(by)["reason"].agg(
+        lambda own: ", ".join(f"{n} {why}" for why, n in Counter(own).most_common())
+    )
+    left_out = pd.DataFrame({"value": causes.groupby(by).size(), "reason": words})
     left_out = left_out.reset_index().assign(quantity="left_out")
     return pd.concat([_long(wide), left_out]).rename(columns={"runtime": "row"})
-
-
-def _counted(words: pd.Series) -> str:
-    return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
 
 
 def _memory(cells: Cells) -> pd.DataFrame:

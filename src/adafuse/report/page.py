@@ -81,8 +81,8 @@ def write_tables(found: Page, out: Path) -> None:
 
 
 def html(found: Page, drawn: list[figures.Planned], folder: Path) -> str:
-    """The whole page, which loads nothing; the figures' SVG is read from `folder`; a claim leads to where its number and
-    its check stand.
+    """The whole page, which loads nothing; the figures' SVG is read from `folder`. A claim leads to where its number
+    and its check stand.
     """
     pictures = [(own, "<svg" + (folder / own.file).read_text().partition("<svg")[2]) for own in drawn]
     ids: dict[Any, str] = {}

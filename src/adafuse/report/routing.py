@@ -49,21 +49,17 @@ class Uses:
 def measure(found: Frames) -> Measured:
     """What the routers of every row of every study do, as far as its training says it."""
     fits = studies(found)[[*ROW, "fits"]].explode("fits").dropna().drop_duplicates()
-    used = _marked(pd.concat([_used(uses(found)), _agreed(found)]), found.runs)
+    used = pd.concat([_used(uses(found)), _agreed(found)]).join(
+        found.runs[["withdrawn", "wrong"]], on="record"
+    )
+    # what is told of a family that its training had right is not withdrawn, nor is a count
+    each = zip(used["quantity"], used.pop("wrong"), strict=True)
+    is_right = [name == "routers" or name.partition(".")[2] not in ("", *wrong) for name, wrong in each]
+    used["withdrawn"] = used["withdrawn"].mask(np.array(is_right, bool), "")
     by = fits.merge(used, left_on="fits", right_on="record").groupby(KEY, sort=False)
     lists: Any = {"total": ("total", list), "records": ("record", tuple), "withdrawn": ("withdrawn", "max")}
     own = by.agg(count=("count", "sum"), **lists).reset_index()
     return Measured(told(own.assign(value=own["total"].map(sum) / own["count"], n=own["total"].map(len))))
-
-
-def _marked(used: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """The same with why a line is withdrawn; one on a family that its training had right is not, nor is a count."""
-    used = used.join(runs[["withdrawn", "wrong"]], on="record")
-    marks = []
-    for quantity, why, wrong in zip(used["quantity"], used["withdrawn"], used.pop("wrong"), strict=True):
-        is_right = quantity.partition(".")[2] not in ("", *wrong) or quantity == "routers"
-        marks.append("" if is_right else why)
-    return used.assign(withdrawn=marks)
 
 
 @lru_cache(maxsize=1)
