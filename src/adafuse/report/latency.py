@@ -279,7 +279,7 @@ def _timing(cells: Cells) -> pd.DataFrame:
     causes["reason"] = causes["reason"].astype(str).str.split(":").str[0]
     # the most frequent first
     words = causes.groupby(by)["reason"].agg(
-        lambda own: ", ".join(f"{n} {why}" for why, n in Counter(own).most_common())
+        lambda own: ", ".join(f"{n} {why}" for why, n in Counter(map(str, own)).most_common())
     )
     left_out = pd.DataFrame({"value": causes.groupby(by).size(), "reason": words})
     left_out = left_out.reset_index().assign(quantity="left_out")
