@@ -222,7 +222,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no type": (change(peft_type=...), "peft_type=None is not LORA"),
     "a field of tomorrow": (
         change(use_future=True),
-        "use_future='True' is a field that this code does not know",
+        "use_future is a field that this code does not know",
     ),
     "a rank of none": (change(r=0), "r=0 is no rank"),
     "a rank of words": (change(r="8"), "r=8 is no rank"),

@@ -124,11 +124,11 @@ def inspect(folder: Path, shape: Mapping[str, Any]) -> Lora:
     declared = read_json(folder / CONFIG)
     for fault in _faults(declared):
         raise ValueError(f"{folder / CONFIG}: {fault}")
-    linears = _linears(shape)
-    wanted = _targeted(declared, linears, folder / CONFIG)
+    paths = linears(shape)
+    wanted = _targeted(declared, paths, folder / CONFIG)
     if (folder / WEIGHTS).is_file():
         held = header(folder / WEIGHTS)
-        lora = Lora(folder, _modules(folder / WEIGHTS, held, wanted, linears))
+        lora = Lora(folder, _modules(folder / WEIGHTS, held, wanted, paths))
         refuse_unreal(folder / WEIGHTS, held)
         return lora
     if not (folder / PICKLE).is_file():
@@ -138,16 +138,11 @@ def inspect(folder: Path, shape: Mapping[str, Any]) -> Lora:
 
 def read(lora: Lora, shape: Mapping[str, Any]) -> Factors:
     """The factors of what `inspect` found. Raises ValueError, one line; a pickle holds tensors or is not opened."""
-    modules, file = lora.modules, lora.folder / PICKLE
-    if (lora.folder / WEIGHTS).is_file():
-        from safetensors.torch import load_file
-
-        tensors = load_file(lora.folder / WEIGHTS)
-    else:
-        tensors = unpickled(file)
+    modules, file, tensors = lora.modules, lora.folder / PICKLE, tensors_of(lora.folder)
+    if not (lora.folder / WEIGHTS).is_file():
         held = {name: _as_stored(file, one) for name, one in tensors.items()}
         wanted = {path: (module.rank, module.scaling) for path, module in modules.items()}
-        modules = _modules(file, held, wanted, _linears(shape))
+        modules = _modules(file, held, wanted, linears(shape))
     return {path: (tensors[one.lora_A], tensors[one.lora_B], one.scaling) for path, one in modules.items()}
 
 
@@ -243,10 +238,38 @@ def fill(ours: Mapping[str, LoraExperts], e: int, folder: Path, found: Factors) 
         lora.lora_B.data[e, :, :rank].copy_(folded)
 
 
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, finite. Raises ValueError, one line."""
+    if not (folder / WEIGHTS).is_file():
+        return unpickled(folder / PICKLE)
+    refuse_unreal(folder / WEIGHTS, header(folder / WEIGHTS))
+    return loaded(folder / WEIGHTS)
+
+
+def names_of(folder: Path) -> list[str]:
+    """The names of the tensors of a folder."""
+    safe = (folder / WEIGHTS).is_file()
+    return list(header(folder / WEIGHTS) if safe else unpickled(folder / PICKLE))
+
+
+def loaded(file: Path) -> dict[str, Tensor]:
+    """The tensors in a file of safetensors. Raises ValueError, one line, for what its header does not show."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found: dict[str, Tensor] = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({one_line(error)}): copy it again") from None
+    return found
+
+
 def unpickled(file: Path) -> dict[str, Tensor]:
     """The tensors in a file of torch.save, which may hold nothing else. Raises ValueError, one line."""
     import torch
 
+    if not file.is_file():
+        raise ValueError(f"{file.parent} has neither {WEIGHTS} nor {PICKLE}: copy it again")
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and zipfile have no class in common
@@ -265,8 +288,18 @@ def unpickled(file: Path) -> dict[str, Tensor]:
 def _faults(declared: Mapping[str, Any]) -> Iterator[str]:
     """What of adapter_config.json this code does not do, or cannot know."""
     kind = declared.get("peft_type")
+    if kind == "MIXLORA":
+        yield "peft_type='MIXLORA' is a whole adapter, not an expert: adafuse.load(BACKBONE, adapter=FOLDER) reads it"
     if kind != "LORA":
         yield f"peft_type={kind!r} is not LORA: experts are LoRA on linears"
+    yield from lora_faults(declared)
+    for key in unknown(declared, (*UNDERSTOOD, *IRRELEVANT, *REFUSED)):
+        yield f"{key} is a field that this code does not know: it may change what is computed"
+    yield from _odd_names(declared)
+
+
+def lora_faults(declared: Mapping[str, Any]) -> Iterator[str]:
+    """Why factors are no plain LoRA on the backbone as it was, or have no rank and scaling."""
     for key, why in REFUSED.items():
         if declared.get(key):
             yield f"{key}: {why}, so it cannot be an expert"
@@ -278,11 +311,14 @@ def _faults(declared: Mapping[str, Any]) -> Iterator[str]:
         )
     if declared.get("bias", "none") not in ("none", None):
         yield f"bias={declared['bias']!r}: biases were trained beside the factors, so it cannot be an expert"
-    for key, value in declared.items():
-        if key not in (*UNDERSTOOD, *IRRELEVANT, *REFUSED) and value not in (None, False, "", [], {}):
-            yield f"{key}={str(value)[:40]!r} is a field that this code does not know: it may change what is computed"
     yield from _odd_numbers(declared)
-    yield from _odd_names(declared)
+
+
+def unknown(declared: Mapping[str, Any], known: Collection[str]) -> list[str]:
+    """Fields beside the known ones that say something."""
+    return [
+        key for key, value in declared.items() if key not in known and value not in (None, False, "", [], {})
+    ]
 
 
 def _odd_numbers(declared: Mapping[str, Any]) -> Iterator[str]:
@@ -318,7 +354,7 @@ def _odd_names(declared: Mapping[str, Any]) -> Iterator[str]:
             yield "layers_to_transform goes with a list of target_modules, not with a pattern"
 
 
-def _linears(shape: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+def linears(shape: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """(in, out) of every linear that can carry experts, by path."""
     return {
         f"model.layers.{block}.{'self_attn' if name in LINEARS[:4] else 'mlp'}.{name}": sizes
@@ -328,13 +364,13 @@ def _linears(shape: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _targeted(
-    declared: Mapping[str, Any], linears: Collection[str], file: Path
+    declared: Mapping[str, Any], paths: Collection[str], file: Path
 ) -> dict[str, tuple[int, float]]:
     """Rank and scaling of every linear that the configuration means, as PEFT chooses them. Raises ValueError."""
     match = _matcher(time.monotonic() + SECONDS)
     every = str(declared["target_modules"]).lower() == "all-linear"
     try:
-        meant = [path for path in (*OTHERS, *linears) if every or _means(declared, path, match)]
+        meant = [path for path in (*OTHERS, *paths) if every or _means(declared, path, match)]
         meant = [path for path in meant if not _excluded(declared, path, match)]
         others = [path for path in meant if path in OTHERS and not every]
         found = {path: _rank_and_scaling(declared, path, match) for path in meant if path not in OTHERS}
@@ -409,7 +445,7 @@ def _modules(
     file: Path,
     held: Mapping[str, Stored],
     wanted: Mapping[str, tuple[int, float]],
-    linears: Mapping[str, tuple[int, int]],
+    sizes: Mapping[str, tuple[int, int]],
 ) -> dict[str, Module]:
     """The modules that are wanted, each with the names of its factors, whose shapes fit the backbone and the rank."""
     names: dict[tuple[str, str], str] = {}
@@ -420,7 +456,7 @@ def _modules(
         if place in names:
             raise ValueError(f"{file} holds {place[0]}.{place[1]} twice, as {names[place]} and as {name}")
         names[place] = name
-    strange = [path for path in dict.fromkeys(path for path, _ in names) if path not in linears]
+    strange = [path for path in dict.fromkeys(path for path, _ in names) if path not in sizes]
     if strange:
         raise ValueError(
             f"{file} adapts {first_few(strange)}, which the backbone does not have among its linears"
@@ -437,21 +473,25 @@ def _modules(
     if lacking:
         raise ValueError(f"{file} lacks {first_few(lacking)}, which target_modules means: copy it again")
     for (path, factor), name in names.items():
-        _check_factor(file, name, held[name], factor, wanted[path][0], linears[path])
+        _check_factor(file, name, held[name], factor, wanted[path][0], sizes[path])
     return {path: Module(*of, names[path, "lora_A"], names[path, "lora_B"]) for path, of in wanted.items()}
 
 
+def plain_name(name: str) -> str:
+    """Without what wraps it."""
+    inner = ".".join(word for word in name.split(".") if word not in WRAPPERS).removeprefix("module.")
+    return inner.removeprefix("base_model.model.")
+
+
 def _place(name: str) -> tuple[str, str] | None:
-    """Path of the linear, and which factor; whatever wraps the name, and with or without the adapter's own name."""
-    words = [word for word in name.removeprefix("base_model.model.").split(".") if word not in WRAPPERS]
-    if words[0] == "module":
-        words = words[1:]
+    """Path of the linear, and which factor, with or without the adapter's own name."""
+    words = plain_name(name).split(".")
     for factor in ("lora_A", "lora_B"):
         if factor in words:
             at = words.index(factor)
             behind = words[at + 1 :]
             if behind[-1:] == ["weight"] and len(behind) <= 2:
-                return ".".join(words[:at]).removeprefix("base_model.model."), factor
+                return ".".join(words[:at]), factor
     return None
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adafuse.adapters import card, imports
@@ -227,7 +227,7 @@ def _read_exactly(file: Path, tensors: Mapping[str, nn.Parameter]) -> None:
                 f"{file} holds {key} as {one.dtype} {list(one.shape)}, not {dtypes[0]} {list(shape)}: {AGAIN}"
             )
     imports.refuse_unreal(file, held)
-    for key, tensor in load_file(file).items():
+    for key, tensor in imports.loaded(file).items():
         tensors[key].data.copy_(tensor)
 
 
