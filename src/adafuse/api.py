@@ -29,6 +29,7 @@ from adafuse import strategies
 from adafuse.adapters import imports, reference, store
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.layers import Site
+from adafuse.adapters.published import is_published, load_published
 from adafuse.bench import frame
 from adafuse.bench.latency import Made, tokens_behind
 from adafuse.compose import recipe, typed
@@ -75,24 +76,30 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     any_base: bool = False,
+    top_k: int | None = None,
 ) -> Adapted:
     """A saved adapter in its backbone, ready to generate; without `adapter` the plain backbone, with the same methods.
 
     `model_or_folder`: a causal LM of transformers (Llama, Mistral, Qwen2, Qwen3), a checkpoint folder, a hub id, or an
     adapter's folder alone, which names its backbone. `dtype`: None is a checkpoint's own on a GPU, float32 on a CPU.
-    `any_base`: also a backbone that the adapter was not made for. Raises ValueError, one line, for files that are not
-    whole or do not fit each other.
+    `any_base`: also a backbone that the adapter was not made for. The published files of MixLoRA and MoLA are adapters
+    too, and MoLA's do not say `top_k`. Raises ValueError, one line, for files that are not whole or do not fit each
+    other.
     """
     if adapter is None and _is_adapter(model_or_folder):
         adapter, model_or_folder = (
             _path(model_or_folder),
             store.describe(Path(_path(model_or_folder)))["base_model"],
         )
-    saved = None if adapter is None else _saved(Path(adapter).expanduser())
+    folder = None if adapter is None else Path(adapter).expanduser()
+    if folder is not None and is_published(folder):
+        model, tokenizer, name = _backbone(model_or_folder, tokenizer, dtype, device)
+        return Adapted(model, tokenizer, load_published(model, folder, top_k), name)
+    saved = None if folder is None else _saved(folder)
     model, tokenizer, name = _backbone(model_or_folder, tokenizer, dtype, device)
-    if adapter is None or saved is None:
+    if folder is None or saved is None:
         return Adapted(model, tokenizer, None, name)
-    found = store.load(Adapter(model, *saved, seed=0), Path(adapter).expanduser(), any_base=any_base)
+    found = store.load(Adapter(model, *saved, seed=0), folder, any_base=any_base)
     return Adapted(model, tokenizer, found, name)
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import adafuse
 from adafuse import strategies
 from adafuse.adapters import imports
 from adafuse.adapters.published import is_published, load_published
@@ -201,6 +202,14 @@ def test_mola_is_read(counts: list[int], ranks: list[int], spelt: str, tmp_path:
     declared = MOLA | {"r": ranks if len(set(ranks)) > 1 else ranks[0]}
     got = ours(write(tmp_path / "a", declared, found, pickled=True), top_k=2)
     assert (got - theirs(replace)).abs().max() < 2e-5
+
+
+def test_it_is_loaded_and_saved_as_ours(tmp_path: Path) -> None:
+    loaded = adafuse.load(tiny_model(), write(tmp_path / "a", MIXLORA, mixlora()))
+    loaded.save(tmp_path / "ours")
+    again = adafuse.load(tiny_model(), tmp_path / "ours")
+    with torch.no_grad():
+        assert torch.equal(loaded(IDS).logits, again(IDS).logits)
 
 
 GATE = "mixlora.layers.0.mlp.moe_gate.weight"
