@@ -85,7 +85,15 @@ def test_one_gate(board, points, p, words):
     for experiment, model, own, test in (("table2", "small", points, p), ("table3", "medium", 0.0, 0.01)):
         place = board.cell(experiment, model, task="evaluate", model=model)
         board.row(place, "adafuse", minus(own, 1.0, p=test), method="adafuse")
-    assert words in said(board, "one_gate")
+    assert words in said(board, "one_gate") and "one LoRA" not in said(board, "one_gate")
+
+
+def test_one_gate_is_held_against_plain_lora_where_that_was_measured(board):
+    place = board.cell("table2", "small", task="evaluate", model="small")
+    differences = minus(0.0, 1.0) | minus(-5.0, 1.0, other="lora", p=0.9)
+    board.row(place, "adafuse", differences, method="adafuse")
+    expected = r"one LoRA of equal size it is worse: -5\.0 \[.*\] points \(backbone small\)"
+    assert re.search(expected, said(board, "one_gate"))
 
 
 def test_the_same_weights_again_are_no_further_study(board):
