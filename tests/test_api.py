@@ -445,6 +445,12 @@ def test_arms_are_measured_beside_the_backbone(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(made.generate(PROMPT, max_new_tokens=TOKENS), greedy(made, PROMPT))
 
 
+def beneath() -> adafuse.Adapted:
+    made = adapted()
+    made.model.to(torch.bfloat16)
+    return made
+
+
 def spoilt(folder: Path) -> Path:
     (folder / "config.json").write_text("{}")
     return folder
@@ -483,6 +489,11 @@ ERRORS: dict[str, Callable[[Path], object]] = {
     "padding stands on the left": lambda _: adapted().generate(
         {"input_ids": [[5, 6]], "attention_mask": [[1, 0]]}
     ),
+    "max_new_tokens=0 must": lambda _: adapted().generate("a", max_new_tokens=0),
+    "ids must lie from 0 to 259": lambda _: adapted().generate(PROMPT + 250),
+    "moved or cast beneath": lambda _: beneath().generate("a"),
+    "was moved or cast": lambda _: beneath().model.generate(PROMPT),
+    "has an adapter inside, which no checkpoint": lambda where: adapted().save_pretrained(where),
     "256 positions": lambda _: adapted().generate("a", max_new_tokens=300),
     "temperature=-1": lambda _: adapted().generate("a", temperature=-1),
     "top_p=0": lambda _: adapted().generate("a", temperature=1, top_p=0),

@@ -60,7 +60,6 @@ from adafuse.model.declared import check_declared, positions
 from adafuse.model.projections import unjoin
 from adafuse.refusals import MERGING, PEFT, refuse_geometry, refuse_method, refuse_use
 from adafuse.strategies.joined import make_room
-from adafuse.training import trainer
 
 ALL_LINEAR = "all-linear"
 PLAIN = Method(name="base", routing=Routing.none, expert_targets=[])
@@ -213,6 +212,9 @@ def fit(
         raise ValueError(f"only={only!r} is neither None (experts and routers) nor 'router'")
     if only == "router" and not adapter.routers():
         raise ValueError(f"method {adapter.method.name} has no router to train: leave only= out")
+    # seconds, of which who only loads and generates should know nothing
+    from adafuse.training import trainer
+
     limit = min(max_length, positions(adapted.model.config.to_dict()))
     encoded = tokens.training_rows(data_rows.checked(items), tokenizer, limit)
     knobs = Fit(
@@ -364,12 +366,13 @@ class Adapted(nn.Module):
             )
         self.require_service()
         most, padding = 64 if max_new_tokens is None else max_new_tokens, self._padding
-        prompts = answers.read(inputs, self.tokenizer, self.model.device, padding)
+        prompts = answers.read(inputs, self.tokenizer, self.model, padding)
         rows, length = prompts.ids_BS.shape
-        if most < 1 or length + most > positions(self.model.config.to_dict()):
+        if most < 1:
+            raise ValueError(f"max_new_tokens={most} must be at least 1")
+        if length + most > (longest := positions(self.model.config.to_dict())):
             raise ValueError(
-                f"a prompt of {length} tokens and max_new_tokens={most} do not fit the model's "
-                f"{positions(self.model.config.to_dict())} positions: change max_new_tokens"
+                f"a prompt of {length} tokens and max_new_tokens={most} exceed the model's {longest} positions"
             )
         if stream and (prompts.form == "ids" or rows > 1):
             raise ValueError("stream=True gives the pieces of one text: give one prompt, as a text or a chat")
@@ -401,7 +404,7 @@ class Adapted(nn.Module):
             raise ValueError("the adapter is disabled: ask for its gates outside disable_adapter()")
         if not adapter.routers():
             raise ValueError(f"method {adapter.method.name} has no gates: every token has its one expert")
-        prompts = answers.read(texts, self.tokenizer, self.model.device, self._padding)
+        prompts = answers.read(texts, self.tokenizer, self.model, self._padding)
         names = {id(router): name for name, router in adapter.routers().items()}
         lines: list[dict[str, Any]] = []
         for number, ids_S in enumerate(prompts.ids_BS):
@@ -489,6 +492,8 @@ class Adapted(nn.Module):
             raise ValueError("a stream of this model is still open: read it to its end, or close() it")
         if self.training:
             raise ValueError("the adapter is installed for training: call eval() first")
+        if self._active is not None and self._active.host is not None:
+            self._active.host.refuse_moved()
 
     def require_adapter(self) -> Adapter:
         """Raises ValueError where there is none (any more)."""
@@ -679,7 +684,8 @@ def _given(
         )
     if any(isinstance(module, Site) for module in model.modules()):
         raise ValueError("this model has an adapter inside already: detach() gives the plain one")
-    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    if spread or any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(
             "the model is spread over devices (device_map): load it on one, an adapter lies beside its weights"
         )

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -52,6 +53,7 @@ class Host:
     refusal: str | None = None
     # whoever decodes by a loop of his own says where decode steps happen
     paused: bool = False
+    _where: tuple[torch.device, torch.dtype] | None = None
     _inside: ExitStack = field(default_factory=ExitStack)
     _is_inside: bool = False
     _sequence: bool = False
@@ -60,7 +62,9 @@ class Host:
     # No context managers here: whoever drops the adapted object and keeps its model keeps the adapter in it.
     def open(self) -> None:
         """From now on `generate` is ours, and what cannot be is refused."""
-        own = {"generate": self._generate} | dict.fromkeys(SERVERS, self._refuse_server)
+        self._where = _where(self.model)
+        own = {"generate": self._generate, "save_pretrained": _refuse_to_save}
+        own |= dict.fromkeys(SERVERS, _refuse_server)
         for name, ours in own.items():
             if hasattr(self.model, name):
                 self._hosted.callback(self._give_back, name, vars(self.model).get(name))
@@ -91,6 +95,7 @@ class Host:
         self, theirs: Callable[..., Any], inputs: Tensor | None = None, *args: Any, **options: Any
     ) -> Any:
         """A merged selection goes on from token to token and is taken out when the sequence ends, however it ends."""
+        self.refuse_moved()
         config = options.get("generation_config", args[0] if args else None)
         if self.refusal is not None:
             raise ValueError(self.refusal)
@@ -107,14 +112,17 @@ class Host:
                 hook.remove()
             self._leave()
 
-    def _refuse_server(self, *_: object, **__: object) -> None:
-        raise ValueError(
-            "transformers' server of batches has a forward of its own, which knows no experts: use generate"
-        )
+    def refuse_moved(self) -> None:
+        """Raise ValueError where what the strategy has laid out lies elsewhere than the model, or in another dtype."""
+        if _where(self.model) != self._where:
+            raise ValueError(
+                "the model was moved or cast beneath its adapter: move the adapted object itself, adapted.to(...)"
+            )
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         if self.paused:
             return
+        self.refuse_moved()
         if not _is_step(args, options):
             self._leave()
         elif not self._is_inside:
@@ -128,6 +136,24 @@ class Host:
     def _leave(self) -> None:
         self._is_inside = False
         self._inside.close()
+
+
+def _where(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    first = next(model.parameters())
+    return first.device, first.dtype
+
+
+def _refuse_server(*_: object, **__: object) -> None:
+    raise ValueError(
+        "transformers' server of batches has a forward of its own, which knows no experts: use generate"
+    )
+
+
+def _refuse_to_save(*_: object, **__: object) -> None:
+    raise ValueError(
+        "the model has an adapter inside, which no checkpoint has room for: save the adapter (adapted.save), a merged "
+        "model (adapted.merge), or detach it first"
+    )
 
 
 def _is_step(args: tuple[Any, ...], options: dict[str, Any]) -> bool:

@@ -53,10 +53,11 @@ class Ending:
         return found[: min(cuts)] if cuts else found
 
 
-def read(inputs: Any, tokenizer: Any, device: torch.device, padding: int) -> Prompts:
+def read(inputs: Any, tokenizer: Any, model: nn.Module, padding: int) -> Prompts:
     """Prompts of any form. Raises ValueError, one line, for what is none."""
-    if isinstance(inputs, (Tensor, Mapping)):
-        return _of_ids(inputs, device)
+    device = model.device
+    if isinstance(inputs, Tensor | Mapping):
+        return _of_ids(inputs, model.get_input_embeddings().num_embeddings, device)
     if tokenizer is None:
         raise ValueError(
             "this model came without a tokenizer, so texts need one: pass tokenizer= when loading, or give ids"
@@ -161,7 +162,7 @@ def whole(prompts: Prompts, rows: Sequence[Sequence[int]], padding: int) -> Tens
     return torch.cat([prompts.ids_BS, torch.tensor(new, device=prompts.ids_BS.device)], dim=1)
 
 
-def _of_ids(inputs: Any, device: torch.device) -> Prompts:
+def _of_ids(inputs: Any, words: int, device: torch.device) -> Prompts:
     ids, mask = (
         (inputs, None) if isinstance(inputs, Tensor) else (inputs["input_ids"], inputs.get("attention_mask"))
     )
@@ -170,6 +171,8 @@ def _of_ids(inputs: Any, device: torch.device) -> Prompts:
         raise ValueError(
             f"ids of shape {list(ids_BS.shape)} and type {ids_BS.dtype} are no prompts: give whole numbers [B, S]"
         )
+    if not 0 <= int(ids_BS.min()) <= int(ids_BS.max()) < words:
+        raise ValueError(f"ids must lie from 0 to {words - 1}, as many as the embedding has rows")
     mask_BS = None if mask is None else torch.as_tensor(mask)
     if mask_BS is not None and (mask_BS.shape != ids_BS.shape or not bool(mask_BS[:, -1].all())):
         raise ValueError(
