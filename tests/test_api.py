@@ -14,7 +14,6 @@ import torch
 from transformers import DynamicCache, LogitsProcessorList, pipeline
 
 import adafuse
-from adafuse import api
 from adafuse.adapters import reference
 from adafuse.adapters.adapter import randomise
 from adafuse.bench import device
@@ -180,7 +179,7 @@ def test_an_error_in_the_middle_leaves_clean_weights() -> None:
 
 def test_static_runtimes_decode_alike_and_transformers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Off a GPU they run the step that they would capture; the second call goes on with the same decoder."""
-    monkeypatch.setattr(api, "refuse_use", lambda *_: None)
+    monkeypatch.setattr("adafuse.adapted.refuse_use", lambda *_: None)
     made = adapted().use("gather", runtime="graph")
     assert torch.equal(made.generate(PROMPT, max_new_tokens=TOKENS), greedy(made, PROMPT))
     kept = made._kept
