@@ -21,6 +21,8 @@ FEW_TOKENS = 4
 # Rows of one `fused` or `linear` launch. Beyond, arithmetic without tensor cores takes longer than the weight: at four
 # rows a token of Llama-2-7B's shape takes 6.4 ms where the library's takes 3.72 (one H200, README.md).
 FUSED_MAX_BATCH = 2
+# rows of a launch of lean.py beyond which it goes through tensor cores, for the same reason
+GEMV_TOKENS = 2
 MAX_MEMBERS = 3  # linears that share an input: q, k and v
 ROUTED_MAX_EXPERTS = 32  # a kernel notes whom it has taken in the bits of a word
 # 16 bytes of bf16. Rows of a joined product that are an odd multiple of 4 numbers long (4 experts and their routers
@@ -39,6 +41,8 @@ MULTIPROCESSORS = 132  # an H200; only how finely the work is cut depends on it
 ROUTE_TILE = 4096  # weights of a router that are read at once
 ROUTE_WARPS = 4
 ROUTE_STAGES = 8  # one more than there are tiles in flight: 112 of the 128 KB of 8 rows of 4096 inputs
+
+NEXT_PIECES = 32  # programs that look through a vocabulary for the next token
 
 # of fp32 one, two or four loads of 16 bytes per thread, all in flight at once; the fastest counts. On an H200 a copy in
 # pieces of 8 KiB reached 4.17 TB/s where pieces of 16 KiB reached 3.92: a floor must not flatter what is held to it.
@@ -77,6 +81,31 @@ class GemvConfig:
     rows: int
     tiles: int
     block: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class LeanCut:
+    """How a lean product is cut: `rows` of W by `block` inputs a program, `stages` of them in flight on tensor cores,
+    and `front_rows` of A for each program that shrinks.
+    """
+
+    rows: int
+    block: int
+    warps: int
+    stages: int = 1
+    front_rows: int = 1
+
+
+@dataclass(frozen=True)
+class AttendCut:
+    """How lean attention is cut: blocks of slots, at most so many programs beside each other for one head's context,
+    and the fewest slots that are worth a program of their own.
+    """
+
+    block: int
+    splits: int
+    least: int
     warps: int
 
 
@@ -137,6 +166,33 @@ def fit_gemv(config: GemvConfig, inputs: int, edges: list[int]) -> GemvConfig:
     # a block that divides I needs no mask; below 512 a tile has too few loads to be worth it
     even = next((b for b in (block, block // 2, block // 4) if b >= 512 and inputs % b == 0), block)
     return replace(config, rows=rows, tiles=tiles, block=even)
+
+
+def lean_cut(tokens: int, inputs: int, outputs: int, gated: bool) -> LeanCut:
+    """Where to cut; `outputs` counts both halves of a gated product. Not measured yet beyond one probe at one token."""
+    if tokens > GEMV_TOKENS:
+        # enough programs for every multiprocessor, and as few as that allows: each reads all of x
+        rows = next((r for r in (64, 32) if outputs // r >= 2 * MULTIPROCESSORS), 32 if gated else 16)
+        return LeanCut(rows=rows, block=128, warps=4, stages=4, front_rows=16)
+    if inputs > 2 * outputs:
+        return LeanCut(rows=4, block=1024, warps=4)
+    return LeanCut(rows=4, block=2048, warps=8)
+
+
+def fit_lean(cut: LeanCut, inputs: int, outputs: int, members: Members, gated: bool) -> LeanCut:
+    """`cut` for these sizes: no program has rows of two members, nor of a member and of a linear without experts."""
+    edges = [edge for column, width in members for edge in (column, column + width) if 0 < edge < outputs]
+    step, rows = math.gcd(*edges), min(cut.rows, power_of_2(outputs))
+    while step % rows:
+        rows //= 2
+    block = min(cut.block, max(power_of_2(inputs), 16))
+    return replace(cut, rows=max(rows, 2 if gated else 1), block=block)
+
+
+def attend_cut(sequences: int, heads: int, slots: int) -> AttendCut:
+    """Programs for every multiprocessor twice over where the context is long; `heads` are those of keys."""
+    splits = min(cdiv(2 * MULTIPROCESSORS, sequences * heads), cdiv(slots, 128))
+    return AttendCut(block=64, splits=max(1, splits), least=128, warps=4)
 
 
 def switch_config(itemsize: int, rank: int) -> SwitchConfig:

@@ -1,0 +1,300 @@
+"""Experts beside a lean product, in its own launch: the first programs shrink, the others expand what they have shrunk.
+
+In: x, the factors, gates that are known or logits that are not. Out: h = A x by the programs in front, a flag that
+counts them, and [T, rows] of B h for whoever has waited for it. The hardware starts programs in the order of their
+numbers and nobody waits for a later one, so it ends. One or two tokens read the chosen experts alone; more, and routers
+of the linear's own, have all A multiplied, and read the B of whoever was chosen. Names as in gather.py. Next: lean.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
+
+from adafuse.kernels.config import GEMV_TOKENS, ROUTED_MAX_EXPERTS, LeanCut, Members, cdiv, flat
+from adafuse.kernels.gather import _exact_gelu
+from adafuse.kernels.route import choose_alone, is_slot
+from adafuse.kernels.times import load_rows, rstd, times_x
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Experts beside a product: `rows_SI` are all A, [G * E * R, I] by member, expert and rank, then its routers' rows.
+
+    `lora_B_EOR` None: the rows are shrunk and left in `h`. `logits` None: index and weight [T, K] were chosen before,
+    `ready` says how long before: by a launch that had ended when the one before this one began. Else the member's
+    logits are `logits` [T, G * E] (part of h, or of another product's), and index and weight [T, G, K] are written.
+    """
+
+    rows_SI: Tensor
+    lora_B_EOR: Tensor | None
+    members: Members
+    experts: int
+    rank: int
+    top_k: int
+    scaling: float
+    index: Tensor
+    weight: Tensor
+    h: Tensor
+    flags: Tensor
+    turn: int
+    logits: Tensor | None = None
+    raw: bool = False
+    gelu: bool = False
+    ready: bool = False
+
+
+def scratch(
+    tokens: int, beside_rows: int, members: int, rank: int, top_k: int, known: bool
+) -> tuple[int, int]:
+    """Shape of `Beside.h`: of the chosen experts' rows alone where they are known and tokens are few, else of all."""
+    few = known and tokens <= GEMV_TOKENS
+    return (tokens * top_k, members * rank) if few else (tokens, beside_rows)
+
+
+def arguments(beside: Beside | None, tokens: int, cut: LeanCut) -> dict[str, Any]:
+    """What product_kernel is told about experts."""
+    if beside is None:
+        nothing = dict.fromkeys(("p_A", "p_B", "p_index", "p_weight", "p_h", "p_logits", "p_flags"))
+        numbers = dict.fromkeys(("turn", "logits_stride"), 0) | {"scaling": 0.0}
+        sizes = dict.fromkeys(("FRONT", "ROWS_A", "ROWS_B", "G"), 0) | dict.fromkeys(("E", "K", "R"), 1)
+        flags = dict.fromkeys(("CHOSEN", "EXPAND", "ROUTED", "RAW", "GELU", "READY"), False)
+        return nothing | numbers | sizes | flags | _edges([]) | {"FRONT_ROWS": 1}
+    routed, groups = beside.logits is not None, len(beside.members)
+    assert not routed or beside.experts <= ROUTED_MAX_EXPERTS, beside.experts
+    chosen = beside.lora_B_EOR is not None and not routed and tokens <= GEMV_TOKENS
+    rows = groups * beside.rank if chosen else beside.rows_SI.shape[0]
+    front = cdiv(rows, cut.front_rows) * (tokens * beside.top_k if chosen else 1)
+    return {
+        "p_A": beside.rows_SI,
+        "p_B": beside.lora_B_EOR,
+        "p_index": beside.index,
+        "p_weight": beside.weight,
+        "p_h": beside.h,
+        "p_logits": beside.logits,
+        "p_flags": beside.flags,
+        "turn": beside.turn,
+        "logits_stride": beside.logits.stride(0) if beside.logits is not None else 0,
+        "scaling": beside.scaling,
+        "FRONT": front,
+        "ROWS_A": beside.rows_SI.shape[0],
+        "ROWS_B": 0 if beside.lora_B_EOR is None else beside.lora_B_EOR.shape[1],
+        "G": groups,
+        "E": beside.experts,
+        "K": beside.top_k,
+        "R": beside.rank,
+        "CHOSEN": chosen,
+        "EXPAND": beside.lora_B_EOR is not None,
+        "ROUTED": routed,
+        "RAW": beside.raw,
+        "GELU": beside.gelu,
+        "READY": beside.ready,
+        "FRONT_ROWS": cut.front_rows,
+        **_edges(beside.members),
+    }
+
+
+def _edges(members: Members) -> dict[str, int]:
+    """Columns and widths as constants of the kernel."""
+    edges = flat(members or [(0, 0)])
+    return {name.upper(): number for name, number in edges.items()}
+
+
+@triton.jit
+def front(
+    i_program, p_x, p_squares, p_A, p_index, p_weight, p_h, p_flags, turn, eps,
+    T: tl.constexpr, PADDED: tl.constexpr, INPUTS: tl.constexpr, PARTS: tl.constexpr, FRONT_ROWS: tl.constexpr,
+    ROWS_A: tl.constexpr, G: tl.constexpr, E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr,
+    EXPAND: tl.constexpr, READY: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    TENSOR_CORES: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """h = A x of some rows, scaled as the norm says: of one (token, choice) pair's expert, or of all for all tokens."""
+    OWN: tl.constexpr = 1 if CHOSEN else T
+    OWN_PADDED: tl.constexpr = 1 if CHOSEN else PADDED
+    if CHOSEN:
+        TILES: tl.constexpr = (G * R + FRONT_ROWS - 1) // FRONT_ROWS
+        i_pair = i_program // TILES
+        o_c = i_program % TILES * FRONT_ROWS + tl.arange(0, FRONT_ROWS)
+        if PDL and not READY:
+            gdc_wait()
+        i_e = tl.load(p_index + i_pair).to(tl.int32)
+        # of a slot without a gate nothing is read, here or below
+        m_row = (o_c < G * R) & is_slot(tl.load(p_weight + i_pair))
+        o_row = (o_c // R * E + i_e) * R + o_c % R
+        i_t = i_pair // K
+        o_h = i_pair * (G * R) + o_c
+    else:
+        o_row = i_program * FRONT_ROWS + tl.arange(0, FRONT_ROWS)
+        m_row = o_row < ROWS_A
+        i_t = 0
+        o_h = o_row
+    o_t = tl.arange(0, OWN_PADDED)
+    p_rows = p_A + o_row.to(tl.int64) * INPUTS
+    p_own = p_x + i_t * INPUTS
+    b_A = load_rows(p_rows, m_row, 0, INPUTS, BLOCK, False, TENSOR_CORES)
+    if PDL and (READY or not CHOSEN):
+        gdc_wait()
+    b_h = times_x(b_A, p_rows, m_row, p_own, INPUTS, OWN, OWN_PADDED, BLOCK, False, STAGES, TENSOR_CORES, DOT)
+    if PARTS > 0:
+        b_h *= rstd(p_squares + i_t * PARTS, eps, INPUTS, OWN, PARTS, OWN_PADDED)[:, None]
+    tl.store(p_h + o_t[:, None] * ROWS_A + o_h[None, :], b_h, mask=(o_t < OWN)[:, None] & m_row[None, :])
+    if EXPAND:
+        # every thread's h is stored before the one thread that holds the atomic releases it
+        tl.debug_barrier()
+        tl.atomic_add(p_flags + turn, 1, sem="release")
+
+
+@triton.jit
+def expand(
+    b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_g, o_B, m_y, starts,
+    ROWS_A: tl.constexpr, ROWS_B: tl.constexpr, T: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr,
+    E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr, ROUTED: tl.constexpr, RAW: tl.constexpr,
+    GELU: tl.constexpr, BLOCK_C: tl.constexpr, TENSOR_CORES: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """[T, rows] of scaling * sum_k weight_k B[e_k] h_k for rows `o_B` of member `i_g` (-1: none, all zero).
+
+    CHOSEN: `b_B` holds each pair's rows. Else they are read when it is known who was chosen, by its own logits with
+    ROUTED; those are told in p_index and p_weight where `starts`.
+    """
+    m_own = m_y & (i_g >= 0)
+    i_own = tl.maximum(i_g, 0)
+    if TENSOR_CORES:
+        b_sum = expand_all(
+            p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_own, i_g >= 0, o_B, m_own, starts,
+            ROWS_A, ROWS_B, T, PADDED, G, E, K, R, ROUTED, RAW, GELU, BLOCK_C, DOT,
+        )  # fmt: skip
+    else:
+        b_sum = expand_few(
+            b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_own, i_g >= 0, o_B, m_own, starts,
+            ROWS_A, ROWS_B, T, PADDED, G, E, K, R, CHOSEN, ROUTED, RAW, GELU,
+        )  # fmt: skip
+    return b_sum
+
+
+@triton.jit
+def expand_few(
+    b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_g, exists, o_B, m_own, starts,
+    ROWS_A: tl.constexpr, ROWS_B: tl.constexpr, T: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr,
+    E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr, ROUTED: tl.constexpr,
+    RAW: tl.constexpr, GELU: tl.constexpr,
+):  # fmt: skip
+    """Token by token, expert by expert."""
+    o_t = tl.arange(0, PADDED)
+    o_r = tl.arange(0, triton.next_power_of_2(R))
+    b_sum = tl.zeros((PADDED, o_B.shape[0]), tl.float32)
+    for t in tl.static_range(T):
+        if ROUTED:
+            b_index, b_share = choose_alone(p_logits + t * logits_stride + i_g * E, E, K, RAW)
+        for k in tl.static_range(K):
+            if CHOSEN:
+                weight = tl.load(p_weight + t * K + k)
+                b_rows = b_B[t * K + k]
+                p_low = p_h + (t * K + k) * (G * R) + i_g * R
+            else:
+                i_e = b_index[k]
+                weight = b_share[k]
+                p_up = p_B + (i_e.to(tl.int64) * ROWS_B + o_B[:, None]) * R + o_r[None, :]
+                b_rows = tl.load(p_up, mask=m_own[:, None] & (o_r < R)[None, :], other=0.0)
+                p_low = p_h + t * ROWS_A + (i_g * E + i_e) * R
+                tl.store(p_index + (t * G + i_g) * K + k, i_e.to(tl.int64), mask=starts & exists)
+                tl.store(p_weight + (t * G + i_g) * K + k, weight, mask=starts & exists)
+            # past the L1 cache, which does not see what other processors wrote
+            b_h = tl.load(p_low + o_r, mask=(o_r < R) & is_slot(weight), other=0.0, cache_modifier=".cg")
+            if GELU:
+                b_h = _exact_gelu(b_h)
+            b_delta = tl.sum(b_rows.to(tl.float32) * (b_h * (weight * scaling))[None, :], 1)
+            b_sum += tl.where((o_t == t)[:, None], b_delta[None, :], 0.0)
+    return b_sum
+
+
+@triton.jit
+def expand_all(
+    p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_g, exists, o_B, m_own, starts,
+    ROWS_A: tl.constexpr, ROWS_B: tl.constexpr, T: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr,
+    E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, ROUTED: tl.constexpr, RAW: tl.constexpr, GELU: tl.constexpr,
+    BLOCK_C: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """The same for many tokens, on the tensor cores: one contraction over all experts and ranks, in which a gate is a
+    factor of h. An expert that nobody chose is not read.
+    """
+    o_t = tl.arange(0, PADDED)
+    m_t = o_t < T
+    o_slot = (o_t * G + i_g) * K if ROUTED else o_t * K
+    if ROUTED:
+        p_own = p_logits + tl.minimum(o_t, T - 1) * logits_stride + i_g * E
+        b_index, b_share = choose_alone(p_own, E, K, RAW)
+        for k in tl.static_range(K):
+            tl.store(p_index + o_slot + k, b_index[k].to(tl.int64), mask=m_t & starts & exists)
+            tl.store(p_weight + o_slot + k, b_share[k], mask=m_t & starts & exists)
+    b_sum = tl.zeros((o_B.shape[0], PADDED), tl.float32)
+    for first in range(0, E * R, BLOCK_C):
+        o_c = first + tl.arange(0, BLOCK_C)
+        m_c = o_c < E * R
+        o_e = o_c // R
+        b_gate = tl.zeros((BLOCK_C, PADDED), tl.float32)
+        for k in tl.static_range(K):
+            if ROUTED:
+                b_e = b_index[k]
+                b_weight = b_share[k]
+            else:
+                b_e = tl.load(p_index + o_slot + k, mask=m_t, other=-1).to(tl.int32)
+                b_weight = tl.load(p_weight + o_slot + k, mask=m_t, other=0.0)
+            b_own = tl.where(m_t, b_weight * scaling, 0.0)
+            b_gate += tl.where(o_e[:, None] == b_e[None, :], b_own[None, :], 0.0)
+        m_used = m_c & (tl.max((b_gate != 0).to(tl.int32), 1) > 0)
+        p_low = p_h + o_t[None, :] * ROWS_A + (i_g * E * R + o_c)[:, None]
+        b_h = tl.load(p_low, mask=m_used[:, None] & m_t[None, :], other=0.0, cache_modifier=".cg")
+        if GELU:
+            b_h = _exact_gelu(b_h)
+        p_up = p_B + (o_e.to(tl.int64) * ROWS_B * R + o_c % R)[None, :] + o_B[:, None] * R
+        b_rows = tl.load(p_up, mask=m_own[:, None] & m_used[None, :], other=0.0).to(DOT)
+        b_gated = tl.where(b_gate != 0, b_h * b_gate, 0.0).to(DOT)
+        b_sum = tl.dot(b_rows, b_gated, b_sum, input_precision="ieee")
+    return tl.trans(b_sum)
+
+
+@triton.jit
+def load_ups(
+    p_B,
+    p_index,
+    p_weight,
+    o_B,
+    m_own,
+    ROWS_B: tl.constexpr,
+    T: tl.constexpr,
+    K: tl.constexpr,
+    R: tl.constexpr,
+):
+    """Rows `o_B` of B of each (token, choice) pair's expert, one after the other."""
+    o_r = tl.arange(0, triton.next_power_of_2(R))
+    b_B: tl.tuple = ()
+    for pair in tl.static_range(T * K):
+        i_e = tl.load(p_index + pair).to(tl.int64)
+        m_up = m_own[:, None] & (o_r < R)[None, :] & is_slot(tl.load(p_weight + pair))
+        b_B += (tl.load(p_B + (i_e * ROWS_B + o_B[:, None]) * R + o_r[None, :], mask=m_up, other=0.0),)
+    return b_B
+
+
+@triton.jit
+def member(
+    column, COLUMN_0: tl.constexpr, WIDTH_0: tl.constexpr, COLUMN_1: tl.constexpr, WIDTH_1: tl.constexpr,
+    COLUMN_2: tl.constexpr, WIDTH_2: tl.constexpr,
+):  # fmt: skip
+    """The member that `column` of y belongs to (or -1), and what leads from it to a row of the joined B."""
+    in_0 = (column >= COLUMN_0) & (column < COLUMN_0 + WIDTH_0)
+    in_1 = (column >= COLUMN_1) & (column < COLUMN_1 + WIDTH_1)
+    in_2 = (column >= COLUMN_2) & (column < COLUMN_2 + WIDTH_2)
+    i_g = tl.where(in_0, 0, tl.where(in_1, 1, tl.where(in_2, 2, -1)))
+    shift = tl.where(in_0, -COLUMN_0, tl.where(in_1, WIDTH_0 - COLUMN_1, WIDTH_0 + WIDTH_1 - COLUMN_2))
+    return i_g, shift
+
+
+@triton.jit
+def member_start(i_g, COLUMN_0: tl.constexpr, COLUMN_1: tl.constexpr, COLUMN_2: tl.constexpr):
+    """Where member `i_g` begins in y."""
+    return tl.where(i_g == 0, COLUMN_0, tl.where(i_g == 1, COLUMN_1, COLUMN_2))

@@ -1,0 +1,242 @@
+"""A product of a lean decode step: all that stands between two reads of the hidden state, in one launch.
+
+In: x [T, I] as the launch before left it, W [O, I], what is done around the product (`Product`), experts beside it
+(beside.py), and how the work is cut. Out: y, or the sum that goes on from layer to layer with what the next norm needs.
+A norm is a weight per input and a scalar per token. The writer of the sum multiplies by the weight (x, rounded as a
+norm would) and leaves sums of squares in fixed slots; the reader multiplies by the scalar, after its product. A launch
+may start before the one before has ended (programmatic dependent launch): nothing that it writes is touched before
+`gdc_wait`, but W, and A and B of experts that were chosen long before, are asked for. Letters as in naive.py, names as
+in gather.py; README.md, section lean, has the reasons. Next: attend.py, ends.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from adafuse.kernels.beside import Beside, arguments, expand, front, load_ups, member, member_start
+from adafuse.kernels.config import GEMV_TOKENS, LeanCut, cdiv, fit_lean, lean_cut
+from adafuse.kernels.gather import _dot_type
+from adafuse.kernels.times import load_rows, rstd, times_x
+
+INDEPENDENT = {"PDL": False}
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Of the input: sums of squares [T, P] of what it is a multiple of, and the norm's epsilon."""
+
+    squares_TP: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The sum of all layers' outputs in fp32, and what its next reader finds: it times its norm's weight, squares."""
+
+    sum_TO: Tensor
+    norm_O: Tensor
+    next_TO: Tensor
+    squares_TP: Tensor
+
+
+@dataclass(frozen=True)
+class Product:
+    """y = (W x) rstd + b + experts; W None: y = x + experts. Gated: silu of the first half of y times the second.
+
+    With `residual` y is added there and goes nowhere else. `alone`: it starts when all before has ended, and what comes
+    next when it has: what it reads early, or what comes next reads early, was written just before.
+    """
+
+    x_TI: Tensor
+    weight_OI: Tensor | None
+    bias_O: Tensor | None = None
+    y_TO: Tensor | None = None
+    norm: Norm | None = None
+    residual: Residual | None = None
+    gated: bool = False
+    beside: Beside | None = None
+    alone: bool = False
+    cut: LeanCut | None = None
+
+    @property
+    def outputs(self) -> int:
+        return self.x_TI.shape[1] if self.weight_OI is None else self.weight_OI.shape[0]
+
+    def fitted(self) -> LeanCut:
+        """How this launch is cut."""
+        (tokens, inputs), beside = self.x_TI.shape, self.beside
+        cut = self.cut or lean_cut(tokens, inputs, self.outputs, self.gated)
+        experts = beside is not None and beside.lora_B_EOR is not None and not self.gated
+        return fit_lean(cut, inputs, self.outputs, beside.members if experts and beside else [], self.gated)
+
+
+def product(work: Product) -> None:
+    """Launch it."""
+    (tokens, inputs), cut, outputs = work.x_TI.shape, work.fitted(), work.outputs
+    tiles, tensor_cores = cdiv(outputs, cut.rows), tokens > GEMV_TOKENS
+    beside, experts = work.beside, arguments(work.beside, tokens, cut)
+    assert work.x_TI.is_contiguous()
+    residual = work.residual
+    # a side of a product on tensor cores is 16 at least; of a gated one's experts, half of the rows are
+    assert not tensor_cores or cut.rows >= (32 if work.gated else 16), (cut, outputs)
+    if residual is not None:
+        assert residual.squares_TP.shape == (tokens, tiles), (residual.squares_TP.shape, tiles)
+    product_kernel[(tiles + experts["FRONT"],)](
+        p_x=work.x_TI,
+        p_W=work.weight_OI,
+        p_bias=work.bias_O,
+        p_y=work.y_TO,
+        p_squares=work.norm and work.norm.squares_TP,
+        p_sum=residual and residual.sum_TO,
+        p_norm=residual and residual.norm_O,
+        p_next=residual and residual.next_TO,
+        p_squares_next=residual and residual.squares_TP,
+        eps=work.norm.eps if work.norm else 0.0,
+        **experts,
+        T=tokens,
+        PADDED=max(16 if tensor_cores else 1, triton.next_power_of_2(tokens)),
+        OUTPUTS=outputs,
+        INPUTS=inputs,
+        PARTS=work.norm.squares_TP.shape[1] if work.norm else 0,
+        GATED=work.gated,
+        ROWS=cut.rows,
+        BLOCK=cut.block,
+        STAGES=cut.stages,
+        TENSOR_CORES=tensor_cores,
+        DOT=_dot_type(work.x_TI),
+        BLOCK_C=16
+        if beside is None
+        else max(16, min(64, triton.next_power_of_2(beside.experts * beside.rank))),
+        num_warps=cut.warps,
+        **(INDEPENDENT if work.alone else dependent(work.x_TI.device)),
+    )
+
+
+def dependent(device: torch.device) -> dict[str, Any]:
+    """What a launch says where it may start before the one before has ended: on Hopper and later."""
+    early = device.type == "cuda" and _hopper(device.index or 0)
+    return {"PDL": True, "launch_pdl": True} if early else INDEPENDENT
+
+
+@cache
+def _hopper(index: int) -> bool:
+    return torch.cuda.get_device_capability(index) >= (9, 0)
+
+
+@triton.jit(do_not_specialize=["turn", "logits_stride"])
+def product_kernel(
+    p_x, p_W, p_bias, p_y, p_squares, p_sum, p_norm, p_next, p_squares_next,
+    p_A, p_B, p_index, p_weight, p_h, p_logits, p_flags,
+    turn, logits_stride, eps, scaling,
+    COLUMN_0: tl.constexpr, WIDTH_0: tl.constexpr, COLUMN_1: tl.constexpr, WIDTH_1: tl.constexpr,
+    COLUMN_2: tl.constexpr, WIDTH_2: tl.constexpr,
+    T: tl.constexpr, PADDED: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, PARTS: tl.constexpr,
+    GATED: tl.constexpr,
+    FRONT: tl.constexpr, FRONT_ROWS: tl.constexpr, ROWS_A: tl.constexpr, ROWS_B: tl.constexpr, G: tl.constexpr,
+    E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr, EXPAND: tl.constexpr,
+    ROUTED: tl.constexpr, RAW: tl.constexpr, GELU: tl.constexpr, READY: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+    TENSOR_CORES: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """`Product`. Grid: FRONT programs that shrink, then tiles of ROWS rows of W (GATED: so many of both halves).
+
+    p_x [T, I]; p_W [O, I] or None; p_bias [O]; p_y [T, O], or [T, O / 2] of GATED; p_squares [T, PARTS]; p_sum [T, O]
+    in fp32, p_norm [O], p_next [T, O], p_squares_next [T, tiles]; p_A [ROWS_A, I]; p_B [E, ROWS_B, R]; p_index and
+    p_weight [T, K], with ROUTED [T, G, K]; p_h in fp32, [T * K, G * R] of the CHOSEN rows or [T, ROWS_A] of all;
+    p_logits [T, G * E] in fp32, rows `logits_stride` apart. p_flags[turn] counts the programs that have shrunk; the
+    step's last launch lowers all flags (ends.py).
+    """
+    i_program = tl.program_id(0)
+    if PDL:
+        gdc_launch_dependents()
+    if FRONT > 0:
+        if i_program < FRONT:
+            front(
+                i_program, p_x, p_squares, p_A, p_index, p_weight, p_h, p_flags, turn, eps,
+                T, PADDED, INPUTS, PARTS, FRONT_ROWS, ROWS_A, G, E, K, R, CHOSEN, EXPAND, READY, BLOCK, STAGES,
+                TENSOR_CORES, DOT, PDL,
+            )  # fmt: skip
+            return
+    HALF: tl.constexpr = ROWS // 2 if GATED else ROWS
+    WIDTH: tl.constexpr = OUTPUTS // 2 if GATED else OUTPUTS
+    i_tile = i_program - FRONT
+    o_y = i_tile * HALF + tl.arange(0, HALF)
+    m_y = o_y < WIDTH
+    o_row = i_tile * ROWS + tl.arange(0, ROWS)
+    m_row = o_row < OUTPUTS
+    if GATED:
+        # a row of the first half beside its fellow of the second
+        o_row = o_row // 2 + o_row % 2 * WIDTH
+    WHOLE: tl.constexpr = OUTPUTS % ROWS == 0
+    if p_W is not None:
+        p_rows = p_W + o_row.to(tl.int64) * INPUTS
+        b_W = load_rows(p_rows, m_row, 0, INPUTS, BLOCK, WHOLE, TENSOR_CORES)
+    i_g, shift = member(i_tile * HALF, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2)
+    i_up, shift_up = member(WIDTH, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2)
+    if PDL and not (CHOSEN and READY):
+        gdc_wait()
+    b_B: tl.tuple = ()
+    b_B_up: tl.tuple = ()
+    if CHOSEN:
+        b_B = load_ups(p_B, p_index, p_weight, o_y + shift, m_y & (i_g >= 0), ROWS_B, T, K, R)
+        if GATED:
+            b_B_up = load_ups(
+                p_B, p_index, p_weight, o_y + WIDTH + shift_up, m_y & (i_up >= 0), ROWS_B, T, K, R
+            )
+        if PDL and READY:
+            gdc_wait()
+    o_t = tl.arange(0, PADDED)
+    m_t = o_t < T
+    m_out = m_t[:, None] & m_y[None, :]
+    if p_W is not None:
+        b_y = times_x(b_W, p_rows, m_row, p_x, INPUTS, T, PADDED, BLOCK, WHOLE, STAGES, TENSOR_CORES, DOT)
+        if PARTS > 0:
+            b_y *= rstd(p_squares, eps, INPUTS, T, PARTS, PADDED)[:, None]
+        if p_bias is not None:
+            b_y += tl.load(p_bias + o_row, mask=m_row, other=0.0).to(tl.float32)[None, :]
+    else:
+        b_y = tl.load(p_x + o_t[:, None] * INPUTS + o_y[None, :], mask=m_out, other=0.0).to(tl.float32)
+    b_up = b_y
+    if GATED:
+        b_y, b_up = tl.split(tl.reshape(b_y, (PADDED, HALF, 2)))
+    if EXPAND:
+        has_experts = i_g >= 0
+        if GATED:
+            has_experts = has_experts | (i_up >= 0)
+        if has_experts:
+            # programs that start late find the flag raised and go through once
+            while tl.atomic_add(p_flags + turn, 0, sem="acquire") < FRONT:
+                pass
+        starts = i_tile == 0
+        if not GATED:
+            starts = i_tile * ROWS == member_start(i_g, COLUMN_0, COLUMN_1, COLUMN_2)
+        b_y += expand(
+            b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_g, o_y + shift, m_y, starts,
+            ROWS_A, ROWS_B, T, PADDED, G, E, K, R, CHOSEN, ROUTED, RAW, GELU, BLOCK_C, TENSOR_CORES, DOT,
+        )  # fmt: skip
+        if GATED:
+            b_up += expand(
+                b_B_up, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_up, o_y + WIDTH + shift_up,
+                m_y, starts,
+                ROWS_A, ROWS_B, T, PADDED, G, E, K, R, CHOSEN, ROUTED, RAW, GELU, BLOCK_C, TENSOR_CORES, DOT,
+            )  # fmt: skip
+    if GATED:
+        b_y = b_y / (1.0 + tl.exp(-b_y)) * b_up
+    o_out = o_t[:, None] * WIDTH + o_y[None, :]
+    if p_sum is not None:
+        b_sum = tl.load(p_sum + o_out, mask=m_out, other=0.0) + b_y
+        tl.store(p_sum + o_out, b_sum, mask=m_out)
+        b_norm = tl.load(p_norm + o_y, mask=m_y, other=0.0).to(tl.float32)
+        tl.store(p_next + o_out, (b_sum * b_norm[None, :]).to(p_next.dtype.element_ty), mask=m_out)
+        b_squares = tl.sum(tl.where(m_out, b_sum * b_sum, 0.0), 1)
+        tl.store(p_squares_next + o_t * tl.cdiv(OUTPUTS, ROWS) + i_tile, b_squares, mask=m_t)
+    else:
+        tl.store(p_y + o_out, b_y.to(p_y.dtype.element_ty), mask=m_out)
