@@ -54,6 +54,14 @@ REFUSED = [
         "PEFT's own Python.*use runtime=eager",
     ),
     (["arms.run=[adafuse_peft_merge]", "batch=2"], "one selection for the whole batch: use batch=1"),
+    (
+        ["arms.run=[mixlora_gather]", "arms.table.mixlora_gather.runtime=lean"],
+        "whole MLPs.*use runtime=graph",
+    ),
+    (["arms.run=[adafuse_dense]", "arms.table.adafuse_dense.runtime=lean"], "use gather, switch, rebase, or"),
+    (["arms.run=[base_lean]", "arms.table.base_lean.strategy=fused"], "use dense, or runtime=graph"),
+    (["arms.run=[base_lean]", "batch=65"], "up to 64 rows in runtime=lean, not batch=65"),
+    (["arms.run=[adafuse_switch_lean]", "batch=2"], "runtime=lean needs batch=1"),
     (["method=lora", "evaluate_strategy=peft"], "is no way to evaluate: use dense"),
     (["method=adafuse", "evaluate_strategy=peft_merge"], "is no way to evaluate: use dense"),
 ]
@@ -73,6 +81,7 @@ def test_what_cannot_work_is_refused(overrides: list[str], message: str) -> None
         ["arms.run=[adafuse_switch_graph]"],
         ["arms.run=[lora_rebase]", "arms.table.lora_rebase.runtime=graph", "batch=8"],
         ["arms.run=[base_gemv_compiled]", "batch=2"],
+        ["arms.run=[adafuse_gather_lean,base_lean]", "batch=64"],
         ["arms=peft"],
         ["arms.run=[lora_peft]", "batch=8"],
         ["evaluate_strategy=fused", "suite.batch=2"],

@@ -25,7 +25,7 @@ StrategyName = Enum(
 )
 # where the gates of a timed arm come from: its router, or a seeded table that the device reads on its way
 GateSource = Enum("GateSource", "router uniform zipf same distinct")
-Runtime = Enum("Runtime", "eager graph compiled")
+Runtime = Enum("Runtime", "eager graph compiled lean")
 # auto: a checkpoint's own on a GPU, float32 on a CPU (compose.py); no cell has it
 Dtype = Enum("Dtype", "float32 bfloat16 float16 auto")
 # published: every method's experts as its file says; equal: ranks that give each method as many parameters as lora

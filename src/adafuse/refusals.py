@@ -28,12 +28,14 @@ from adafuse.config import (
     Weights,
 )
 from adafuse.data.families import LEVELS
-from adafuse.distributed import PROCESSES, refuse_sharding
 from adafuse.kernels.config import FUSED_MAX_BATCH
 
 # PEFT's own code, launched as its users do
 PEFT = (StrategyName.peft, StrategyName.peft_merge)
 MERGING = (StrategyName.simple_merge, StrategyName.switch, StrategyName.rebase)
+# what runtime lean carries: rows of a step, and strategies ("dense" for the backbone alone)
+LEAN_MAX_BATCH = 64
+LEAN = (StrategyName.gather, StrategyName.switch, StrategyName.rebase)
 # what task=kernel can time (bench/kernel_work.py), and the linears that a merge writes
 KERNELS = (
     *("switch", "rebase", "shrink_expand", "expand_all", "gather", "gather_routed"),
@@ -119,17 +121,6 @@ def refuse_device(config: Config, where: str) -> None:
     """Raise ValueError where an arm or a kernel needs a GPU and `where` is none; called before anything is loaded."""
     if where != "cuda":
         _refuse(_of_cpu(config))
-
-
-def refuse_processes(config: Config) -> None:
-    """Raise ValueError where several processes were started for what one does, or by what splits parameters."""
-    if PROCESSES == 1:
-        return
-    if config.task not in (Task.pretrain, Task.train, Task.evaluate):
-        raise ValueError(
-            f"task={config.task.name} measures one process: start it without torchrun or accelerate launch"
-        )
-    refuse_sharding()
 
 
 def refuse_untrained(config: Config) -> None:
@@ -297,6 +288,8 @@ def _of_runtime(arm: Arm, method: Method, batch: int) -> Iterator[str]:
         yield "merges one selection for the whole batch: use batch=1"
     if arm.runtime is Runtime.eager:
         return
+    if arm.runtime is Runtime.lean:
+        yield from _of_lean(arm, method, batch)
     merged_per_token = arm.strategy in MERGING and method.routing is not Routing.none
     if arm.strategy in PEFT:
         yield "is PEFT's own Python, which runs eagerly: use runtime=eager"
@@ -306,6 +299,17 @@ def _of_runtime(arm: Arm, method: Method, batch: int) -> Iterator[str]:
         yield "rewrites weights that torch.compile takes for constant within a step: use runtime=graph"
     if merged_per_token and batch > 1:
         yield f"compares the gates of a batch on the host, so runtime={arm.runtime.name} needs batch=1"
+
+
+def _of_lean(arm: Arm, method: Method, batch: int) -> Iterator[str]:
+    if method.expert_kind is ExpertKind.mlp_lora:
+        yield "mixes whole MLPs, which runtime=lean does not carry: use runtime=graph"
+    allowed = LEAN if method.has_experts else (StrategyName.dense,)
+    if arm.strategy not in allowed:
+        names = ", ".join(strategy.name for strategy in allowed)
+        yield f"is not one of runtime=lean's for method {method.name}: use {names}, or runtime=graph"
+    if batch > LEAN_MAX_BATCH:
+        yield f"serves up to {LEAN_MAX_BATCH} rows in runtime=lean, not batch={batch}: use runtime=graph"
 
 
 def _of_evaluation(config: Config) -> Iterator[str]:

@@ -10,7 +10,7 @@ CPU a launch is an operator called from Python: what it calls itself is how it i
 Parts: `base_gemm` the frozen products, the head's too; `attention` the rest of the attention modules; `adapters` what
 the experts add; `routing` the routers; `switch` what writes experts into weights; `other` norms, activations, argmax.
 A kernel that does two things counts where its bytes are: the joined product of W with the experts' A behind it, and
-strategy fused's one kernel, are `base_gemm`; the expand that chooses its experts on its way is `adapters`.
+strategy fused's and runtime lean's one kernel, are `base_gemm`; the expand that chooses its experts is `adapters`.
 Next: trace.py.
 """
 
@@ -55,10 +55,13 @@ HOST = ("cpu_op", "user_annotation", *CALLS)
 # Names of kernels, first match wins. A library's product of experts looks like one of the backbone: by name it is base.
 NAMES = (
     ("switch", r"^switch_kernel"),
-    ("routing", r"^route_kernel"),
+    ("routing", r"^(route|decide)_kernel"),
     ("adapters", r"^(shrink|expand|expand_all)_kernel"),
-    ("attention", r"flash|fmha|attention|sdpa"),
-    ("base_gemm", r"^(fused|linear)_kernel|gemm|gemv|cutlass|cublas|nvjet|splitk|dot_kernel|tem_fused\w*mm"),
+    ("attention", r"^attend_kernel|flash|fmha|attention|sdpa"),
+    (
+        "base_gemm",
+        r"^(fused|linear|product)_kernel|gemm|gemv|cutlass|cublas|nvjet|splitk|dot_kernel|tem_fused\w*mm",
+    ),
 )
 
 

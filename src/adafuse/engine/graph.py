@@ -102,9 +102,9 @@ class Static:
             stack.enter_context(decoding(self.adapter))
             stack.enter_context(placed(self._plain_joints()))
             stack.enter_context(frozen_frequencies(self.model))
-            addresses = [projection.weight_OI.data_ptr() for projection in self._projections]
+            addresses = self._addresses_now()
             assert self._replay is None or addresses == self._addresses, (
-                "weights moved: make_room comes first"
+                "weights moved since the step was captured: make_room comes first, or make the decoder anew"
             )
             self._addresses = addresses
             if self._replay is None:
@@ -112,6 +112,10 @@ class Static:
             yield
             counted = int(self.position)
             assert counted == self._position, f"decoded up to {counted}, launched up to {self._position}"
+
+    def _addresses_now(self) -> list[int]:
+        """Of what a captured step reads and others may move."""
+        return [projection.weight_OI.data_ptr() for projection in self._projections]
 
     @torch.no_grad()
     def step(self, token_B1: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A decoder of a strategy and a runtime.
 
-In: a model, its adapter (or None). Out: a `Decoder`, not installed yet. Next: decoders.py, graph.py, peft.py.
+In: a model, its adapter (or None). Out: a `Decoder`, not installed yet. Next: decoders.py, graph.py, lean.py, peft.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ def make(
         return _of_peft(model, adapter, strategy, runtime)
     if runtime is Runtime.eager:
         return Eager(model, adapter, strategy)
+    if runtime is Runtime.lean:
+        # there is no Triton without Linux, and no other runtime asks for it here
+        from adafuse.engine.lean import Lean
+
+        return Lean(model, adapter, strategy, length)
     return Static(model, adapter, strategy, runtime, length)
 
 
