@@ -72,6 +72,10 @@ def main() -> int:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(composed: Any) -> None:
         statuses.append(run_cell(composed))
+        launcher = HydraConfig.get().launcher
+        if statuses[-1] != DONE and "submitit" in launcher._target_:
+            # it runs elsewhere, and what is raised there is raised here again
+            raise ValueError(f"a job failed: its output is in {launcher.submitit_folder}")
 
     try:
         # Hydra makes folders of some overrides before it calls anything of ours

@@ -166,16 +166,6 @@ def test_a_killed_training_goes_on_where_it_was(own_model: Path, tmp_path: Path)
     assert not list(tmp_path.glob("adapters/*.checkpoints")), "checkpoints go when the result is saved"
 
 
-def test_two_processes_share_a_fit_and_leave_one_record(own_model: Path, tmp_path: Path) -> None:
-    job = ["task=train", "method=adafuse", f"model.path={own_model}", f"runs_dir={tmp_path}", *QUICK]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "scripts/run.py", *job]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    (record,) = load(tmp_path)
-    assert record.status == "ok" and record.of("loss")[-1]["step"] == 6
-    assert len(list(tmp_path.glob("adapters/*/router_config.json"))) == 1
-
-
 def test_a_fit_names_the_backbone_it_stands_on_and_stands_on_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

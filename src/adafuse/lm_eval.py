@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
 from torch import nn
@@ -25,14 +24,14 @@ from adafuse.adapters import store
 from adafuse.adapters.adapter import Adapter
 from adafuse.compose import typed
 from adafuse.config import Config, Dtype, Experts, Method, Model, StrategyName
-from adafuse.distributed import PROCESSES
+from adafuse.distributed import join
 from adafuse.evaluation.adapted_lm import AdaptedLM
 from adafuse.model import backbone
 from adafuse.model.checkpoint import dtype_of
 from adafuse.refusals import PEFT, refuse_strategy
 
-# a process that has finished waits for the slowest, as long as that takes
-PATIENCE = timedelta(weeks=52)
+# what lm-eval's own models take to spread one over devices
+SPREAD = ("parallelize", "device_map", "tp_plan")
 
 
 @register_model("adafuse")
@@ -53,6 +52,8 @@ class AdaFuse(AdaptedLM):
         **unknown: object,
     ) -> None:
         """`strategy` decodes what is generated; log-likelihoods need none. Raises ValueError, one line."""
+        for name in set(unknown) & set(SPREAD):
+            raise ValueError(f"--model_args {name}: a backbone lies on one device (docs/running.md)")
         if unknown:
             raise ValueError(
                 f"--model_args has no {next(iter(unknown))}: choose from pretrained, adapter, strategy, dtype"
@@ -67,9 +68,7 @@ class AdaFuse(AdaptedLM):
         super().__init__(model, tokenizer, adapted, batch_size, merging)
         if max_batch_size is not None:
             self.max_batch_size = max_batch_size
-        if accelerator is not None:
-            self.accelerator, self._device = accelerator, accelerator.device
-            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+        self.take_share(accelerator)
         self.made.append(self)
 
 
@@ -97,7 +96,7 @@ def _one_of(names: Any, value: str, argument: str, without: set[Any]) -> Any:
 
 
 def _place(device: str | None) -> tuple[Accelerator | None, str]:
-    """Where this process computes; with others an accelerator, which knows them and this one's GPU."""
+    """Where this process computes; with others what knows them and this one's GPU."""
     where = device or "cuda"
     if where.startswith("cuda") and not torch.cuda.is_available():
         # lm-eval asks for cuda:0 where its user names no device, and falls back as well
@@ -106,11 +105,8 @@ def _place(device: str | None) -> tuple[Accelerator | None, str]:
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {where}: {str(error).splitlines()[0]}") from error
-    if PROCESSES == 1:
-        return None, where
-    patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    accelerator = Accelerator(cpu=where == "cpu", kwargs_handlers=[patience])
-    return accelerator, str(accelerator.device)
+    accelerator = join(where)
+    return accelerator, where if accelerator is None else str(accelerator.device)
 
 
 def _backbone(folder: Path, dtype: str, where: str) -> tuple[nn.Module, Any]:

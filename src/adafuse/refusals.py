@@ -28,6 +28,7 @@ from adafuse.config import (
     Weights,
 )
 from adafuse.data.families import LEVELS
+from adafuse.distributed import PROCESSES, refuse_sharding
 from adafuse.kernels.config import FUSED_MAX_BATCH
 
 # PEFT's own code, launched as its users do
@@ -121,6 +122,17 @@ def refuse_device(config: Config, where: str) -> None:
     """Raise ValueError where an arm or a kernel needs a GPU and `where` is none; called before anything is loaded."""
     if where != "cuda":
         _refuse(_of_cpu(config))
+
+
+def refuse_processes(config: Config) -> None:
+    """Raise ValueError where several processes were started for what one does, or by what splits parameters."""
+    if PROCESSES == 1:
+        return
+    if config.task not in (Task.pretrain, Task.train, Task.evaluate):
+        raise ValueError(
+            f"task={config.task.name} measures one process: start it without torchrun or accelerate launch"
+        )
+    refuse_sharding()
 
 
 def refuse_untrained(config: Config) -> None:

@@ -21,13 +21,13 @@ from typing import Any, Literal
 
 from adafuse import cell, machine, membership, records, tracking
 from adafuse.config import Config, Task
-from adafuse.distributed import MAIN_PROCESS, Silent, wait_for_everyone
+from adafuse.distributed import MAIN_PROCESS, Silent, join, wait_for_everyone
 from adafuse.locking import Busy, disk_error, wait_for_writer
 from adafuse.model import backbone
 from adafuse.model.checkpoint import dtype_of
 from adafuse.model.declared import check_cell
 from adafuse.records import Recorder
-from adafuse.refusals import refuse_device, refuse_untrained
+from adafuse.refusals import refuse_device, refuse_processes, refuse_untrained
 
 # the environment variable that tells all processes of a command when it began, in seconds
 BEGAN = "ADAFUSE_COMMAND_BEGAN"
@@ -54,6 +54,7 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
     backbone.check_source(config.model)
     check_cell(config)
     refuse_untrained(config)
+    refuse_processes(config)
     refuse_device(config, backbone.device(config))
     _note(config, command, experiment)
     for needed in cell.needs(config):
@@ -63,6 +64,7 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
             )
     path = cell.record_path(config)
     print(f"{task.name}: {path}")
+    join(backbone.device(config))
     recorded: AbstractContextManager[Any] = nullcontext(Silent())
     if MAIN_PROCESS:
         recorded = records.open_record(path, run_fields(config, command, experiment))

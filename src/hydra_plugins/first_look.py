@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,6 +28,7 @@ from adafuse.model.backbone import check_source
 from adafuse.model.checkpoint import dtype_of
 from adafuse.model.declared import check_cell
 
+SLURM = ".SlurmLauncher"
 # what check_cell reads beside task and method: where a sweep changes it, every job looks for itself
 READ = {"model", "experts", "arms", "latency", "context", "budget", "profile", "data"}
 
@@ -34,6 +36,8 @@ READ = {"model", "experts", "arms", "latency", "context", "budget", "profile", "
 class FirstLook(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Hydra takes an Exception of a callback for a warning, so this leaves by SystemExit."""
+        if config.hydra.launcher._target_.endswith(SLURM) and shutil.which("srun") is None:
+            _refuse("there is no srun here, so no Slurm job can be sent: leave hydra/launcher=slurm out")
         swept = {one.get_key_element(): _values(one) for one in _overrides(config)}
         changed = {key.split(".")[0] for key, values in swept.items() if len(values) > 1}
         composed = copy.deepcopy(config)
@@ -54,11 +58,15 @@ class FirstLook(Callback):
                 for task, method in itertools.product(tasks, methods):
                     check_cell(replace(shared, task=Task[task], method=shared.methods[method]))
         except (ValueError, OSError, OmegaConfBaseException) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _refuse(str(error))
         if "model" not in changed and shared.model.path is not None:
             own, used = dtype_of(Path(shared.model.path)).name, shared.model.dtype.name
             print(f"backbone: {shared.model.path}, stored in {own}, computed in {used}")
+
+
+def _refuse(line: str) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
 
 
 def jobs(config: DictConfig) -> Iterator[list[str]]:

@@ -26,6 +26,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from adafuse.config import Task
+from adafuse.distributed import PROCESSES
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 # what these leave does not depend on what else the machine does meanwhile
@@ -54,6 +55,11 @@ class IsolatedLauncher(Launcher):
         self.task = config.task.name
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        if PROCESSES > 1:
+            raise ValueError(
+                f"{PROCESSES} processes share one cell, and a sweep has several: start it without torchrun, or add "
+                "hydra/launcher=basic"
+            )
         devices = _devices(self.gpus)
         results: list[JobReturn] = []
         for untimed, jobs in itertools.groupby(map(list, job_overrides), self._is_untimed):

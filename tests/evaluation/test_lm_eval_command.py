@@ -147,6 +147,7 @@ def test_two_processes_find_what_one_finds(made: Path, tmp_path: Path, monkeypat
             "pretrained=.,peft=/a",
             "--model_args has no peft: choose from pretrained, adapter, strategy, dtype",
         ),
+        ("pretrained=.,device_map=auto", "device_map: a backbone lies on one device (docs/running.md)"),
         ("pretrained=.,strategy=fast", "strategy=fast: choose from loop, masked_loop, dense"),
         ("pretrained=.,strategy=peft", "strategy=peft: choose from"),
         ("pretrained=MADE/backbone,dtype=int8", "dtype=int8: choose from float32, bfloat16, float16, auto"),

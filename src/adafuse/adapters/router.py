@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adafuse.config import Normalisation
+from adafuse.distributed import total
 
 # as in Llama's own norms
 NORM_EPS = 1e-6
@@ -126,14 +127,7 @@ def balance_loss(gates: Gates, keep_T: Tensor) -> Tensor:
     f is the share of choices (no gradient), P the mean probability (gradient). Padding must not count: a router
     would otherwise be balanced on tokens that nobody reads. Nor must a token that no expert has.
     """
-    if gates.used_T is not None:
-        keep_T = keep_T & gates.weight_TK.detach().any(-1)
-    kept = keep_T.to(gates.probs_TE.dtype)[:, None]
-    tokens = kept.sum().clamp(min=1)
-    chosen_TE = torch.zeros_like(gates.probs_TE).scatter(-1, gates.index_TK, 1.0)
-    share_E = (chosen_TE * kept).sum(0) / (tokens * gates.index_TK.shape[-1])
-    mean_E = (gates.probs_TE * kept).sum(0) / tokens
-    return gates.probs_TE.shape[-1] * (share_E * mean_E).sum()
+    return _balance(_sums(gates, keep_T), gates.index_TK.shape[-1])
 
 
 def routing_losses(said: list[Gates], keep_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,6 +136,28 @@ def routing_losses(said: list[Gates], keep_T: Tensor) -> tuple[Tensor, Tensor]:
     `keep_T` is true where a token counts. The share is soft, for its gradient; zero without a null expert.
     """
     none = torch.zeros((), device=keep_T.device)
-    balance = [balance_loss(gates, keep_T) for gates in said]
-    used = [gates.used_T[keep_T].mean() for gates in said if gates.used_T is not None]
-    return (torch.stack(balance).mean() if balance else none, torch.stack(used).mean() if used else none)
+    if not said:
+        return none, none
+    # of all processes, whose tokens are one batch: a product of means is no mean of products
+    own = [_sums(gates, keep_T) for gates in said]
+    sums = total(torch.cat(own)).split([len(one) for one in own])
+    balance = [_balance(one, gates.index_TK.shape[-1]) for one, gates in zip(sums, said, strict=True)]
+    used = [one[2] / one[1] for one, gates in zip(sums, said, strict=True) if gates.used_T is not None]
+    return torch.stack(balance).mean(), torch.stack(used).mean() if used else none
+
+
+def _sums(gates: Gates, keep_T: Tensor) -> Tensor:
+    """Over tokens, [3 + 2 E]: those of experts, those that count, their soft use; choices and probabilities of each."""
+    probs_TE, used_T = gates.probs_TE, gates.used_T
+    with_experts_T = keep_T if used_T is None else keep_T & gates.weight_TK.detach().any(-1)
+    kept = with_experts_T.to(probs_TE.dtype)[:, None]
+    chosen_TE = torch.zeros_like(probs_TE).scatter(-1, gates.index_TK, 1.0)
+    counted = keep_T.to(probs_TE.dtype)
+    use = counted if used_T is None else used_T * counted
+    tokens = torch.stack([kept.sum(), counted.sum(), use.sum()])
+    return torch.cat([tokens, (chosen_TE * kept).sum(0), (probs_TE * kept).sum(0)])
+
+
+def _balance(sums: Tensor, top_k: int) -> Tensor:
+    tokens, (chosen_E, probs_E) = sums[0].clamp(min=1), sums[3:].chunk(2)
+    return len(chosen_E) * (chosen_E / (tokens * top_k) * (probs_E / tokens)).sum()

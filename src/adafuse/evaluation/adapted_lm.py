@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
@@ -56,6 +57,12 @@ class AdaptedLM(HFLM):
         self.shortened = 0
         self._useless: list[Tensor] = []
         self.own = own
+
+    def take_share(self, accelerator: Accelerator | None) -> None:
+        """Answer this process's part of the items, as lm-eval spreads them; None is a process that is alone."""
+        if accelerator is not None:
+            self.accelerator, self._device = accelerator, accelerator.device
+            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As HFLM, but cut as training cuts. Raises ValueError for a continuation that is longer than the model's

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from adafuse.config import Suite
 from adafuse.data.items import LOCAL, load_items
 from adafuse.data.tokens import END, cut_answers
+from adafuse.distributed import join
 from adafuse.evaluation.suites import LOCAL_TASKS, TASKS, check_sets, check_suite, own_tasks, prepared_sets
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def evaluate(
         include_path=str(TASKS), include_defaults=suite.bundled, metadata={"data_folder": str(data_folder)}
     )
     lm = AdaptedLM(model, tokenizer, adapter, suite.batch, merging, own)
+    lm.take_share(join(lm.device.type))
     try:
         results = simple_evaluate(
             model=lm,
@@ -97,6 +99,9 @@ def evaluate(
             f"cannot fetch the data of suite {suite.name} ({reason}): use suite=families"
         ) from None
     lm.say_shortened()
+    if results is None:
+        # the main process has all of them
+        return []
     found = [result for name in suite.tasks for result in _task_results(name, results)]
     for result in found:
         if not math.isfinite(result.value):
