@@ -77,6 +77,8 @@ def judged_text(found: Number) -> str:
 
 WITH_INTERVAL: dict[str, Callable[[Number], str]] = {"interval": ratio_text, "points": points_text}
 WITH_INTERVAL |= {"nats": nats_text, "judged": judged_text}
+# the worst value of a check, and its bound
+WITH_INTERVAL |= {"bounded": lambda found: f"{plain('short', found.value)} of {plain('short', found.high)}"}
 
 
 def with_unit(found: Number, unit: str) -> str:

@@ -240,7 +240,7 @@ def _costs(cells: Cells, times: pd.DataFrame) -> pd.DataFrame:
 
 
 def _checks(cells: Cells) -> pd.DataFrame:
-    """The worst value of each check over the processes, its bound, whether all passed; and of all checks the one that
+    """The worst value of each check over the processes, and its bound as `high`; and of all checks the one that
     decides: the first that failed, else the one that came nearest to its bound.
     """
     lines, each = cells.lines("check"), [*ARM, "check"]
@@ -252,9 +252,8 @@ def _checks(cells: Cells) -> pd.DataFrame:
     worst = lines.sort_values(["failed", "size"], ascending=False).drop_duplicates("order")
     worst = worst.sort_values("order").drop(columns="record").join(behind(lines, each), on=each)
     nearest = lines.sort_values("near", ascending=False, kind="stable").drop_duplicates(ARM)
-    parts = [worst.assign(quantity=worst["check"].map("check.{}".format), reason=worst["detail"])]
-    parts.append(worst.assign(quantity=worst["check"].map("bound.{}".format), value=worst["bound"]))
-    parts.append(worst.assign(quantity=worst["check"].map("passed.{}".format), value=1.0 - worst["failed"]))
+    names = worst["check"].map("check.{}".format)
+    parts = [worst.assign(quantity=names, high=worst["bound"], reason=worst["detail"])]
     parts.append(nearest.assign(quantity="check", reason=nearest["check"]))
     return pd.concat([*parts, nearest.assign(quantity="check_bound", value=nearest["bound"])])
 

@@ -6,15 +6,15 @@ In: what latency.py, accuracy.py and routing.py measured. Out: a frame with the 
     >>> load_measurements("results/measurements.csv").query("experiment == 'table1' and quantity == 'ratio'")
 
 `row` is an arm, a method or what else a cell is made of; `quantity` a name with its unit; `low` and `high` the 95 %
-interval, empty where there is none; `n` the processes or seeds behind the value; `reason` says why there is no value,
-how an interval was made, or, where a fact is a word (the cause of an exclusion, a checksum), that word; `records` are
-the hashes of the records behind it, space-separated: in the file the first digits that tell them apart; `withdrawn`
-says why the number is not to be relied on until it is measured anew, and is empty for all others.
+interval, empty where there is none (of a check, check.NAME, `high` is the bound); `n` the processes or seeds behind the
+value; `reason` says why there is no value, how an interval was made, or, where a fact is a word (the cause of an
+exclusion, a checksum), that word; `records` are the hashes of the records behind it, space-separated: in the file the
+first digits that tell them apart; `withdrawn` says why the number is not to be relied on until it is measured anew, and
+is empty for all others.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -76,14 +76,10 @@ def told(found: pd.DataFrame) -> pd.DataFrame:
 def write(found: pd.DataFrame, path: Path) -> None:
     """Write the frame with 6 significant digits, the same bytes for the same records in any order.
 
-    A check is one line with its bound in `high`, of which `load_measurements` makes `bound.NAME` and `passed.NAME`. The
-    90 % interval of a difference and its deviation between seeds follow from the 95 % interval and `n`.
+    The 90 % interval of a difference and its deviation between seeds are left out: they follow from the 95 % interval
+    and `n`.
     """
-    found = found.sort_values(KEY, kind="stable")
-    # in one order, as they differ in the first word alone
-    checks, bounds = (found["quantity"].str.startswith(f"{name}.") for name in ("check", "bound"))
-    found.loc[checks, "high"] = found.loc[bounds, "value"].to_numpy()
-    told = found[~found["quantity"].str.startswith(("bound.", "passed.", "spread.", "minus90."))].copy()
+    told = found[~found["quantity"].str.startswith(("spread.", "minus90."))].sort_values(KEY, kind="stable")
     hashes = {record for records in told["records"].unique() for record in records.split()}
     digits = next(n for n in range(7, 65) if len({record[:n] for record in hashes}) == len(hashes))
     told["records"] = told["records"].str.replace(rf"(\w{{{digits}}})\w+", r"\1", regex=True)
@@ -97,12 +93,6 @@ def load_measurements(path: Path | str) -> pd.DataFrame:
     try:
         found = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=empty)
         # a file from before anything was withdrawn has no such column
-        found = found.assign(withdrawn=found.get("withdrawn", ""))[COLUMNS]
+        return found.assign(withdrawn=found.get("withdrawn", ""))[COLUMNS]
     except (KeyError, OSError, ValueError) as exc:
         raise ValueError(f"measurements {path} cannot be read: {' '.join(str(exc).split())}") from exc
-    checks = found[found["quantity"].str.startswith("check.")].assign(reason="", high=math.nan)
-    bound, name = found.loc[checks.index, "high"], checks["quantity"].str.removeprefix("check")
-    found["high"] = found["high"].drop(checks.index)
-    bounds = checks.assign(quantity="bound" + name, value=bound)
-    passed = checks.assign(quantity="passed" + name, value=(checks["value"] <= bound).astype(float))
-    return pd.concat([found, bounds, passed]).sort_values(KEY, kind="stable", ignore_index=True)
