@@ -184,9 +184,7 @@ def _evaluations(found: Frames) -> pd.DataFrame:
 
 
 def scored(found: Frames, own: pd.DataFrame) -> pd.DataFrame:
-    """By row, seed and task the first metric, the suite's own choice, and the result of each item, if they were kept,
-    as `correct`; a task over the user's own files is named after their folder.
-    """
+    """By row, seed and task the suite's own metric, and if kept each item's result, `correct`; own files by folder."""
     key = ["record", "suite_task", "metric"]
     lines = found.lines("metric", "evaluate").drop_duplicates(["record", "suite_task"])
     lines = lines.merge(found.lines("items")[[*key, "correct"]], on=key, how="left")
@@ -247,9 +245,7 @@ def _training(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def _plain(own: pd.DataFrame) -> dict[tuple[str, ...], Any]:
-    """By cell and method the row of a study without a sweep, of several that with most seeds; of the unmerged adapter
-    also by dtype.
-    """
+    """By cell and method the row without a sweep, of several that of most seeds; of an unmerged adapter by dtype."""
     rows = own.assign(seeds=own.groupby(ROW)["seed"].transform("nunique")).drop_duplicates(ROW)
     rows = rows.sort_values("seeds", ascending=False, kind="stable")
     found: dict[tuple[str, ...], Any] = {}
@@ -290,9 +286,7 @@ def _pairs(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def _differences(own: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Everything that a row is held against: a seed counts if both have the same items of all tasks, on one backbone
-    as far as they name it.
-    """
+    """Everything that a row is held against: a seed counts if both have the same items of all tasks."""
     pairs = _pairs(own)
     lacking = pairs[pairs["row_other"].isna() & pairs["is_alone"] & pairs["is_method"]]
     reasons = lacking["name"].map("not run for {}".format)
@@ -395,9 +389,7 @@ def _rate(config: Json) -> float:
 
 
 def _learning_rates(found: Frames, own: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Of experiments that only train: held-out loss by rate, the best rate, and that of the study on the same cell; and
-    the records, in their rows.
-    """
+    """Of experiments that only train: loss by rate, the best rate, that of the cell's study; and the records by row."""
     members = _counted(found.members[found.members["task"] != "pretrain"])
     alone = ~members["experiment"].isin(members.loc[members["task"] != "train", "experiment"])
     tried = members[alone].drop_duplicates(["experiment", "record"])

@@ -81,9 +81,7 @@ def write_tables(found: Page, out: Path) -> None:
 
 
 def html(found: Page, drawn: list[figures.Planned], folder: Path) -> str:
-    """The whole page, which loads nothing; the figures' SVG is read from `folder`. A claim leads to where its number
-    and its check stand.
-    """
+    """The whole page, which loads nothing, with the SVG of `folder`; a claim leads to its number and its check."""
     pictures = [(own, "<svg" + (folder / own.file).read_text().partition("<svg")[2]) for own in drawn]
     ids: dict[Any, str] = {}
     for table in found.tables:

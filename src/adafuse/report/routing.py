@@ -90,9 +90,7 @@ def load_map(used: Uses, record: str) -> pd.DataFrame:
 
 
 def agreement(found: Frames, records: Iterable[str]) -> tuple[list[str], NDArray[np.float64]] | None:
-    """Routers in running order, and for each pair how much one's choice tells of the other's, mean over adapters; None
-    where no two routers were compared.
-    """
+    """Routers in running order, and how much one's choice tells of another's, mean over adapters; None if none does."""
     lines = _compared(found)
     lines = lines[lines["record"].isin(list(records))]
     if lines.empty:
