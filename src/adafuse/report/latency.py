@@ -76,7 +76,7 @@ def measure(frames: Frames) -> Measured:
 
 
 def measured(values: pd.DataFrame, records: pd.Series, rows: pd.DataFrame, cells: Any) -> Measured:
-    """Numbers, those without a record on `records` of their cell or row; and names, of cells from their grouped runs."""
+    """Numbers, those without a record on `records` of their cell or row; and names, of `cells` from grouped runs."""
     keys, names = [str(key) for key in records.index.names], []
     values = values.assign(records=values["records"].fillna(values[keys].join(records, on=keys)["records"]))
     for (experiment, cell, *_), runs in cells:
