@@ -196,6 +196,7 @@ IMPOSSIBLE = [
     ("arms.run=[base,nope]", "unknown arm 'nope'"),
     ("arms.run=[base,base]", "twice"),
     ("arms.run=[]", "arms.run is empty"),
+    ("runs_dir=", "runs_dir is empty: name a folder"),
     ("arms.table.base.method=nope", "unknown method 'nope'"),
     ("arms.table.base_again.method=pesc arms.table.base_again.strategy=switch", "not linear"),
     ("method=pesc evaluate_strategy=switch", "not linear"),

@@ -78,6 +78,23 @@ def test_a_second_writer_is_refused_and_the_first_is_untouched(tmp_path):
     assert [line["kind"] for line in read(path).lines] == ["run", "routing", "end"]
 
 
+@pytest.mark.parametrize("kind", ["link", "dangling", "fifo", "folder"])
+def test_nothing_is_written_through_what_is_no_file(tmp_path, kind):
+    elsewhere, partial = tmp_path / "mine", partial_path(tmp_path / "cell.jsonl")
+    if kind == "fifo":
+        os.mkfifo(partial)
+    elif kind == "folder":
+        partial.mkdir()
+    else:
+        partial.symlink_to(elsewhere)
+    if kind == "link":
+        elsewhere.write_text("mine")
+    with pytest.raises(ValueError) as error, open_record(tmp_path / "cell.jsonl", HEADER):
+        pass
+    only_line(error, str(partial), "delete it")
+    assert elsewhere.read_text() == "mine" if kind == "link" else not elsewhere.exists()
+
+
 def test_the_lock_dies_with_its_process(tmp_path):
     path = tmp_path / "cell.jsonl"
     code = (

@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from hydra.types import RunMode
 
-from adafuse import cell, locking, membership, records
+from adafuse import locking, membership, records
 from adafuse.config import Config
 from synthetic.configurations import ROOT, compose
 from synthetic.scripts import LAYER, call, finished, run, script
@@ -184,15 +185,25 @@ def test_a_damaged_record_is_one_line_and_stays_as_it_is(tmp_path: Path, capfd) 
     assert path.read_bytes() == spoilt
 
 
-def test_a_second_process_on_the_same_cell_is_refused(tmp_path: Path, capfd) -> None:
-    config = compose(f"runs_dir={tmp_path}", *LAYER)
-    held = locking.lock(records.partial_path(cell.record_path(config)))
-    try:
-        done = call(capfd, f"runs_dir={tmp_path}", *LAYER)
-    finally:
+def test_a_second_process_on_the_same_cell_waits_and_finds_it_done(tmp_path: Path, capfd) -> None:
+    path = finished(tmp_path, *LAYER)
+    content = path.read_bytes()
+    path.unlink()
+    held = locking.lock(records.partial_path(path))
+
+    def finish() -> None:
+        time.sleep(2)
+        os.write(held, content)
+        records.partial_path(path).rename(path)
         locking.unlock(held)
-    assert done.returncode == 2
-    assert "another process" in done.stderr.splitlines()[-1]
+
+    other = threading.Thread(target=finish, daemon=True)
+    other.start()
+    done = call(capfd, f"runs_dir={tmp_path}", *LAYER)
+    other.join()
+    assert done.returncode == 0, done.stderr
+    assert f"waiting for another process that writes {path}" in done.stdout
+    assert done.stdout.endswith(f"done already: {path}\n") and path.read_bytes() == content
 
 
 @pytest.fixture

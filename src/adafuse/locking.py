@@ -18,12 +18,17 @@ class Busy(ValueError):
 def lock(partial: Path) -> int:
     """Open `partial` for this process alone and empty it; what a killed process left there is replaced.
 
-    Raises Busy if another process holds it, OSError if the file cannot be made.
+    Raises Busy if another process holds it, ValueError if something else than a file is there (what a link leads to is
+    nobody's record), OSError if the file cannot be made.
     """
+    if partial.is_symlink() or (partial.exists() and not partial.is_file()):
+        raise ValueError(
+            f"{partial} is a link or no regular file, and no record is written through it: delete it"
+        )
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -61,6 +61,7 @@ NOT_EMPTY = {
     "experts.targets": f"choose from {list(LINEARS)}",
     "arms.run": "name at least one arm",
     "suite.tasks": "name at least one lm-eval task",
+    "runs_dir": "name a folder for what runs leave",
 }
 ONE_OF: dict[str, Collection[Any]] = {"data.level": LEVELS, "device": ("auto", "cpu", "cuda")}
 SOME_OF: dict[str, Collection[str]] = {

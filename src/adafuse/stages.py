@@ -41,7 +41,26 @@ Outcome = Literal["done", "skipped", "failed"]
 
 
 def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
-    """Bring one cell up to date and say what happened; a failure is in the record and raised by `records`."""
+    """Bring one cell up to date and say what happened; a failure is in the record and raised by `records`.
+
+    A cell that another process is writing is waited for: jobs side by side stand on one backbone.
+    """
+    waited = False
+    while True:
+        path = cell.record_path(config)
+        try:
+            outcome = _run(config, command, experiment)
+        except Busy:
+            waited = True
+            print(f"waiting for another process that writes {path}")
+            wait_for_writer(records.partial_path(path))
+            continue
+        if waited and outcome == "skipped" and path not in _said:
+            print(f"done already: {path}")
+        return outcome
+
+
+def _run(config: Config, command: str, experiment: str | None) -> Outcome:
     task = config.task
     if task is Task.train and not config.method.is_trained:
         print(f"{config.method.name} has nothing to train")
@@ -58,7 +77,7 @@ def run(config: Config, command: str, experiment: str | None = None) -> Outcome:
     refuse_device(config, backbone.device(config))
     _note(config, command, experiment)
     for needed in cell.needs(config):
-        if _bring_up(needed, command, experiment) == "failed":
+        if run(needed, command, experiment) == "failed":
             raise ValueError(
                 f"{task.name} needs {needed.task.name}, which failed: see {cell.record_path(needed)}"
             )
@@ -144,17 +163,6 @@ def _mirror(config: Config) -> None:
     if MAIN_PROCESS and config.tracker != "off":
         path = next(path for path in cell.known_records(config) if path.exists())
         tracking.track(path, config.tracker, cell.identity(config))
-
-
-def _bring_up(needed: Config, command: str, experiment: str | None) -> Outcome:
-    """`run`, or wait for the process that runs this very cell: jobs side by side stand on one backbone."""
-    while True:
-        try:
-            return run(needed, command, experiment)
-        except Busy:
-            path = cell.record_path(needed)
-            print(f"waiting for another process that writes {path}")
-            wait_for_writer(records.partial_path(path))
 
 
 def _name_backbone(config: Config, record: Recorder) -> None:
