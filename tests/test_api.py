@@ -244,6 +244,20 @@ def test_a_stream_is_the_text_in_pieces() -> None:
     assert made.generate("Sort: cab", max_new_tokens=24) == whole
 
 
+@pytest.mark.parametrize("runtime", ["eager", "graph"])
+def test_inference_mode_leaves_nothing_behind(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that are made in it cannot be written outside of it."""
+    monkeypatch.setattr("adafuse.adapted.refuse_use", lambda *_: None)
+    made = adapted().use("switch")
+    with torch.inference_mode():
+        inside = made.generate(PROMPT, strategy="gather", runtime=runtime, max_new_tokens=TOKENS)
+        piece = next(made.generate("Sort: cab", stream=True))
+        theirs = made.model.generate(PROMPT, max_new_tokens=TOKENS, do_sample=False)
+    outside = made.generate(PROMPT, runtime=runtime, max_new_tokens=TOKENS)
+    assert torch.equal(inside, outside) and torch.equal(theirs, outside)
+    assert made.generate("Sort: cab").startswith(piece)
+
+
 def test_draws_are_alike_for_a_seed() -> None:
     made = adapted()
 

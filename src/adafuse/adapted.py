@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from adafuse import strategies
@@ -141,7 +142,8 @@ class Adapted(nn.Module):
 
         if stream:
             return self._stream(continued(), ending)
-        *_, found = continued()
+        with torch.inference_mode(False):
+            *_, found = continued()
         if prompts.form == "ids":
             return answers.whole(prompts, found, padding)
         texts = [ending.text(row) for row in found]
@@ -348,7 +350,9 @@ class Adapted(nn.Module):
             return
         if not self.training:
             adapter.to_dtype(self.model.dtype)
-        adapter.install(None if self.training else strategies.make(self._strategy))
+        # state that is made in inference mode could not be written outside of it
+        with torch.inference_mode(False):
+            adapter.install(None if self.training else strategies.make(self._strategy))
         if adapter.host is None:
             return
         if self._runtime is not Runtime.eager:
@@ -372,8 +376,14 @@ class Adapted(nn.Module):
                 self._install()
 
     def _stream(self, rows: Iterator[list[list[int]]], ending: answers.Ending) -> Iterator[str]:
+        found = answers.pieces(rows, ending)
         try:
-            for piece in answers.pieces(rows, ending):
+            while True:
+                # whatever mode the reader is in between two pieces, and only while one is made
+                with torch.inference_mode(False):
+                    piece = next(found, None)
+                if piece is None:
+                    return
                 self._streaming = True
                 yield piece
                 self._streaming = False

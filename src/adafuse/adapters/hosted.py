@@ -68,7 +68,8 @@ class Host:
         for name, ours in own.items():
             if hasattr(self.model, name):
                 self._hosted.callback(self._give_back, name, vars(self.model).get(name))
-                setattr(self.model, name, functools.partial(ours, getattr(self.model, name)))
+                theirs = getattr(self.model, name)
+                setattr(self.model, name, functools.update_wrapper(functools.partial(ours, theirs), theirs))
 
     def close(self) -> None:
         """The model's own `generate` is back, and nobody looks at its forwards any more."""
