@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from adafuse import strategies
@@ -117,6 +118,8 @@ def test_the_card_says_what_a_reader_needs(tiny_llama, tmp_path: Path) -> None:
         "add `license:`",
     ):
         assert words in text
+    found = ModelCard.load(tmp_path / "README.md").data
+    assert (found.base_model, found.license, "lora" in found.tags) == ("some/base", None, True)
     # its author may change it
     (tmp_path / "README.md").write_text("mine")
     assert store.describe(tmp_path)["base_model"] == "some/base"
@@ -229,6 +232,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a key too few": (lambda f: with_router(f, x_y=torch.ones(1)), "lacks token.weight, x.y"),
     "a router without numbers": (lambda f: with_router(f, token_weight=ROUTER / 0), "are not finite"),
+    "a fingerprint of nothing": (lambda f: reseal(f, base={"sha256": {}}), "for another backbone"),
     "a truncated file": (
         lambda f: (f / "router.safetensors").write_bytes(b"123") and reseal(f),
         "is damaged",
@@ -263,3 +267,18 @@ def test_every_expert_holds_its_own_numbers(tiny_llama, tmp_path: Path) -> None:
     key = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     first = [load_file(tmp_path / f"expert_0{e}" / "adapter_model.safetensors")[key] for e in range(4)]
     assert not any(torch.equal(first[0], other) for other in first[1:])
+
+
+def test_nothing_is_written_through_a_link_or_among_another_adapters_experts(
+    tiny_llama, tmp_path: Path
+) -> None:
+    saved(tmp_path / "four", tiny_llama)
+    two = compose("method=adafuse", "experts.rank=4", "experts.count=2", "experts.top_k=2", "experts.alpha=8")
+    with pytest.raises(ValueError, match="expert_02, expert_03 of another adapter"):
+        store.save(make(tiny_llama(), two, 0), tmp_path / "four", "tiny")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "linked" / "expert_00").symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="is a link"):
+        store.save(make(tiny_llama(), two, 0), tmp_path / "linked", "tiny")
+    assert not list((tmp_path / "outside").iterdir())

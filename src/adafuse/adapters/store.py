@@ -25,12 +25,12 @@ from adafuse.adapters.imports import CONFIG, WEIGHTS
 from adafuse.cell import as_plain, content_hash, file_hash
 from adafuse.config import Experts
 from adafuse.model.checkpoint import first_few, header
-from adafuse.model.fingerprint import COVERS, fingerprint, is_same
+from adafuse.model.fingerprint import COVERS, fingerprint, is_of
 from adafuse.shape import read_json
 
 # 1: no fingerprint of the backbone, and no checksum of adapter_config.json
 FORMAT_VERSION = 2
-DESCRIPTION, ROUTERS = "router_config.json", "router.safetensors"
+DESCRIPTION, ROUTERS, CARD = "router_config.json", "router.safetensors", "README.md"
 # the folder of ordinary LoRA beside the experts
 STATIC = "static"
 FIELDS = {"method": dict, "experts": dict, "folders": list, "base_model": str, "sha256": dict}
@@ -43,7 +43,8 @@ def save(adapter: Adapter, folder: Path, base_name: str) -> None:
 
     Raises ValueError while it is installed to decode in a way that changes the backbone's weights.
     """
-    backbone, public = _backbone(adapter), public_name(base_name)
+    weights, public = _backbone(adapter), public_name(base_name)
+    _refuse_place(adapter, folder)
     folder.mkdir(parents=True, exist_ok=True)
     loras, static = adapter.loras(), adapter.statics()
     for e, name in enumerate(_expert_folders(adapter)):
@@ -60,7 +61,8 @@ def save(adapter: Adapter, folder: Path, base_name: str) -> None:
         "experts": _of_geometry(adapter.geometry),
         "folders": _folders(adapter),
         "base_model": base_name,
-        "base": {"covers": COVERS, "sha256": backbone},
+        # of weights that are not in memory (device_map with offload) there is none
+        "base": {"covers": COVERS, "sha256": fingerprint(weights) if weights else {}},
         "sha256": {file: file_hash(folder / file) for file in _files(adapter, FORMAT_VERSION)},
     }
     description["seal"] = content_hash(description)
@@ -71,14 +73,15 @@ def save(adapter: Adapter, folder: Path, base_name: str) -> None:
 def write_card(folder: Path, scores: Mapping[str, float] | None = None) -> None:
     """The model card of a saved adapter, with what it scored if that is known by now."""
     description = describe(folder)
-    (folder / "README.md").write_text(
+    (folder / CARD).write_text(
         card.text(description | {"base_model": public_name(description["base_model"])}, scores or {})
     )
 
 
 def public_name(base_name: str) -> str:
     """What others are told: of a folder of this machine its name."""
-    return Path(base_name).name if Path(base_name).is_absolute() else base_name
+    of_here = Path(base_name).is_absolute() or Path(base_name).exists()
+    return Path(base_name).resolve().name if of_here else base_name
 
 
 def load(adapter: Adapter, folder: Path, *, any_base: bool = False) -> Adapter:
@@ -153,8 +156,23 @@ def _of_geometry(geometry: Experts) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if key not in ("folders", "missing_as_zeros")}
 
 
-def _backbone(adapter: Adapter) -> dict[str, str]:
-    """The fingerprint of the adapter's backbone, installed or not."""
+def _refuse_place(adapter: Adapter, folder: Path) -> None:
+    """Nothing is written through a link, and no expert of another adapter stays among ours."""
+    written = [
+        folder / name for name in (*_folders(adapter), *_files(adapter, FORMAT_VERSION), DESCRIPTION, CARD)
+    ]
+    for path in written:
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link, through which nothing is written: choose another folder")
+    left = [path.name for path in folder.glob("expert_[0-9][0-9]") if path not in written]
+    if left:
+        raise ValueError(
+            f"{folder} holds {first_few(sorted(left))} of another adapter: choose another folder"
+        )
+
+
+def _backbone(adapter: Adapter) -> dict[str, Tensor]:
+    """The weights of the adapter's backbone, installed or not; empty where some are not in memory."""
     own = {id(parameter) for parameter in adapter.parameters()}
     changed = any(site.static_merged for site in adapter.sites.values() if hasattr(site, "static_merged"))
     if changed or (adapter.installed and adapter.merging and not adapter.restores):
@@ -162,7 +180,8 @@ def _backbone(adapter: Adapter) -> dict[str, str]:
             "the adapter is installed in a way that changes the backbone: remove it, then save it"
         )
     named = adapter.model.named_parameters()
-    return fingerprint((_plain_name(name), weight) for name, weight in named if id(weight) not in own)
+    found = {_plain_name(name): weight for name, weight in named if id(weight) not in own}
+    return {} if any(weight.is_meta for weight in found.values()) else found
 
 
 def _plain_name(name: str) -> str:
@@ -189,19 +208,21 @@ def _check_files(folder: Path, table: Mapping[str, str], files: list[str]) -> No
 
 
 def _check_backbone(adapter: Adapter, folder: Path, description: Mapping[str, Any]) -> None:
-    made_for = description.get("base", {}).get("sha256")
     unsure = f"{folder} was made for {description['base_model']}, and whether this is it cannot be said"
-    if not made_for:
-        warnings.warn(f"{unsure}: it has no fingerprint of it", stacklevel=3)
-        return
-    found = _backbone(adapter)
-    if not found:
-        warnings.warn(f"{unsure}: some of its weights are not in memory", stacklevel=3)
-    elif not is_same(made_for, found):
+    weights = _backbone(adapter)
+    if description["format_version"] == 1 or not weights:
+        why = "some of its weights are not in memory" if not weights else "it has no fingerprint of it"
+        warnings.warn(f"{unsure}: {why}", stacklevel=3)
+    elif not is_of(_digests(description), weights):
         raise ValueError(
             f"{folder} was made for another backbone ({description['base_model']}; its weights are not these): load "
             "that one, train again, or say any_base=True in Python"
         )
+
+
+def _digests(description: Mapping[str, Any]) -> list[str]:
+    found = description["base"].get("sha256")
+    return [one for one in found.values() if isinstance(one, str)] if isinstance(found, dict) else []
 
 
 def _fill(loras: Mapping[str, LoraExperts], e: int, folder: Path, shape: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ is cast to. config.json has no part in it. Next: adapters/store.py, which ties a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -20,23 +20,23 @@ PART = 2**24
 COVERS = "names, shapes and all numbers of the backbone's weights, rounded to bfloat16, directly and through float16"
 
 
-def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """A digest for each of the two roundings; empty where some weights are not in memory (device_map with offload)."""
-    found = sorted(weights, key=lambda pair: pair[0])
-    if any(weight.is_meta for _, weight in found):
-        return {}
-    return {name: _digest(found, dtype) for name, dtype in (("bfloat16", None), ("float16", torch.float16))}
+ROUNDINGS = {"bfloat16": None, "float16": torch.float16}
 
 
-def is_same(saved: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    """Whether one can be the other after casts."""
-    return not set(saved.values()).isdisjoint(now.values())
+def fingerprint(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """A digest for each of the two roundings."""
+    return {name: _digest(weights, through) for name, through in ROUNDINGS.items()}
+
+
+def is_of(saved: Collection[str], weights: Mapping[str, Tensor]) -> bool:
+    """Whether these can be the weights of which `saved` are the digests, after casts; mostly one rounding tells."""
+    return any(_digest(weights, through) in saved for through in ROUNDINGS.values())
 
 
 @torch.no_grad()
-def _digest(weights: Iterable[tuple[str, Tensor]], through: torch.dtype | None) -> str:
+def _digest(weights: Mapping[str, Tensor], through: torch.dtype | None) -> str:
     digest = hashlib.sha256()
-    for name, weight in weights:
+    for name, weight in sorted(weights.items()):
         flat = weight.detach().reshape(-1)
         total = sum(int(_bits(part, through).sum(dtype=torch.int64)) for part in flat.split(PART))
         # an odd step: rows have even lengths, of which it would else meet the same columns only
