@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from adafuse import archive, cell, stages
+from adafuse.bench.workload import adapter_of
 from synthetic import loras
 from synthetic.checkpoints import change, save, tiny_model
 from synthetic.configurations import ROOT, compose
@@ -175,3 +176,16 @@ def test_nothing_heavy_is_loaded_to_refuse(base: Path, brought: list[Path], tmp_
         [sys.executable, "-c", code, *job], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "use_dora: DoRA" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_timed_without_training_has_their_experts_too(base: Path, brought: list[Path]) -> None:
+    """Arms of a latency cell, or a drift, with a router as it was drawn."""
+    config = configured(base, brought, "task=latency", "arms.run=[base,adafuse_gather]")
+    adapter = adapter_of(config, tiny_model(), config.method)
+    own = load_file(brought[0] / "adapter_model.safetensors")[KEY]
+    assert (adapter.loras()["model.layers.0.self_attn.q_proj"].lora_A[0] == own).all()
+    assert cell.cell_hash(config) != cell.cell_hash(
+        configured(base, brought[::-1], "task=latency", "arms.run=[base,adafuse_gather]")
+    )
+    with pytest.raises(ValueError, match="method pesc has experts that are no LoRA"):
+        configured(base, brought, "task=latency", "arms=paper")

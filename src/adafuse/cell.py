@@ -297,10 +297,10 @@ def _test_items(config: Config) -> dict[str, Any]:
     return found | {"items": {"test": found["items"]["test"]}}
 
 
-def _experts(config: Config, method: Method | None = None) -> dict[str, Any]:
-    """The geometry, and what the folders hold that a trained `method` has its experts from, wherever they are."""
-    own = method is not None and method.routing is not Routing.none
-    folders = [_lora(Path(folder)) for folder in config.experts.folders] if own else []
+def _experts(config: Config, *methods: Method) -> dict[str, Any]:
+    """The geometry, and what the folders hold, wherever they are, if a method has experts from there."""
+    routed = any(method.routing is not Routing.none for method in methods)
+    folders = [_lora(Path(folder)) for folder in config.experts.folders] if routed else []
     return as_plain(config.experts) | {"folders": folders, "missing_as_zeros": False}
 
 
@@ -325,7 +325,7 @@ def _of_arms(config: Config, knobs: Any) -> dict[str, Any]:
     """Arms, adapters and workload, whatever of them is measured."""
     methods = methods_of_arms(config)
     adapters: dict[str, Any] = {
-        "experts": _experts(config),
+        "experts": _experts(config, *methods.values()),
         "methods": {name: dataclasses.replace(m, learning_rate_factor=1.0) for name, m in methods.items()},
     }
     if config.latency.trained_adapters:
@@ -363,7 +363,9 @@ def _alone(config: Config, knobs: Any, **gates: Any) -> dict[str, Any]:
 
 def _drift(config: Config) -> dict[str, Any]:
     trained = config.latency.trained_adapters
-    adapter = _train(config) if trained else {"experts": _experts(config), "method": config.method}
+    adapter = (
+        _train(config) if trained else {"experts": _experts(config, config.method), "method": config.method}
+    )
     prompts = {"prompts": _test_items(config)} if trained else {}
     parts = {"backbone": _backbone(config), "adapter": adapter, "context": config.context, **prompts}
     return {**parts, "knobs": config.drift, **_repeat(config)}

@@ -150,8 +150,7 @@ def _refuse_misfits(config: Config, loras: list[imports.Lora]) -> None:
         raise ValueError(
             "budget=equal gives each method ranks, and experts.from brings its own: use budget=published"
         )
-    of_arms = config.latency.trained_adapters and config.task in OF_ARMS
-    for method in methods_of_arms(config).values() if of_arms else [config.method]:
+    for method in methods_of_arms(config).values() if config.task in OF_ARMS else [config.method]:
         imports.refuse_misfits(loras, method, config.experts)
 
 

@@ -183,7 +183,7 @@ def refuse_misfits(loras: Sequence[Lora], method: Method, geometry: Experts) -> 
     ]
     if method.expert_kind is ExpertKind.bottleneck:
         raise ValueError(
-            f"method {method.name} has experts that are no LoRA: use adafuse, mola, moral or mixlora"
+            f"method {method.name} has experts that are no LoRA: use adafuse, mola, moral or mixlora, and arms of them"
         )
     if own:
         raise ValueError(
@@ -214,6 +214,12 @@ def load_experts(adapter: Adapter, folders: Sequence[Path], missing_as_zeros: bo
     refuse_lacking(loras, missing_as_zeros)
     for e, (folder, lora) in enumerate(zip(folders, loras, strict=True)):
         fill(ours, e, folder, read(lora, shape))
+
+
+def load_own(adapter: Adapter) -> None:
+    """`load_experts` with the folders that the adapter's geometry names."""
+    geometry = adapter.geometry
+    load_experts(adapter, [Path(folder) for folder in geometry.folders], geometry.missing_as_zeros)
 
 
 def fill(ours: Mapping[str, LoraExperts], e: int, folder: Path, found: Factors) -> None:

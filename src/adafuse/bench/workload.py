@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adafuse import cell
-from adafuse.adapters import gate_table, store
+from adafuse.adapters import gate_table, imports, store
 from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.config import Config, Method
 from adafuse.data import items, rows
@@ -111,9 +111,12 @@ def adapters(config: Config, model: nn.Module) -> dict[str, Adapter]:
 
 
 def adapter_of(config: Config, model: nn.Module, method: Method) -> Adapter:
-    """Trained, or with seeded random factors."""
+    """Trained, or with the factors of LoRA folders, or seeded random ones."""
     adapter = Adapter(model, method, config.experts, config.seed)
     if config.latency.trained_adapters:
         return store.load(adapter, cell.adapter_dir(config, method))
-    randomise(adapter, config.seed)
+    if adapter.experts_frozen:
+        imports.load_own(adapter)
+    else:
+        randomise(adapter, config.seed)
     return adapter

@@ -73,8 +73,7 @@ def train(config: Config, record: Record) -> None:
     )
     adapter = Adapter(model, method, config.experts, seed) if method.has_experts else None
     if adapter is not None and adapter.experts_frozen:
-        folders = [Path(folder) for folder in config.experts.folders]
-        imports.load_experts(adapter, folders, config.experts.missing_as_zeros)
+        imports.load_own(adapter)
     if adapter is None:
         model.requires_grad_(True)
     with adapter.installing() if adapter is not None else nullcontext():
