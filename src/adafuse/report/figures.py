@@ -67,7 +67,6 @@ class Planned:
     file: str
     title: str
     caption: str
-    experiment: str = ""
 
 
 def draw(report: Report, folder: Path) -> list[Planned]:
@@ -152,7 +151,7 @@ def _said(report: Report, group: pd.DataFrame) -> dict[str, str]:
 
 
 def _words(spec: Json, group: pd.DataFrame, said: Mapping[str, str], differs: list[str]) -> tuple[str, ...]:
-    """File, title, caption and experiments of a figure; what `differs` from its neighbours stands in the first two."""
+    """File, title and caption of a figure; what `differs` from its neighbours stands in the first two."""
     words = [said["folder"], *(f"{LETTERS.get(name, '')}{group[name].iloc[0]}" for name in differs)]
     file = "_".join([spec["name"], *(re.sub(r"[^\w.]", "", word) for word in words)])
     place = " on ".join(said[name] for name in ("model", "machine") if name in said)
@@ -163,7 +162,7 @@ def _words(spec: Json, group: pd.DataFrame, said: Mapping[str, str], differs: li
     experiment = ", ".join(name for name in group["experiment"].unique() if name)
     rest += [f"experiment={experiment}"] if experiment else []
     rest += [f"withdrawn until measured anew: {why}" for why in group.loc[gone, "withdrawn"].unique()]
-    return f"{file}.svg", title, " · ".join(rest), experiment
+    return f"{file}.svg", title, " · ".join(rest)
 
 
 @lru_cache(maxsize=1)
