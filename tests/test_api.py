@@ -415,7 +415,14 @@ def test_an_adapter_of_another_backbone_is_refused_unless_asked(tmp_path: Path) 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("strategy", "runtime"), [("gather", "graph"), ("gather", "compiled"), ("switch", "graph")]
+    ("strategy", "runtime"),
+    [
+        ("gather", "graph"),
+        ("gather", "compiled"),
+        ("switch", "graph"),
+        ("gather", "lean"),
+        ("rebase", "lean"),
+    ],
 )
 def test_captured_steps_give_the_tokens_of_the_reference(strategy: str, runtime: str) -> None:
     made = adapted().to("cuda").use(strategy, runtime)

@@ -305,6 +305,9 @@ class Adapted(nn.Module):
         name = self._strategy if strategy is None else named(StrategyName, "strategy", strategy, PEFT)
         kind = self._runtime if runtime is None else named(Runtime, "runtime", runtime)
         method = PLAIN if self._active is None else self._active.method
+        if strategy is None and self._active is None:
+            # nothing to apply: the one that every runtime carries
+            name = StrategyName.dense
         refuse_use(method, name, kind, rows, self.model.device.type)
         if rows > 1 and name in MERGING and method.routing is not Routing.none:
             raise ValueError(
