@@ -83,7 +83,7 @@ def products(tokens: int, hidden: int, inner: int, joined: int, rank: int, route
         [(0, hidden)],
     ]
     norm, sizes = (
-        lean.Norm(meta(tokens, 64, dtype=FP32), 1e-5),
+        lean.Norm(meta(tokens, hidden // (4 if tokens < 3 else 16), dtype=FP32), 1e-5),
         ((hidden, joined), (hidden, hidden), (hidden, 2 * inner), (inner, hidden)),
     )
     for (inputs, outputs), own in zip(sizes, members, strict=True):

@@ -70,7 +70,7 @@ def _line(
     error, bound = _error(work), _bound(work, sizes)
     passed = error <= bound
     limit_gbps = bandwidth["copy_gbps" if work.copies else "read_gbps"]
-    ms = _pass_ms(where, work.run, config.kernel.replays) if passed else None
+    ms = pass_ms(where, work.run, config.kernel.replays) if passed else None
     gbps = None if ms is None else work.bytes / ms / 1e6
     return {
         **asdict(case),
@@ -123,7 +123,7 @@ def _poisoned_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def _pass_ms(where: str, work: Callable[[], object], replays: int) -> float:
+def pass_ms(where: str, work: Callable[[], object], replays: int) -> float:
     """Median milliseconds of a pass. Replays queue behind each other, so that the host's launch is not in the time."""
     if where != "cuda":
         return median(device.timed_ms(where, work) for _ in range(replays))

@@ -97,6 +97,11 @@ class LeanCut:
     front_rows: int = 1
 
 
+# By tokens (the next power of two), inputs and outputs, as scripts/tune_lean.py prints them. Nothing is measured yet:
+# what lean_cut says of other shapes is a guess from one probe of Llama-2-7B at one token (an H200).
+LEAN_CUTS: dict[tuple[int, int, int], LeanCut] = {}
+
+
 @dataclass(frozen=True)
 class AttendCut:
     """How lean attention is cut: blocks of slots, at most so many programs beside each other for one head's context,
@@ -169,7 +174,10 @@ def fit_gemv(config: GemvConfig, inputs: int, edges: list[int]) -> GemvConfig:
 
 
 def lean_cut(tokens: int, inputs: int, outputs: int, gated: bool) -> LeanCut:
-    """Where to cut; `outputs` counts both halves of a gated product. Not measured yet beyond one probe at one token."""
+    """What was measured for this shape, or where else to cut; `outputs` counts both halves of a gated product."""
+    found = LEAN_CUTS.get((power_of_2(tokens), inputs, outputs))
+    if found is not None:
+        return found
     if tokens > GEMV_TOKENS:
         # enough programs for every multiprocessor, and as few as that allows: each reads all of x
         rows = next((r for r in (64, 32) if outputs // r >= 2 * MULTIPROCESSORS), 32 if gated else 16)

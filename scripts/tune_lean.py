@@ -1,0 +1,257 @@
+"""How the launches of runtime lean are cut best: python scripts/tune_lean.py llama2_7b 1 qkv,out,gate_up,down,head
+
+In: a backbone of conf/model, a batch, parts. Out: a line of JSON for each cut in --out, beside GB/s and their share of
+what is read here at most; a cut that has a line is not measured again, and nothing new begins after --seconds. `best`
+prints the fastest of each shape as entries of LEAN_CUTS (kernels/config.py); `attend` tries cuts of attention at
+several contexts; `step` times whole steps of the arms named behind it, with the fastest cuts so far, with and without
+launches that start early. Random weights; eight blocks' launches of one kind in one CUDA graph, the whole depth for
+`step`. Needs a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import product as combinations
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import hydra
+import torch
+
+from adafuse import compose
+from adafuse.bench import calibration, device, workload
+from adafuse.bench.kernel import pass_ms
+from adafuse.config import Config
+from adafuse.engine import lean as engine
+from adafuse.engine.make import make
+from adafuse.kernels import attend, config, lean
+from adafuse.kernels.config import AttendCut, LeanCut
+from adafuse.model import backbone
+
+ROOT = Path(__file__).resolve().parents[1]
+PRODUCTS = ("qkv", "out", "gate_up", "down", "head")
+STEP_ARMS = "base_lean,adafuse_gather_lean,adafuse_layerwise_gather_lean"
+BLOCKS, REPLAYS, TOKENS = 8, 20, 64
+CONTEXTS = (128, 1024, 3900)
+
+Line = dict[str, Any]
+
+
+def cuts(tokens: int, gated: bool) -> list[LeanCut]:
+    """What is tried: without tensor cores 16 KB of W a program and more, with them 16 to 64 rows."""
+    if tokens <= config.GEMV_TOKENS:
+        tried = combinations((2, 4, 8), (1024, 2048, 4096), (4, 8))
+        return [LeanCut(r, b, w) for r, b, w in tried if 16 <= r * b // (32 * w) <= 64]
+    sides = (32, 64, 128) if gated else (16, 32, 64)
+    deep = combinations(sides, (128, 256), (4, 8), (3, 5))
+    return [LeanCut(r, b, w, s, 16) for r, b, w, s in deep if r * b * s <= 96 * 1024]
+
+
+def attend_cuts(sequences: int, heads: int) -> list[AttendCut]:
+    most = -(-2 * config.MULTIPROCESSORS // (sequences * heads))
+    tried = combinations((32, 64, 128), (most, 2 * most), (64, 128, 256), (4, 8))
+    return [AttendCut(*cut) for cut in tried if cut[2] >= cut[0]]
+
+
+def composed(name: str, batch: int, blocks: int | None, arms: str) -> Config:
+    """The cell's configuration, by Hydra as any other."""
+    compose.register()
+    overrides = ["profile=gpu", f"model={name}", f"batch={batch}", "context=128", f"arms.run=[{arms}]"]
+    overrides += ["task=latency"] + ([f"model.shape.num_hidden_layers={blocks}"] if blocks else [])
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose.build(hydra.compose("config", overrides=overrides), overrides)
+
+
+@contextmanager
+def ready(settings: Config, model: torch.nn.Module, arm: str, length: int) -> Iterator[engine.Lean]:
+    """The arm's decoder behind a prompt, where it may decode."""
+    own = settings.arms.table[arm]
+    adapter = workload.adapters(settings, model).get(own.method)
+    decoder = make(model, adapter, own.strategy, own.runtime, length)
+    assert isinstance(decoder, engine.Lean)
+    with decoder.installed():
+        decoder.start(workload.prompts(settings, model, str(model.device)))
+        with decoder.decoding():
+            yield decoder
+
+
+def works(plan: engine.Plan, part: str) -> list[lean.Product]:
+    return [plan.head] * BLOCKS if part == "head" else [getattr(block, part) for block in plan.blocks]
+
+
+def recut(work: lean.Product, cut: LeanCut) -> lean.Product:
+    """The launch with another cut, and room for as many sums of squares as that has tiles."""
+    work = replace(work, cut=cut)
+    if work.residual is None:
+        return work
+    tiles = config.cdiv(work.outputs, work.fitted().rows)
+    squares = work.x_TI.new_empty(len(work.x_TI), tiles, dtype=torch.float32)
+    return replace(work, residual=replace(work.residual, squares_TP=squares))
+
+
+def launch_all(launch: Callable[[Any], None], each: list[Any]) -> None:
+    for work in each:
+        launch(work)
+
+
+def measure(tried: Line, nbytes: float, launch: Callable[[], None], read_gbps: float, where: str) -> Line:
+    """A line of one cut; of one that does not run (shared memory) its error."""
+    try:
+        ms = pass_ms(where, launch, REPLAYS)
+    except Exception as error:  # the other cuts go on
+        return tried | {"error": str(error).splitlines()[0][:120]}
+    gbps = nbytes / ms / 1e6
+    return tried | {
+        "us": round(ms * 1e3 / BLOCKS, 2),
+        "gbps": round(gbps),
+        "share": round(gbps / read_gbps, 3),
+    }
+
+
+def sweep(settings: Config, parts: list[str], seen: Notes) -> None:
+    """Products and attention, each kind by itself."""
+    model, batch, name = backbone.load(settings)[0].eval(), settings.batch, settings.model.name
+    with ready(settings, model, "base_lean", max(CONTEXTS) + TOKENS) as decoder:
+        plan = engine.make_plan(decoder)
+        for part in [part for part in parts if part in PRODUCTS]:
+            first = works(plan, part)[0]
+            shape = {
+                "model": name,
+                "part": part,
+                "tokens": batch,
+                "inputs": first.x_TI.shape[1],
+                "outputs": first.outputs,
+            }
+            for cut in cuts(batch, first.gated):
+                own = [recut(work, cut) for work in works(plan, part)]
+                nbytes = sum(work.weight_OI.nbytes for work in own if work.weight_OI is not None)
+                seen.add(shape | asdict(cut), nbytes, partial(launch_all, lean.product, own))
+        if "attend" in parts:
+            first_attend = plan.blocks[0].attend
+            sequences, heads, _, width = first_attend.keys.shape
+            group = first_attend.out.shape[1] // (heads * width)
+            for context, tried in combinations(CONTEXTS, attend_cuts(sequences, heads)):
+                own_room = attend.room(sequences, heads, group, width, tried, model.device)
+                place = torch.tensor([context], device=model.device)
+                launches = [
+                    replace(block.attend, cut=tried, partial=own_room, position=place)
+                    for block in plan.blocks
+                ]
+                nbytes = 2 * BLOCKS * sequences * heads * context * width * first_attend.keys.itemsize
+                line = {"model": name, "part": "attend", "tokens": batch, "context": context} | asdict(tried)
+                seen.add(line, nbytes, partial(launch_all, attend.attend, launches))
+
+
+def steps(settings: Config, seen: Notes) -> None:
+    """Whole steps: milliseconds a token of the batch, and the weights' bytes over them."""
+    model = backbone.load(settings)[0].eval()
+    weights = sum(p.nbytes for p in model.parameters()) - model.get_input_embeddings().weight.nbytes
+    config.LEAN_CUTS.update(seen.best())
+    for arm, early in combinations(settings.arms.run, (True, False)):
+        line = {
+            "model": settings.model.name,
+            "part": "step",
+            "tokens": settings.batch,
+            "arm": arm,
+            "early": early,
+        }
+        if seen.has(line):
+            continue
+        with (
+            nullcontext() if early else late_launches(),
+            ready(settings, model, arm, 128 + 8 * TOKENS) as decoder,
+        ):
+            decoder.run(8)
+            block = partial(decoder.run, TOKENS)
+            ms = median(device.timed_ms(seen.where, block) / TOKENS for _ in range(5))
+        gbps = weights / ms / 1e6
+        seen.note(line | {"ms": round(ms, 4), "gbps": round(gbps), "share": round(gbps / seen.read_gbps, 3)})
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def late_launches() -> Iterator[None]:
+    """No launch starts before the one before has ended."""
+    with mock.patch.object(lean, "_hopper", lambda index: False):
+        yield
+
+
+class Notes:
+    """The lines that there are, and where new ones go."""
+
+    def __init__(self, path: Path, seconds: float, where: str = "cuda") -> None:
+        self.path, self.ends, self.where = path, time.monotonic() + seconds, where
+        self.lines: list[Line] = (
+            [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+        )
+        found = next((line["read_gbps"] for line in self.lines if "read_gbps" in line), None)
+        if found is None:
+            found = calibration.calibrate(where)["read_gbps"]
+            self.note({"read_gbps": found})
+        self.read_gbps = found
+
+    def has(self, tried: Line) -> bool:
+        return any(tried.items() <= line.items() for line in self.lines) or time.monotonic() > self.ends
+
+    def add(self, tried: Line, nbytes: float, launch: Callable[[], None]) -> None:
+        if not self.has(tried):
+            self.note(measure(tried, nbytes, launch, self.read_gbps, self.where))
+
+    def note(self, line: Line) -> None:
+        self.lines.append(line)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+    def best(self) -> dict[tuple[int, int, int], LeanCut]:
+        """The fastest cut of each shape."""
+        found: dict[tuple[int, int, int], Line] = {}
+        for line in self.lines:
+            if line.get("part") in PRODUCTS and "us" in line:
+                key = config.power_of_2(line["tokens"]), line["inputs"], line["outputs"]
+                found[key] = min(found.get(key, line), line, key=lambda one: one["us"])
+        fields = ("rows", "block", "warps", "stages", "front_rows")
+        return {key: LeanCut(*(line[field] for field in fields)) for key, line in found.items()}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("batch", type=int)
+    parser.add_argument("parts", help=f"of {', '.join(PRODUCTS)}, attend, step, best; with commas")
+    parser.add_argument("--arms", default=STEP_ARMS, help="of a step, with commas")
+    parser.add_argument("--out", type=Path, default=Path("results/tune_lean.jsonl"))
+    parser.add_argument("--seconds", type=float, default=200.0)
+    given = parser.parse_args(arguments)
+    parts = given.parts.split(",")
+    if unknown := set(parts) - {*PRODUCTS, "attend", "step", "best"}:
+        print(f"error: there is no part {', '.join(sorted(unknown))}: see --help", file=sys.stderr)
+        return 2
+    if not torch.cuda.is_available():
+        print("error: launches are timed on a CUDA device, and this machine has none", file=sys.stderr)
+        return 2
+    seen = Notes(given.out, given.seconds)
+    with torch.no_grad():
+        if {*PRODUCTS, "attend"} & set(parts):
+            sweep(composed(given.model, given.batch, BLOCKS, "base_lean"), parts, seen)
+        if "step" in parts:
+            steps(composed(given.model, given.batch, None, given.arms), seen)
+    if "best" in parts:
+        for key, cut in sorted(seen.best().items()):
+            print(f"    {key}: {cut},")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
