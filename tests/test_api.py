@@ -509,6 +509,15 @@ ERRORS: dict[str, Callable[[Path], object]] = {
     "padding stands on the left": lambda _: adapted().generate(
         {"input_ids": [[5, 6]], "attention_mask": [[1, 0]]}
     ),
+    "3 is no model": lambda _: adafuse.load(3),
+    "targets=None is neither 'all-linear'": lambda _: adafuse.attach(tiny_model(), targets=None),
+    "dropout=2.0 must be": lambda _: adafuse.attach(tiny_model(), dropout=2.0),
+    "device='gpu' is none": lambda _: adafuse.attach(tiny_model(), device="gpu"),
+    "needs prompts": lambda _: adapted().generate(),
+    "has no input_ids": lambda _: adapted().generate({"ids": [[5]]}),
+    "seed=None": lambda _: adapted().generate("a", temperature=1.0, seed=None),
+    "is a file: name a folder": lambda where: adapted().save(save(tiny_model(), where) / "config.json"),
+    "arms is empty": lambda _: adafuse.measure(adapted(), []),
     "max_new_tokens=0 must": lambda _: adapted().generate("a", max_new_tokens=0),
     "ids must lie from 0 to 259": lambda _: adapted().generate(PROMPT + 250),
     "moved or cast beneath": lambda _: beneath().generate("a"),

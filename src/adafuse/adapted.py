@@ -109,6 +109,8 @@ class Adapted(nn.Module):
         strategy. Raises ValueError, one line.
         """
         if inputs is None:
+            if not transformers:
+                raise ValueError(f"generate() needs prompts: {answers.FORMS}")
             own = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
             self._refuse_ours(
                 {"strategy": strategy, "runtime": runtime, "stop": stop, "stream": stream or None}
@@ -124,8 +126,8 @@ class Adapted(nn.Module):
         most, padding = 64 if max_new_tokens is None else max_new_tokens, self._padding
         prompts = answers.read(inputs, self.tokenizer, self.model, padding)
         rows, length = prompts.ids_BS.shape
-        if most < 1:
-            raise ValueError(f"max_new_tokens={most} must be at least 1")
+        if not isinstance(most, int) or most < 1:
+            raise ValueError(f"max_new_tokens={most!r} must be a whole number of at least 1")
         if length + most > (longest := positions(self.model.config.to_dict())):
             raise ValueError(
                 f"a prompt of {length} tokens and max_new_tokens={most} exceed the model's {longest} positions"
@@ -175,9 +177,11 @@ class Adapted(nn.Module):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Every expert as a folder that plain PEFT opens, beside the routers; `load` reads it again, bit for bit."""
-        adapter = self.require_adapter()
+        adapter, path = self.require_adapter(), Path(folder).expanduser()
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file: name a folder")
         with self._without():
-            store.save(adapter, Path(folder).expanduser(), self._name)
+            store.save(adapter, path, self._name)
 
     def merge(
         self, experts: Sequence[int] | None = None, weights: Sequence[float] | None = None
@@ -441,6 +445,8 @@ def _selection(
     count = min(site.lora.count for site in adapter.adapted().values())
     if experts is None and count > 1:
         raise ValueError(f"this adapter has {count} experts: say which, merge(experts=[...])")
+    if isinstance(experts, int):
+        raise ValueError(f"experts={experts} must be a list: merge(experts=[{experts}])")
     chosen = [0] if experts is None else list(experts)
     shares = [1 / len(chosen)] * len(chosen) if weights is None else [float(one) for one in weights]
     if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(count)):

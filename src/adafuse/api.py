@@ -112,10 +112,10 @@ def attach(
     router_input="embedding" or null_expert=True. Raises ValueError, one line, before anything is loaded.
     """
     count = (1 if method == "lora" else 8) if experts is None else experts
-    names = (
-        list(LINEARS) if targets == ALL_LINEAR else [targets] if isinstance(targets, str) else list(targets)
-    )
-    geometry = Experts(names, rank, count, min(2, count) if top_k is None else top_k, alpha or 0.0)
+    names = LINEARS if targets == ALL_LINEAR else (targets,) if isinstance(targets, str) else targets
+    if not isinstance(names, Sequence):
+        raise ValueError(f"targets={targets!r} is neither {ALL_LINEAR!r} nor a list of {list(LINEARS)}")
+    geometry = Experts(list(names), rank, count, min(2, count) if top_k is None else top_k, alpha or 0.0)
     refuse_geometry(geometry)
     geometry.alpha = float(2 * rank if alpha is None else alpha)
     _refuse_unknown("attach", options)
@@ -225,7 +225,7 @@ def fit(
 
 def measure(
     adapted: Adapted,
-    arms: Sequence[str],
+    arms: str | Sequence[str],
     *,
     batch: int = 1,
     context: int = 64,
@@ -252,7 +252,9 @@ def measure(
         raise ValueError(
             f"context={context} with {tokens_behind(knobs)} tokens behind it exceeds {most} positions"
         )
-    parsed = {name: _arm(name) for name in arms}
+    parsed = {str(name): _arm(str(name)) for name in ([arms] if isinstance(arms, str) else arms)}
+    if not parsed:
+        raise ValueError("arms is empty: name at least one strategy, such as 'gather'")
     kinds = dict.fromkeys(runtime for _, runtime in parsed.values())
     plain = {frame.backbone(kind): Made(None, StrategyName.dense, kind) for kind in kinds}
     wanted = plain | {
@@ -277,9 +279,12 @@ def _backbone(
     device: str | torch.device | None,
 ) -> tuple[nn.Module, Any, str]:
     """The model, its tokenizer if there is one, and the name under which it is saved."""
+    _refuse_device(device)
     asked = None if dtype is None else named(Dtype, "dtype", str(dtype).removeprefix("torch."), (Dtype.auto,))
     if isinstance(source, nn.Module):
         return _given(source, tokenizer, asked, device)
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(f"{source!r} is no model: give one of transformers, a checkpoint folder or a hub id")
     where = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = Path(source).expanduser()
     on_hub = not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)) is not None
@@ -337,8 +342,18 @@ def _saved(folder: Path) -> tuple[Method, Experts]:
     return typed(Method, described["method"]), typed(Experts, described["experts"])
 
 
+def _refuse_device(device: str | torch.device | None) -> None:
+    """Raise ValueError for one that torch does not know, or that this machine does not have."""
+    try:
+        kind = "cpu" if device is None else torch.device(device).type
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device={device!r} is none: say 'cpu', 'cuda' or 'cuda:1'") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}, and this machine has no CUDA device: leave it out")
+
+
 def _is_adapter(source: object) -> bool:
-    return not isinstance(source, nn.Module) and (Path(_path(source)) / "router_config.json").is_file()
+    return isinstance(source, str | os.PathLike) and (Path(_path(source)) / "router_config.json").is_file()
 
 
 def _path(source: Any) -> str:

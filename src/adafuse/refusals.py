@@ -221,6 +221,8 @@ def _of_method(method: Method) -> Iterator[str]:
         yield "bypass_penalty without null_expert=true does nothing"
     if method.first_expert_block > 0 and blockwise:
         yield "first_expert_block is for experts on linears; routing=blockwise has them on MLPs"
+    if not 0 <= method.dropout < 1:
+        yield f"dropout={method.dropout} must be at least 0 and below 1"
     if method.full and method.has_experts:
         yield "full=true trains the backbone itself, so expert_targets must be []"
     if method.expert_kind is ExpertKind.bottleneck and method.bottleneck_dim < 1:

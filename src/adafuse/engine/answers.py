@@ -97,10 +97,12 @@ def end_of(model: nn.Module, tokenizer: Any, stop: str | Sequence[str] | None) -
 
 def chooser(temperature: float, top_p: float, seed: int, device: torch.device) -> Callable[[Tensor], Tensor]:
     """From logits [B, V] to the next ids [B, 1]: the largest at a temperature of 0, else drawn, alike for a seed."""
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature={temperature} must be 0 (the likeliest token) or more")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p} must be above 0 and at most 1")
+    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature={temperature!r} must be 0 (the likeliest token) or more")
+    if not isinstance(top_p, int | float) or not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p!r} must be above 0 and at most 1")
+    if not isinstance(seed, int):
+        raise ValueError(f"seed={seed!r} must be a whole number: the same one draws the same text")
     if temperature == 0:
         return lambda logits_BV: logits_BV.argmax(-1, keepdim=True)
     generator = torch.Generator(device).manual_seed(seed)
@@ -163,6 +165,8 @@ def whole(prompts: Prompts, rows: Sequence[Sequence[int]], padding: int) -> Tens
 
 
 def _of_ids(inputs: Any, words: int, device: torch.device) -> Prompts:
+    if not isinstance(inputs, Tensor) and "input_ids" not in inputs:
+        raise ValueError(f"{inputs!r:.60} has no input_ids: give what the tokenizer returns, or {FORMS}")
     ids, mask = (
         (inputs, None) if isinstance(inputs, Tensor) else (inputs["input_ids"], inputs.get("attention_mask"))
     )
