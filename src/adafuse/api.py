@@ -50,6 +50,7 @@ from adafuse.model import backbone
 from adafuse.model.checkpoint import check_folder, dtype_of
 from adafuse.model.declared import check_declared, positions
 from adafuse.refusals import refuse_geometry, refuse_method, refuse_use
+from adafuse.shape import shape_of
 
 ALL_LINEAR = "all-linear"
 
@@ -158,6 +159,11 @@ def from_loras(
         raise ValueError(f"folders={folders!r} must be a list of PEFT LoRA folders, at least one")
     paths = [Path(folder).expanduser() for folder in folders]
     _refuse_unknown("from_loras", options)
+    # before the weights of a folder are read
+    named_by_path = isinstance(model_or_folder, str | os.PathLike)
+    shape = shape_of(Model(path=_path(model_or_folder))) if named_by_path else {}
+    for path in paths if shape else ():
+        imports.inspect(path, shape)
     model, tokenizer, name = _backbone(model_or_folder, tokenizer, dtype, device)
     loras = [imports.inspect(path, model.config.to_dict()) for path in paths]
     imports.refuse_lacking(loras, missing_as_zeros)

@@ -26,8 +26,10 @@ from adafuse.records import as_plain
 from adafuse.refusals import validate
 from adafuse.shape import shape_of
 
-# a link to conf/method/ that an installed copy has too
+# a link to conf/method/ that an installed copy has too, and a copy of the tree without links has not
 RECIPES = Path(__file__).parent / "recipes"
+if not RECIPES.is_dir():
+    RECIPES = Path(__file__).resolve().parents[2] / "conf" / "method"
 WITHOUT_EXPERTS = ("base", "full")
 T = TypeVar("T", Experts, Method)
 
