@@ -251,11 +251,11 @@ def test_a_damaged_or_hostile_folder_is_refused_in_one_line(name: str, tiny_llam
     assert "\n" not in str(refused.value)
 
 
-def test_what_the_hub_has_cached_is_loaded_through_its_links(tiny_llama, tmp_path: Path) -> None:
-    cache = tmp_path / "models--me--mine"
-    folder, blobs = cache / "snapshots" / "abc", cache / "blobs"
+@pytest.mark.parametrize("blobs", ["models--me--mine/blobs", "blobs/ab"])
+def test_what_the_hub_has_cached_is_loaded_through_its_links(blobs: str, tiny_llama, tmp_path: Path) -> None:
+    folder, blobs = tmp_path / "models--me--mine" / "snapshots" / "abc", tmp_path / blobs
     load = saved(folder, tiny_llama)
-    blobs.mkdir()
+    blobs.mkdir(parents=True)
     for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
         shutil.move(path, blobs / str(number))
         path.symlink_to(blobs / str(number))

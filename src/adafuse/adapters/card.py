@@ -33,6 +33,8 @@ import adafuse
 
 adapted = adafuse.load({base_code}, adapter="FOLDER")
 ```
+
+`FOLDER` holds this file, as `huggingface_hub.snapshot_download` leaves it.
 {peft}
 ## Licence
 

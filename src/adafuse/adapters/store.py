@@ -195,8 +195,9 @@ def _check_files(folder: Path, table: Mapping[str, str], files: list[str]) -> No
             f"{folder / DESCRIPTION} has no checksum of each of its files, or of others: {AGAIN}"
         )
     whole = folder.resolve()
-    # the Hub's cache holds links into a folder beside
-    roots = [whole, *([whole.parents[1] / "blobs"] if whole.parent.name == "snapshots" else [])]
+    # the Hub's cache holds links into a folder beside, of the repository or of all together
+    cached = whole.parent.name == "snapshots"
+    roots = [whole, *(beside / "blobs" for beside in whole.parents[1:3] if cached)]
     for file in files:
         path = folder / file
         if not any(path.resolve().is_relative_to(root) for root in roots):
