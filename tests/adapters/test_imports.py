@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adafuse import strategies
-from adafuse.adapters import imports
+from adafuse.adapters import declared_lora, imports
 from adafuse.adapters.adapter import Adapter
 from adafuse.config import Experts, StrategyName
 from adafuse.engine.decode import forward_logits
@@ -99,6 +99,13 @@ def test_in_every_method_whose_experts_are_lora(method: str, tmp_path: Path) -> 
     assert (loras.logits(folders[1], IDS) - ours(adapter, 1)).abs().max() < 2e-5
 
 
+def test_all_linear_is_every_linear_but_the_head(tmp_path: Path) -> None:
+    """PEFT writes the names that it found; who writes the word means them."""
+    folders = two(tmp_path, target_modules="all-linear")
+    loras.declare(folders[0], target_modules="all-linear")
+    check(folders)
+
+
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "compiled": lambda name: f"_orig_mod.{name}",
     "compiled within": lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
@@ -142,6 +149,15 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds more than tensors.*is not opened"):
         adapter_of(folders)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_of_tensors_that_hold_no_numbers_is_refused(tmp_path: Path) -> None:
+    odd = {"sparse": torch.eye(4).to_sparse(), "nowhere": torch.ones(2, device="meta"), "words": ["a"]}
+    for name, one in odd.items():
+        folder = loras.lora(tmp_path / name)
+        loras.pickle(folder, odd=one)
+        with pytest.raises(ValueError, match="not opened|no LoRA factor|not a dictionary"):
+            adapter_of([folder, folder])
 
 
 def test_what_is_lacking_is_zero_only_if_asked(tmp_path: Path) -> None:
@@ -299,7 +315,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_no_expert_is_refused_by_name(
     name: str, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(imports, "SECONDS", 0.3)
+    monkeypatch.setattr(declared_lora, "SECONDS", 0.3)
     folder = tmp_path / "lora"
     folder.mkdir()
     for file in ("adapter_config.json", loras.WEIGHTS):
@@ -317,7 +333,7 @@ def test_every_field_of_peft_has_its_place() -> None:
     from peft import LoraConfig
 
     fields = {field.name for field in dataclasses.fields(LoraConfig)}
-    assert fields <= {*imports.UNDERSTOOD, *imports.IRRELEVANT, *imports.REFUSED}
+    assert fields <= {*declared_lora.UNDERSTOOD, *declared_lora.IRRELEVANT, *declared_lora.REFUSED}
 
 
 def test_numbers_in_a_pickle_are_looked_at_too(good: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import adafuse
 from adafuse import strategies
-from adafuse.adapters import imports
+from adafuse.adapters import declared_lora, imports
 from adafuse.adapters.published import is_published, load_published
 from adafuse.config import StrategyName
 from adafuse.engine.decode import forward_logits
@@ -30,7 +30,7 @@ MOLA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": [*ATTENT
 
 
 def sizes() -> dict[str, tuple[int, int]]:
-    return imports.linears(tiny_model().config.to_dict())
+    return declared_lora.linears(tiny_model().config.to_dict())
 
 
 def drawn(*shape: int) -> Tensor:
@@ -232,6 +232,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no router": ({}, {GATE: None}, "it lacks model.layers.0.mlp.weight"),
     "a router of another width": ({}, {GATE: torch.ones(3, 1)}, r"has torch.float32 \[3, 1\]"),
     "not a number": ({}, {GATE: torch.ones(3, 32) / 0}, "not finite"),
+    "doubles": ({}, {GATE: torch.ones(3, 32).long()}, "int64|I64"),
     "something else": ({}, {"mixlora.layers.0.bias": torch.ones(1)}, "no part of MixLoRA's layout"),
 }
 

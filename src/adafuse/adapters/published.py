@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adafuse.adapters import imports
+from adafuse.adapters import declared_lora, imports
 from adafuse.adapters.adapter import Adapter
 from adafuse.config import LINEARS, ExpertKind, Experts, Method, Routing
 from adafuse.model.checkpoint import first_few
@@ -30,8 +30,8 @@ OF_LORA = (
     "use_rslora",
     "bias",
     "peft_type",
-    *imports.IRRELEVANT,
-    *imports.REFUSED,
+    *declared_lora.IRRELEVANT,
+    *declared_lora.REFUSED,
     "lora_init",
 )
 OF_MIXLORA = (
@@ -137,14 +137,14 @@ def _mola(
     tensors: Mapping[str, Tensor],
     top_k: int | None,
 ) -> Adapter:
-    _refuse({**declared, "r": 1}, (*OF_LORA, *imports.UNDERSTOOD, "number_experts", "top_k"))
+    _refuse({**declared, "r": 1}, (*OF_LORA, *declared_lora.UNDERSTOOD, "number_experts", "top_k"))
     given: Given = {}
     for key, tensor in tensors.items():
         of = _parsed(imports.plain_name(key), _MOLA_KEYS, "MoLA")
         if (place := (of["path"], _number(of), of["what"])) in given:
             raise ValueError(f"it holds {key} twice")
         given[place] = tensor
-    linears, depth = imports.linears(model.config.to_dict()), model.config.num_hidden_layers
+    linears, depth = declared_lora.linears(model.config.to_dict()), model.config.num_hidden_layers
     if strange := sorted({path for path, _, _ in given} - linears.keys()):
         raise ValueError(
             f"it adapts {first_few(strange)}, which the backbone does not have among its linears"
@@ -153,7 +153,7 @@ def _mola(
     k = _one(declared.get("top_k") or top_k)
     if type(k) is not int or not 1 <= k <= min(quarters):
         raise ValueError(f"its files do not say how many of {min(quarters)} experts a token has: pass top_k=")
-    alpha = float(declared.get("lora_alpha", imports.ALPHA))
+    alpha = float(declared.get("lora_alpha", declared_lora.ALPHA))
     names = [name for name in LINEARS if any(path.endswith(f".{name}") for path, _, _ in given)]
     by_quarter = None if len(set(quarters)) == 1 else quarters
     method = Method(name="mola", routing=Routing.layerwise, experts_by_quarter=by_quarter)
@@ -182,7 +182,7 @@ def _quarters(given: Given, depth: int) -> list[int]:
 
 
 def _ranks(declared: Mapping[str, Any], depth: int) -> list[int]:
-    said = declared.get("r", imports.RANK)
+    said = declared.get("r", declared_lora.RANK)
     ranks = said if isinstance(said, list) else [said] * depth
     if len(ranks) != depth or not all(type(rank) is int and rank >= 1 for rank in ranks):
         raise ValueError(f"r={str(said)[:40]} is no rank, and none for each of {depth} blocks")
@@ -202,7 +202,7 @@ def _filled(adapter: Adapter, folder: Path, given: Given, adapted: Collection[st
     ]
     places: list[Place] = [(path, e, what) for path, e in wanted for what in ("lora_A", "lora_B")]
     _refuse_other(given, [*places, *((path, None, "weight") for path in routers)])
-    sizes = imports.linears(adapter.model.config.to_dict())
+    sizes = declared_lora.linears(adapter.model.config.to_dict())
     for path, e in wanted:
         rank, _ = said(path, e)
         _check(given[path, e, "lora_A"], (rank, sizes[path][0]), path)
@@ -233,14 +233,14 @@ def _number(of: Mapping[str, str]) -> int | None:
 
 
 def _rank_and_scaling(declared: Mapping[str, Any]) -> tuple[int, float]:
-    rank, alpha = declared.get("r", imports.RANK), declared.get("lora_alpha", imports.ALPHA)
+    rank, alpha = declared.get("r", declared_lora.RANK), declared.get("lora_alpha", declared_lora.ALPHA)
     return rank, alpha / (math.sqrt(rank) if declared.get("use_rslora") else rank)
 
 
 def _refuse(declared: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for fault in imports.lora_faults(declared):
+    for fault in declared_lora.lora_faults(declared):
         raise ValueError(fault)
-    for key in imports.unknown(declared, known):
+    for key in declared_lora.unknown(declared, known):
         raise ValueError(f"{key} is a field that this code does not know: it may change what is computed")
 
 
