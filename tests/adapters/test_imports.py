@@ -241,6 +241,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "use_future is a field that this code does not know",
     ),
     "a rank of none": (change(r=0), "r=0 is no rank"),
+    "a rank of millions": (change(r=2**40), "is no rank"),
     "a rank of words": (change(r="8"), "r=8 is no rank"),
     "an alpha that is no number": (change(lora_alpha=float("nan")), "lora_alpha=nan is no alpha"),
     "no targets": (change(target_modules=None), "target_modules is empty"),

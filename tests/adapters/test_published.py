@@ -220,6 +220,8 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "DoRA": ({"use_dora": True}, {}, "use_dora: DoRA"),
     "DoRA in its experts": ({"expert_lora": {"use_dora": True}}, {}, "use_dora: DoRA"),
     "noise": ({"jitter_noise": 0.1}, {}, "jitter_noise"),
+    "experts in words": ({"expert_lora": "rank 4"}, {}, "of another kind than MixLoRA writes"),
+    "targets in words": ({"target_modules": 7}, {}, "of another kind than MixLoRA writes"),
     "no count": ({"num_experts": None}, {}, "no numbers of experts"),
     "a field of tomorrow": (
         {"shared_expert": True},

@@ -17,6 +17,8 @@ from adafuse.shape import widths
 
 # PEFT's own, for fields that a file leaves out
 RANK, ALPHA = 8, 8
+# wider than any linear there is
+MOST_RANK = 2**16
 # what decides the product: read below
 UNDERSTOOD = (
     *(
@@ -115,8 +117,8 @@ def _odd_numbers(declared: Mapping[str, Any]) -> Iterator[str]:
     ranks = {"r": declared.get("r", RANK), **(declared.get("rank_pattern") or {})}
     alphas = {"lora_alpha": declared.get("lora_alpha", ALPHA), **(declared.get("alpha_pattern") or {})}
     for key, value in ranks.items():
-        if type(value) is not int or value < 1:
-            yield f"{key}={str(value)[:40]} is no rank: a whole number of at least 1"
+        if type(value) is not int or not 1 <= value <= MOST_RANK:
+            yield f"{key}={str(value)[:40]} is no rank: a whole number from 1 to {MOST_RANK}"
     for key, value in alphas.items():
         if type(value) not in (int, float) or not abs(value) < 1e9:
             yield f"{key}={str(value)[:40]} is no alpha: a number"

@@ -85,13 +85,15 @@ def is_published(folder: Path) -> bool:
 def _mixlora(
     model: nn.Module, folder: Path, declared: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> Adapter:
-    inner = declared.get("expert_lora") or {}
+    inner, targets = declared.get("expert_lora") or {}, declared.get("target_modules") or []
+    if not isinstance(inner, dict) or not isinstance(targets, dict | list):
+        raise ValueError("expert_lora or target_modules is of another kind than MixLoRA writes")
     _refuse(declared, (*OF_LORA, *OF_MIXLORA))
     _refuse(inner, OF_LORA)
     for fault in _other_routing(declared, model.config.hidden_act):
         raise ValueError(fault)
-    targets = declared.get("target_modules") or []
-    meant = {OLD_NAMES.get(n, n) for n in targets if not isinstance(targets, dict) or targets[n]}
+    names = map(str, targets if isinstance(targets, list) else filter(targets.get, targets))
+    meant = {OLD_NAMES.get(name, name) for name in names}
     static, of_expert = map(_rank_and_scaling, (declared, {**declared, **inner}))
     method = Method(
         name="mixlora",
@@ -184,7 +186,9 @@ def _quarters(given: Given, depth: int) -> list[int]:
 def _ranks(declared: Mapping[str, Any], depth: int) -> list[int]:
     said = declared.get("r", declared_lora.RANK)
     ranks = said if isinstance(said, list) else [said] * depth
-    if len(ranks) != depth or not all(type(rank) is int and rank >= 1 for rank in ranks):
+    if len(ranks) != depth or not all(
+        type(rank) is int and 1 <= rank <= declared_lora.MOST_RANK for rank in ranks
+    ):
         raise ValueError(f"r={str(said)[:40]} is no rank, and none for each of {depth} blocks")
     return ranks
 
