@@ -113,6 +113,15 @@ def test_one_run_a_cell_read_back(record_path, tmp_path, no_account, capsys) -> 
     assert record_path.read_bytes() == before
 
 
+def test_what_is_disabled_is_not_taken_for_done(record_path, tmp_path, no_account, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    track(record_path, "wandb")
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.delenv("WANDB_MODE")
+    track(record_path, "wandb")
+    assert len(written(tmp_path / "runs")) == 1
+
+
 def test_a_second_time_duplicates_nothing(record_path, tmp_path, no_account) -> None:
     for _ in range(2):
         track(record_path, "wandb")

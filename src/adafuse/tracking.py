@@ -58,6 +58,9 @@ def track(record_path: Path, tracker: str, settings: dict[str, Any] | None = Non
     record = read(record_path)
     if record.status == "unfinished":
         raise ValueError(f"record {record_path} is unfinished: only finished records are tracked")
+    if os.environ.get("WANDB_MODE") == "disabled" and tracker != "trackio":
+        # nothing would be written, and a mark would say that it was
+        return
     full = tracker == "wandb_full"
     named = run_settings(record, settings, full=full)
     library = tracker.removesuffix("_full")
