@@ -36,7 +36,7 @@ def test_unknown_tracker_is_refused(record_path):
 
 
 @pytest.mark.parametrize("library", ["wandb", "trackio"])
-def test_without_the_library_the_error_says_so(library, record_path, monkeypatch):
+def test_without_the_library_the_error_says_so(library, record_path, no_account, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ValueError, match=f"needs {library}"):
         track(record_path, library)
