@@ -3,9 +3,9 @@
 In: a backbone of conf/model, a batch, parts. Out: a line of JSON for each cut in --out, beside GB/s and their share of
 what is read here at most; a cut that has a line is not measured again, and nothing new begins after --seconds. `best`
 prints the fastest of each shape as entries of LEAN_CUTS (kernels/config.py); `attend` tries cuts of attention at
-several contexts; `step` times whole steps of the arms named behind it, with the fastest cuts so far, with and without
-launches that start early. Random weights; eight blocks' launches of one kind in one CUDA graph, the whole depth for
-`step`. Needs a GPU.
+several contexts; `step` times whole steps of the --arms, with the fastest cuts so far, with and without launches that
+start early. Products with experts beside them are those of --arms adafuse_gather_lean. Random weights; eight blocks'
+launches of one kind in one CUDA graph, the whole depth for `step`. Needs a GPU.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from unittest import mock
 
 import hydra
 import torch
+from torch import Tensor
 
 from adafuse import compose
 from adafuse.bench import calibration, device, workload
@@ -46,11 +47,13 @@ CONTEXTS = (128, 1024, 3900)
 Line = dict[str, Any]
 
 
-def cuts(tokens: int, gated: bool) -> list[LeanCut]:
-    """What is tried: without tensor cores 16 KB of W a program and more, with them 16 to 64 rows."""
+def cuts(tokens: int, gated: bool, experts: bool) -> list[LeanCut]:
+    """What is tried: without tensor cores 16 to 64 weights a thread at once, with them 16 to 128 rows; and how many
+    rows of A a program in front takes.
+    """
     if tokens <= config.GEMV_TOKENS:
-        tried = combinations((2, 4, 8), (1024, 2048, 4096), (4, 8))
-        return [LeanCut(r, b, w) for r, b, w in tried if 16 <= r * b // (32 * w) <= 64]
+        tried = combinations((2, 4, 8), (1024, 2048, 4096), (4, 8), (1, 4) if experts else (1,))
+        return [LeanCut(r, b, w, 1, f) for r, b, w, f in tried if 16 <= r * b // (32 * w) <= 64]
     sides = (32, 64, 128) if gated else (16, 32, 64)
     deep = combinations(sides, (128, 256), (4, 8), (3, 5))
     return [LeanCut(r, b, w, s, 16) for r, b, w, s in deep if r * b * s <= 96 * 1024]
@@ -58,7 +61,7 @@ def cuts(tokens: int, gated: bool) -> list[LeanCut]:
 
 def attend_cuts(sequences: int, heads: int) -> list[AttendCut]:
     most = -(-2 * config.MULTIPROCESSORS // (sequences * heads))
-    tried = combinations((32, 64, 128), (most, 2 * most), (64, 128, 256), (4, 8))
+    tried = combinations((64, 128), (most, 2 * most), (128, 256), (4, 8))
     return [AttendCut(*cut) for cut in tried if cut[2] >= cut[0]]
 
 
@@ -98,7 +101,10 @@ def recut(work: lean.Product, cut: LeanCut) -> lean.Product:
     return replace(work, residual=replace(work.residual, squares_TP=squares))
 
 
-def launch_all(launch: Callable[[Any], None], each: list[Any]) -> None:
+def launch_all(launch: Callable[[Any], None], each: list[Any], flags: Tensor | None) -> None:
+    """One pass; with experts the flags that the last pass raised are lowered first, as a step's last launch does."""
+    if flags is not None and each[0].beside is not None:
+        flags.zero_()
     for work in each:
         launch(work)
 
@@ -118,9 +124,9 @@ def measure(tried: Line, nbytes: float, launch: Callable[[], None], read_gbps: f
 
 
 def sweep(settings: Config, parts: list[str], seen: Notes) -> None:
-    """Products and attention, each kind by itself."""
+    """Products of the first arm, and attention, each kind by itself."""
     model, batch, name = backbone.load(settings)[0].eval(), settings.batch, settings.model.name
-    with ready(settings, model, "base_lean", max(CONTEXTS) + TOKENS) as decoder:
+    with ready(settings, model, settings.arms.run[0], max(CONTEXTS) + TOKENS) as decoder:
         plan = engine.make_plan(decoder)
         for part in [part for part in parts if part in PRODUCTS]:
             first = works(plan, part)[0]
@@ -130,11 +136,12 @@ def sweep(settings: Config, parts: list[str], seen: Notes) -> None:
                 "tokens": batch,
                 "inputs": first.x_TI.shape[1],
                 "outputs": first.outputs,
+                "experts": first.beside is not None,
             }
-            for cut in cuts(batch, first.gated):
+            for cut in cuts(batch, first.gated, first.beside is not None):
                 own = [recut(work, cut) for work in works(plan, part)]
                 nbytes = sum(work.weight_OI.nbytes for work in own if work.weight_OI is not None)
-                seen.add(shape | asdict(cut), nbytes, partial(launch_all, lean.product, own))
+                seen.add(shape | asdict(cut), nbytes, partial(launch_all, lean.product, own, plan.next.flags))
         if "attend" in parts:
             first_attend = plan.blocks[0].attend
             sequences, heads, _, width = first_attend.keys.shape
@@ -148,7 +155,7 @@ def sweep(settings: Config, parts: list[str], seen: Notes) -> None:
                 ]
                 nbytes = 2 * BLOCKS * sequences * heads * context * width * first_attend.keys.itemsize
                 line = {"model": name, "part": "attend", "tokens": batch, "context": context} | asdict(tried)
-                seen.add(line, nbytes, partial(launch_all, attend.attend, launches))
+                seen.add(line, nbytes, partial(launch_all, attend.attend, launches, None))
 
 
 def steps(settings: Config, seen: Notes) -> None:
@@ -168,9 +175,9 @@ def steps(settings: Config, seen: Notes) -> None:
             continue
         with (
             nullcontext() if early else late_launches(),
-            ready(settings, model, arm, 128 + 8 * TOKENS) as decoder,
+            ready(settings, model, arm, 128 + 10 * TOKENS) as decoder,
         ):
-            decoder.run(8)
+            decoder.run(TOKENS)
             block = partial(decoder.run, TOKENS)
             ms = median(device.timed_ms(seen.where, block) / TOKENS for _ in range(5))
         gbps = weights / ms / 1e6
@@ -212,12 +219,12 @@ class Notes:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
 
-    def best(self) -> dict[tuple[int, int, int], LeanCut]:
-        """The fastest cut of each shape."""
-        found: dict[tuple[int, int, int], Line] = {}
+    def best(self) -> dict[tuple[int, int, int, bool], LeanCut]:
+        """The fastest cut of each shape, with and without experts."""
+        found: dict[tuple[int, int, int, bool], Line] = {}
         for line in self.lines:
             if line.get("part") in PRODUCTS and "us" in line:
-                key = config.power_of_2(line["tokens"]), line["inputs"], line["outputs"]
+                key = config.power_of_2(line["tokens"]), line["inputs"], line["outputs"], line["experts"]
                 found[key] = min(found.get(key, line), line, key=lambda one: one["us"])
         fields = ("rows", "block", "warps", "stages", "front_rows")
         return {key: LeanCut(*(line[field] for field in fields)) for key, line in found.items()}
@@ -230,7 +237,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("model")
     parser.add_argument("batch", type=int)
     parser.add_argument("parts", help=f"of {', '.join(PRODUCTS)}, attend, step, best; with commas")
-    parser.add_argument("--arms", default=STEP_ARMS, help="of a step, with commas")
+    parser.add_argument("--arms", help=f"products: of the first (base_lean); step: {STEP_ARMS}")
     parser.add_argument("--out", type=Path, default=Path("results/tune_lean.jsonl"))
     parser.add_argument("--seconds", type=float, default=200.0)
     given = parser.parse_args(arguments)
@@ -244,9 +251,9 @@ def main(arguments: list[str]) -> int:
     seen = Notes(given.out, given.seconds)
     with torch.no_grad():
         if {*PRODUCTS, "attend"} & set(parts):
-            sweep(composed(given.model, given.batch, BLOCKS, "base_lean"), parts, seen)
+            sweep(composed(given.model, given.batch, BLOCKS, given.arms or "base_lean"), parts, seen)
         if "step" in parts:
-            steps(composed(given.model, given.batch, None, given.arms), seen)
+            steps(composed(given.model, given.batch, None, given.arms or STEP_ARMS), seen)
     if "best" in parts:
         for key, cut in sorted(seen.best().items()):
             print(f"    {key}: {cut},")

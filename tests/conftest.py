@@ -32,7 +32,7 @@ gc.set_threshold(50_000, 20, 50)
 SLOW = [
     *("test_stages", "test_config", "test_strategies", "test_trainer", "test_figures", "test_page"),
     *("test_kernel_task", "test_checks", "test_launcher", "test_measurements", "test_graph", "test_cell"),
-    *("test_gather_launches", "test_report_latency", "test_accuracy", "test_run", "test_peft"),
+    *("test_lean", "test_gather_launches", "test_report_latency", "test_accuracy", "test_run", "test_peft"),
     *("test_api", "test_api_docs", "test_distributed", "test_tracking", "test_lm_eval_command"),
     *("01_one_token", "02_results", "03_your_model"),
 ]

@@ -28,10 +28,10 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def settings(script: ModuleType):
+def settings(script: ModuleType, arm: str = "base_lean"):
     small = ["hidden_size=64", "intermediate_size=64", "num_hidden_layers=1", "vocab_size=300"]
     shape = [f"model.shape.{change}" for change in small]
-    arms = ["arms.run=[base_lean]", "task=latency", "device=cpu", "context=12"]
+    arms = [f"arms.run=[{arm}]", "task=latency", "device=cpu", "context=12"]
     return compose("profile=gpu", "model=tiny", "model.weights=random", *arms, *shape)
 
 
@@ -46,7 +46,11 @@ def test_cuts_are_measured_once_and_the_fastest_stays(script: ModuleType, tmp_pa
     script.sweep(own, ["out", "attend"], again)
     assert len(again.lines) == len(lines)
     fastest = min(lines[1:3], key=lambda line: line["us"])
-    assert again.best() == {(1, 64, 64): next(cut for cut in CUTS if cut.rows == fastest["rows"])}
+    assert again.best() == {(1, 64, 64, False): next(cut for cut in CUTS if cut.rows == fastest["rows"])}
+    with_experts = settings(script, "adafuse_gather_lean")
+    script.sweep(with_experts, ["out"], again)
+    assert {line["experts"] for line in again.lines if "experts" in line} == {False, True}
+    assert len(again.best()) == 2 and all("error" not in line for line in again.lines)
     late = script.Notes(tmp_path / "other.jsonl", 0.0, "cpu")
     script.sweep(own, ["out"], late)
     assert len(late.lines) == 1, "nothing new begins when the time is over"
@@ -56,13 +60,15 @@ def test_a_step_is_timed_with_the_fastest_cuts(script: ModuleType, tmp_path: Pat
     monkeypatch.setattr(config, "LEAN_CUTS", {})
     monkeypatch.setattr(script.config, "LEAN_CUTS", config.LEAN_CUTS)
     out = tmp_path / "lines.jsonl"
-    known = {"part": "out", "tokens": 1, "inputs": 64, "outputs": 64, "us": 1.0, **vars(CUTS[0])}
-    out.write_text(json.dumps({"read_gbps": 10.0}) + "\n" + json.dumps(known) + "\n")
+    known = {"tokens": 1, "inputs": 64, "experts": False, "us": 1.0, **vars(CUTS[0])}
+    parts = [{"part": "out", "outputs": 64}, {"part": "head", "outputs": 300, "rows": 512}]
+    lines = [{"read_gbps": 10.0}, *(known | part for part in parts)]
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
     script.steps(settings(script), script.Notes(out, 100.0, "cpu"))
-    steps = [json.loads(text) for text in out.read_text().splitlines()][2:]
+    steps = [json.loads(text) for text in out.read_text().splitlines()][3:]
     assert [(line["arm"], line["early"]) for line in steps] == [("base_lean", True), ("base_lean", False)]
     assert all(line["ms"] > 0 for line in steps)
-    assert config.lean_cut(1, 64, 64, False) == CUTS[0]
+    assert config.lean_cut(1, 64, 64, False, False) == CUTS[0]
 
 
 def test_mistakes_are_one_line(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +80,7 @@ def test_what_is_tried_fits_a_multiprocessor(script: ModuleType) -> None:
     fresh = importlib.util.module_from_spec(script.__spec__)
     script.__spec__.loader.exec_module(fresh)
     for tokens, gated in ((1, False), (2, True), (8, False), (64, True)):
-        tried = fresh.cuts(tokens, gated)
+        tried = fresh.cuts(tokens, gated, False)
         assert 5 <= len(tried) <= 24
         assert tokens <= 2 or all(cut.rows >= (32 if gated else 16) for cut in tried)
     assert fresh.attend_cuts(1, 32)

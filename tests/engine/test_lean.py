@@ -74,7 +74,7 @@ def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         return
 
-    def cut(tokens: int, inputs: int, outputs: int, gated: bool) -> LeanCut:
+    def cut(tokens: int, inputs: int, outputs: int, gated: bool, experts: bool) -> LeanCut:
         return LeanCut(rows=256, block=64, warps=4, stages=2, front_rows=64)
 
     monkeypatch.setattr(lean, "lean_cut", cut)

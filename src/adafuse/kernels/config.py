@@ -97,9 +97,10 @@ class LeanCut:
     front_rows: int = 1
 
 
-# By tokens (the next power of two), inputs and outputs, as scripts/tune_lean.py prints them. Nothing is measured yet:
-# what lean_cut says of other shapes is a guess from one probe of Llama-2-7B at one token (an H200).
-LEAN_CUTS: dict[tuple[int, int, int], LeanCut] = {}
+# By tokens (the next power of two), inputs, outputs and whether experts stand beside, as scripts/tune_lean.py prints
+# them. Nothing is measured yet: what lean_cut says of other shapes is a guess from one probe of Llama-2-7B at one token
+# (an H200).
+LEAN_CUTS: dict[tuple[int, int, int, bool], LeanCut] = {}
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,9 @@ def fit_gemv(config: GemvConfig, inputs: int, edges: list[int]) -> GemvConfig:
     return replace(config, rows=rows, tiles=tiles, block=even)
 
 
-def lean_cut(tokens: int, inputs: int, outputs: int, gated: bool) -> LeanCut:
+def lean_cut(tokens: int, inputs: int, outputs: int, gated: bool, experts: bool) -> LeanCut:
     """What was measured for this shape, or where else to cut; `outputs` counts both halves of a gated product."""
-    found = LEAN_CUTS.get((power_of_2(tokens), inputs, outputs))
+    found = LEAN_CUTS.get((power_of_2(tokens), inputs, outputs, experts))
     if found is not None:
         return found
     if tokens > GEMV_TOKENS:

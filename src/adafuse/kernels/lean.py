@@ -73,7 +73,7 @@ class Product:
     def fitted(self) -> LeanCut:
         """How this launch is cut."""
         (tokens, inputs), beside = self.x_TI.shape, self.beside
-        cut = self.cut or lean_cut(tokens, inputs, self.outputs, self.gated)
+        cut = self.cut or lean_cut(tokens, inputs, self.outputs, self.gated, beside is not None)
         experts = beside is not None and beside.lora_B_EOR is not None and not self.gated
         return fit_lean(cut, inputs, self.outputs, beside.members if experts and beside else [], self.gated)
 
