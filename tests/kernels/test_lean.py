@@ -11,7 +11,7 @@ import torch
 
 from adafuse.kernels.config import LeanCut, fit_lean, lean_cut
 from synthetic.fused import DEVICE, MACHINES
-from synthetic.lean import KINDS, Case, agrees
+from synthetic.lean import KINDS, Case
 
 # by how many tokens: each kernel in several tiles, with and without tensor cores
 CUTS = {
@@ -29,7 +29,7 @@ def test_a_product_with_experts(device, dtype, name: str, tokens: int, routed: b
     if device == "cpu" and dtype is torch.float16 and routed:
         pytest.skip("what is chosen is fp32 whatever the operands are; the interpreter takes its time")
     case = Case(KINDS[name], tokens, device, dtype, routed, CUTS[tokens])
-    assert agrees(case.launch(), case.meaning())
+    assert case.agrees(case.launch(), case.meaning())
 
 
 @pytest.mark.parametrize("tokens", CUTS)
@@ -37,7 +37,7 @@ def test_a_product_with_experts(device, dtype, name: str, tokens: int, routed: b
 @pytest.mark.parametrize(("device", "dtype"), MACHINES)
 def test_a_product_without(device, dtype, name: str, tokens: int) -> None:
     case = Case(KINDS[name], tokens, device, dtype, False, CUTS[tokens])
-    assert agrees(case.launch(experts=False), case.meaning(experts=False))
+    assert case.agrees(case.launch(experts=False), case.meaning(experts=False))
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
@@ -50,7 +50,7 @@ def test_a_token_without_gates_reads_no_expert(tokens: int) -> None:
     if tokens == 1:
         case.A[:, 3] = torch.nan
     want = case.meaning(experts=False)["y"][0]
-    assert agrees({"y": case.launch()["y"][0]}, {"y": want})
+    assert case.agrees({"y": case.launch()["y"][0]}, {"y": want})
 
 
 def test_what_is_asked_for_early_is_the_same() -> None:
@@ -75,8 +75,8 @@ def right(name: str, tokens: int) -> tuple[Case, dict[str, torch.Tensor]]:
 )
 def test_a_wrong_meaning_is_seen(name: str, mutation: str, tokens: int) -> None:
     case, got = right(name, tokens)
-    assert agrees(got, case.meaning())
-    assert not agrees(got, case.meaning(mutate=mutation))
+    assert case.agrees(got, case.meaning())
+    assert not case.agrees(got, case.meaning(mutate=mutation))
 
 
 def test_no_program_has_rows_of_two_members() -> None:
