@@ -3,7 +3,7 @@
 In: x, the factors, gates that are known or logits that are not. Out: h = A x by the programs in front, a flag that
 counts them, and [T, rows] of B h for whoever has waited for it. The hardware starts programs in the order of their
 numbers and nobody waits for a later one, so it ends. One or two tokens read the chosen experts alone; more, and routers
-of the linear's own, have all A multiplied, and read the B of whoever was chosen. Names as in gather.py. Next: lean.py.
+of the linear's own, have all A multiplied. Names as in gather.py. Next: lean.py.
 """
 
 from __future__ import annotations
@@ -158,14 +158,14 @@ def expand(
 ):  # fmt: skip
     """[T, rows] of scaling * sum_k weight_k B[e_k] h_k for rows `o_B` of member `i_g` (-1: none, all zero).
 
-    CHOSEN: `b_B` holds each pair's rows. Else they are read when it is known who was chosen, by its own logits with
-    ROUTED; those are told in p_index and p_weight where `starts`.
+    CHOSEN: `b_B` holds each pair's rows; on tensor cores the first terms of all experts'. Else they are read when it is
+    known who was chosen, by its own logits with ROUTED; those are told in p_index and p_weight where `starts`.
     """
     m_own = m_y & (i_g >= 0)
     i_own = tl.maximum(i_g, 0)
     if TENSOR_CORES:
         b_sum = expand_all(
-            p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_own, i_g >= 0, o_B, m_own, starts,
+            b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_own, i_g >= 0, o_B, m_own, starts,
             ROWS_A, ROWS_B, T, PADDED, G, E, K, R, ROUTED, RAW, GELU, BLOCK_C, DOT,
         )  # fmt: skip
     else:
@@ -214,13 +214,14 @@ def expand_few(
 
 @triton.jit
 def expand_all(
-    p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_g, exists, o_B, m_own, starts,
+    b_first, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_g, exists, o_B, m_own, starts,
     ROWS_A: tl.constexpr, ROWS_B: tl.constexpr, T: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr,
-    E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, ROUTED: tl.constexpr, RAW: tl.constexpr, GELU: tl.constexpr,
-    BLOCK_C: tl.constexpr, DOT: tl.constexpr,
+    E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, ROUTED: tl.constexpr, RAW: tl.constexpr,
+    GELU: tl.constexpr, BLOCK_C: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """The same for many tokens, on the tensor cores: one contraction over all experts and ranks, in which a gate is a
-    factor of h. An expert that nobody chose is not read.
+    factor of h. Of an expert that nobody chose neither h nor B counts, whatever they hold. `b_first` are the first
+    BLOCK_C terms of B, which were asked for long before.
     """
     o_t = tl.arange(0, PADDED)
     m_t = o_t < T
@@ -232,11 +233,10 @@ def expand_all(
             tl.store(p_index + o_slot + k, b_index[k].to(tl.int64), mask=m_t & starts & exists)
             tl.store(p_weight + o_slot + k, b_share[k], mask=m_t & starts & exists)
     b_sum = tl.zeros((o_B.shape[0], PADDED), tl.float32)
-    for first in range(0, E * R, BLOCK_C):
+    for first in tl.static_range(0, E * R, BLOCK_C):
         o_c = first + tl.arange(0, BLOCK_C)
-        m_c = o_c < E * R
         o_e = o_c // R
-        b_gate = tl.zeros((BLOCK_C, PADDED), tl.float32)
+        b_gate = tl.zeros((PADDED, BLOCK_C), tl.float32)
         for k in tl.static_range(K):
             if ROUTED:
                 b_e = b_index[k]
@@ -245,17 +245,27 @@ def expand_all(
                 b_e = tl.load(p_index + o_slot + k, mask=m_t, other=-1).to(tl.int32)
                 b_weight = tl.load(p_weight + o_slot + k, mask=m_t, other=0.0)
             b_own = tl.where(m_t, b_weight * scaling, 0.0)
-            b_gate += tl.where(o_e[:, None] == b_e[None, :], b_own[None, :], 0.0)
-        m_used = m_c & (tl.max((b_gate != 0).to(tl.int32), 1) > 0)
-        p_low = p_h + o_t[None, :] * ROWS_A + (i_g * E * R + o_c)[:, None]
-        b_h = tl.load(p_low, mask=m_used[:, None] & m_t[None, :], other=0.0, cache_modifier=".cg")
+            b_gate += tl.where(o_e[None, :] == b_e[:, None], b_own[:, None], 0.0)
+        m_used = (o_c < E * R) & (tl.max((b_gate != 0).to(tl.int32), 0) > 0)
+        p_low = p_h + o_t[:, None] * ROWS_A + (i_g * E * R + o_c)[None, :]
+        b_h = tl.load(p_low, mask=m_t[:, None] & (o_c < E * R)[None, :], other=0.0, cache_modifier=".cg")
         if GELU:
             b_h = _exact_gelu(b_h)
-        p_up = p_B + (o_e.to(tl.int64) * ROWS_B * R + o_c % R)[None, :] + o_B[:, None] * R
-        b_rows = tl.load(p_up, mask=m_own[:, None] & m_used[None, :], other=0.0).to(DOT)
+        b_rows = b_first if first == 0 else load_terms(p_B, first, o_B, m_own, ROWS_B, E, R, BLOCK_C)
+        b_rows = tl.where(m_used[None, :], b_rows, 0.0).to(DOT)
         b_gated = tl.where(b_gate != 0, b_h * b_gate, 0.0).to(DOT)
-        b_sum = tl.dot(b_rows, b_gated, b_sum, input_precision="ieee")
+        b_sum = tl.dot(b_rows, tl.trans(b_gated), b_sum, input_precision="ieee")
     return tl.trans(b_sum)
+
+
+@triton.jit
+def load_terms(
+    p_B, first, o_B, m_own, ROWS_B: tl.constexpr, E: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """[rows, BLOCK_C] of B of all experts, side by side, from term `first` on."""
+    o_c = first + tl.arange(0, BLOCK_C)
+    p_up = p_B + ((o_c // R).to(tl.int64) * ROWS_B * R + o_c % R)[None, :] + o_B[:, None] * R
+    return tl.load(p_up, mask=m_own[:, None] & (o_c < E * R)[None, :], other=0.0)
 
 
 @triton.jit

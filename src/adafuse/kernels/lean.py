@@ -21,7 +21,16 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adafuse.kernels.beside import Beside, arguments, expand, front, load_ups, member, member_start
+from adafuse.kernels.beside import (
+    Beside,
+    arguments,
+    expand,
+    front,
+    load_terms,
+    load_ups,
+    member,
+    member_start,
+)
 from adafuse.kernels.config import GEMV_TOKENS, LeanCut, cdiv, fit_lean, lean_cut
 from adafuse.kernels.gather import _dot_type
 from adafuse.kernels.times import load_rows, rstd, times_x
@@ -114,7 +123,7 @@ def product(work: Product) -> None:
         DOT=_dot_type(work.x_TI),
         BLOCK_C=16
         if beside is None
-        else max(16, min(64, triton.next_power_of_2(beside.experts * beside.rank))),
+        else max(16, min(128, triton.next_power_of_2(beside.experts * beside.rank))),
         num_warps=cut.warps,
         **(INDEPENDENT if work.alone else dependent(work.x_TI.device)),
     )
@@ -181,10 +190,16 @@ def product_kernel(
         b_W = load_rows(p_rows, m_row, 0, INPUTS, BLOCK, WHOLE, TENSOR_CORES)
     i_g, shift = member(i_tile * HALF, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2)
     i_up, shift_up = member(WIDTH, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2)
-    if PDL and not (CHOSEN and READY):
-        gdc_wait()
     b_B: tl.tuple = ()
     b_B_up: tl.tuple = ()
+    if TENSOR_CORES and EXPAND:
+        b_B = load_terms(p_B, 0, o_y + shift, m_y & (i_g >= 0), ROWS_B, E, R, BLOCK_C)
+        b_B_up = b_B
+        if GATED:
+            o_up = o_y + WIDTH + shift_up
+            b_B_up = load_terms(p_B, 0, o_up, m_y & (i_up >= 0), ROWS_B, E, R, BLOCK_C)
+    if PDL and not (CHOSEN and READY):
+        gdc_wait()
     if CHOSEN:
         b_B = load_ups(p_B, p_index, p_weight, o_y + shift, m_y & (i_g >= 0), ROWS_B, T, K, R)
         if GATED:
