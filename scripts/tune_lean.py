@@ -48,12 +48,12 @@ Line = dict[str, Any]
 
 
 def cuts(tokens: int, gated: bool, experts: bool) -> list[LeanCut]:
-    """What is tried: without tensor cores 16 to 64 weights a thread at once, with them 16 to 128 rows; and how many
-    rows of A a program in front takes.
+    """What is tried: without tensor cores 16 to 64 weights a thread at once, with experts one tile a program and two,
+    of which the second never waits; with tensor cores 16 to 128 rows.
     """
     if tokens <= config.GEMV_TOKENS:
-        tried = combinations((2, 4, 8), (1024, 2048, 4096), (4, 8), (1, 4) if experts else (1,))
-        return [LeanCut(r, b, w, 1, f) for r, b, w, f in tried if 16 <= r * b // (32 * w) <= 64]
+        tried = combinations((2, 4, 8), (1024, 2048, 4096), (4, 8), (1, 2) if experts else (1,))
+        return [LeanCut(r, b, w, tiles=t) for r, b, w, t in tried if 16 <= r * b // (32 * w) <= 64]
     sides = (32, 64, 128) if gated else (16, 32, 64)
     deep = combinations(sides, (128, 256), (4, 8), (3, 5))
     return [LeanCut(r, b, w, s, 16) for r, b, w, s in deep if r * b * s <= 96 * 1024]
@@ -226,7 +226,7 @@ class Notes:
             if line.get("part") in PRODUCTS and "us" in line:
                 key = config.power_of_2(line["tokens"]), line["inputs"], line["outputs"], line["experts"]
                 found[key] = min(found.get(key, line), line, key=lambda one: one["us"])
-        fields = ("rows", "block", "warps", "stages", "front_rows")
+        fields = ("rows", "block", "warps", "stages", "front_rows", "tiles")
         return {key: LeanCut(*(line[field] for field in fields)) for key, line in found.items()}
 
 

@@ -32,7 +32,7 @@ def settings(script: ModuleType, arm: str = "base_lean"):
     small = ["hidden_size=64", "intermediate_size=64", "num_hidden_layers=1", "vocab_size=300"]
     shape = [f"model.shape.{change}" for change in small]
     arms = [f"arms.run=[{arm}]", "task=latency", "device=cpu", "context=12"]
-    return compose("profile=gpu", "model=tiny", "model.weights=random", *arms, *shape)
+    return compose("profile=gpu", "model=tiny", "model.weights=random", "model.dtype=float32", *arms, *shape)
 
 
 def test_cuts_are_measured_once_and_the_fastest_stays(script: ModuleType, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from synthetic.lean import KINDS, Case
 
 # by how many tokens: each kernel in several tiles, with and without tensor cores
 CUTS = {
-    1: LeanCut(rows=4, block=32, warps=1, front_rows=2),
+    1: LeanCut(rows=4, block=32, warps=1, front_rows=2, tiles=2),
     2: LeanCut(rows=8, block=64, warps=2),
     5: LeanCut(rows=32, block=32, warps=4, stages=2, front_rows=16),
 }
@@ -86,6 +86,8 @@ def test_no_program_has_rows_of_two_members() -> None:
         assert all(edge % cut.rows == 0 for edge in (3584, 4096)) and cut.rows >= (16 if tokens > 2 else 1)
     assert fit_lean(LeanCut(64, 128, 4), 50, 37, [(0, 37)], False).rows == 64, "one member may end anywhere"
     assert fit_lean(LeanCut(16, 128, 4), 64, 48, [(0, 24), (24, 24)], False).rows == 8
+    cut = fit_lean(LeanCut(4, 128, 4, tiles=4), 64, 36, [], False)
+    assert cut.tiles == 1, "nine tiles are no whole number of programs of two"
 
 
 @pytest.mark.slow

@@ -86,8 +86,8 @@ class GemvConfig:
 
 @dataclass(frozen=True)
 class LeanCut:
-    """How a lean product is cut: `rows` of W by `block` inputs a program, `stages` of them in flight on tensor cores,
-    and `front_rows` of A for each program that shrinks.
+    """How a lean product is cut: `rows` of W by `block` inputs a tile, `tiles` in turn a program, `stages` of a tile in
+    flight on tensor cores, and `front_rows` of A for each program that shrinks.
     """
 
     rows: int
@@ -95,6 +95,7 @@ class LeanCut:
     warps: int
     stages: int = 1
     front_rows: int = 1
+    tiles: int = 1
 
 
 # By tokens (the next power of two), inputs, outputs and whether experts stand beside, as scripts/tune_lean.py prints
@@ -185,6 +186,9 @@ def lean_cut(tokens: int, inputs: int, outputs: int, gated: bool, experts: bool)
         return LeanCut(rows=rows, block=128, warps=4, stages=4, front_rows=16)
     if inputs > 2 * outputs:
         return LeanCut(rows=4, block=1024, warps=4)
+    if experts:
+        # as `fused`: the second tile never waits for the flag
+        return LeanCut(rows=4, block=1024, warps=4, tiles=2)
     return LeanCut(rows=4, block=2048, warps=8)
 
 
@@ -194,8 +198,10 @@ def fit_lean(cut: LeanCut, inputs: int, outputs: int, members: Members, gated: b
     step, rows = math.gcd(*edges), min(cut.rows, power_of_2(outputs))
     while step % rows:
         rows //= 2
-    block = min(cut.block, max(power_of_2(inputs), 16))
-    return replace(cut, rows=max(rows, 2 if gated else 1), block=block)
+    rows, tiles = max(rows, 2 if gated else 1), cut.tiles
+    while cdiv(outputs, rows) % tiles:
+        tiles //= 2
+    return replace(cut, rows=rows, tiles=tiles, block=min(cut.block, max(power_of_2(inputs), 16)))
 
 
 def attend_cut(sequences: int, heads: int, slots: int) -> AttendCut:

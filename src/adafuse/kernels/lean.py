@@ -98,7 +98,7 @@ def product(work: Product) -> None:
     assert not tensor_cores or cut.rows >= (32 if work.gated else 16), (cut, outputs)
     if residual is not None:
         assert residual.squares_TP.shape == (tokens, tiles), (residual.squares_TP.shape, tiles)
-    product_kernel[(tiles + experts["FRONT"],)](
+    product_kernel[(tiles // cut.tiles + experts["FRONT"],)](
         p_x=work.x_TI,
         p_W=work.weight_OI,
         p_bias=work.bias_O,
@@ -117,6 +117,7 @@ def product(work: Product) -> None:
         PARTS=work.norm.squares_TP.shape[1] if work.norm else 0,
         GATED=work.gated,
         ROWS=cut.rows,
+        TILES=cut.tiles,
         BLOCK=cut.block,
         STAGES=cut.stages,
         TENSOR_CORES=tensor_cores,
@@ -152,10 +153,11 @@ def product_kernel(
     FRONT: tl.constexpr, FRONT_ROWS: tl.constexpr, ROWS_A: tl.constexpr, ROWS_B: tl.constexpr, G: tl.constexpr,
     E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr, EXPAND: tl.constexpr,
     ROUTED: tl.constexpr, RAW: tl.constexpr, GELU: tl.constexpr, READY: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+    ROWS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
     TENSOR_CORES: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """`Product`. Grid: FRONT programs that shrink, then tiles of ROWS rows of W (GATED: so many of both halves).
+    """`Product`. Grid: FRONT programs that shrink, then some with TILES tiles of ROWS rows of W (GATED: half of them of
+    either half of W).
 
     p_x [T, I]; p_W [O, I] or None; p_bias [O]; p_y [T, O], or [T, O / 2] of GATED; p_squares [T, PARTS]; p_sum [T, O]
     in fp32, p_norm [O], p_next [T, O], p_squares_next [T, tiles]; p_A [ROWS_A, I]; p_B [E, ROWS_B, R]; p_index and
@@ -176,82 +178,83 @@ def product_kernel(
             return
     HALF: tl.constexpr = ROWS // 2 if GATED else ROWS
     WIDTH: tl.constexpr = OUTPUTS // 2 if GATED else OUTPUTS
-    i_tile = i_program - FRONT
-    o_y = i_tile * HALF + tl.arange(0, HALF)
-    m_y = o_y < WIDTH
-    o_row = i_tile * ROWS + tl.arange(0, ROWS)
-    m_row = o_row < OUTPUTS
-    if GATED:
-        # a row of the first half beside its fellow of the second
-        o_row = o_row // 2 + o_row % 2 * WIDTH
     WHOLE: tl.constexpr = OUTPUTS % ROWS == 0
-    if p_W is not None:
-        p_rows = p_W + o_row.to(tl.int64) * INPUTS
-        b_W = load_rows(p_rows, m_row, 0, INPUTS, BLOCK, WHOLE, TENSOR_CORES)
-    i_g, shift = member(i_tile * HALF, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2)
-    i_up, shift_up = member(WIDTH, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2)
-    b_B: tl.tuple = ()
-    b_B_up: tl.tuple = ()
-    if TENSOR_CORES and EXPAND:
-        b_B = load_terms(p_B, 0, o_y + shift, m_y & (i_g >= 0), ROWS_B, E, R, BLOCK_C)
-        b_B_up = b_B
+    for tile in tl.static_range(TILES):
+        i_tile = (i_program - FRONT) * TILES + tile
+        o_y = i_tile * HALF + tl.arange(0, HALF)
+        m_y = o_y < WIDTH
+        o_row = i_tile * ROWS + tl.arange(0, ROWS)
+        m_row = o_row < OUTPUTS
         if GATED:
-            o_up = o_y + WIDTH + shift_up
-            b_B_up = load_terms(p_B, 0, o_up, m_y & (i_up >= 0), ROWS_B, E, R, BLOCK_C)
-    if PDL and not (CHOSEN and READY):
-        gdc_wait()
-    if CHOSEN:
-        b_B = load_ups(p_B, p_index, p_weight, o_y + shift, m_y & (i_g >= 0), ROWS_B, T, K, R)
-        if GATED:
-            b_B_up = load_ups(
-                p_B, p_index, p_weight, o_y + WIDTH + shift_up, m_y & (i_up >= 0), ROWS_B, T, K, R
-            )
-        if PDL and READY:
+            # a row of the first half beside its fellow of the second
+            o_row = o_row // 2 + o_row % 2 * WIDTH
+        if p_W is not None:
+            p_rows = p_W + o_row.to(tl.int64) * INPUTS
+            b_W = load_rows(p_rows, m_row, 0, INPUTS, BLOCK, WHOLE, TENSOR_CORES)
+        i_g, shift = member(i_tile * HALF, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2)
+        i_up, shift_up = member(WIDTH, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2)
+        b_B: tl.tuple = ()
+        b_B_up: tl.tuple = ()
+        if TENSOR_CORES and EXPAND:
+            b_B = load_terms(p_B, 0, o_y + shift, m_y & (i_g >= 0), ROWS_B, E, R, BLOCK_C)
+            b_B_up = b_B
+            if GATED:
+                o_up = o_y + WIDTH + shift_up
+                b_B_up = load_terms(p_B, 0, o_up, m_y & (i_up >= 0), ROWS_B, E, R, BLOCK_C)
+        if PDL and tile == 0 and not (CHOSEN and READY):
             gdc_wait()
-    o_t = tl.arange(0, PADDED)
-    m_t = o_t < T
-    m_out = m_t[:, None] & m_y[None, :]
-    if p_W is not None:
-        b_y = times_x(b_W, p_rows, m_row, p_x, INPUTS, T, PADDED, BLOCK, WHOLE, STAGES, TENSOR_CORES, DOT)
-        if PARTS > 0:
-            b_y *= rstd(p_squares, eps, INPUTS, T, PARTS, PADDED)[:, None]
-        if p_bias is not None:
-            b_y += tl.load(p_bias + o_row, mask=m_row, other=0.0).to(tl.float32)[None, :]
-    else:
-        b_y = tl.load(p_x + o_t[:, None] * INPUTS + o_y[None, :], mask=m_out, other=0.0).to(tl.float32)
-    b_up = b_y
-    if GATED:
-        b_y, b_up = tl.split(tl.reshape(b_y, (PADDED, HALF, 2)))
-    if EXPAND:
-        has_experts = i_g >= 0
+        if CHOSEN:
+            b_B = load_ups(p_B, p_index, p_weight, o_y + shift, m_y & (i_g >= 0), ROWS_B, T, K, R)
+            if GATED:
+                b_B_up = load_ups(
+                    p_B, p_index, p_weight, o_y + WIDTH + shift_up, m_y & (i_up >= 0), ROWS_B, T, K, R
+                )
+            if PDL and tile == 0 and READY:
+                gdc_wait()
+        o_t = tl.arange(0, PADDED)
+        m_t = o_t < T
+        m_out = m_t[:, None] & m_y[None, :]
+        if p_W is not None:
+            b_y = times_x(b_W, p_rows, m_row, p_x, INPUTS, T, PADDED, BLOCK, WHOLE, STAGES, TENSOR_CORES, DOT)
+            if PARTS > 0:
+                b_y *= rstd(p_squares, eps, INPUTS, T, PARTS, PADDED)[:, None]
+            if p_bias is not None:
+                b_y += tl.load(p_bias + o_row, mask=m_row, other=0.0).to(tl.float32)[None, :]
+        else:
+            b_y = tl.load(p_x + o_t[:, None] * INPUTS + o_y[None, :], mask=m_out, other=0.0).to(tl.float32)
+        b_up = b_y
         if GATED:
-            has_experts = has_experts | (i_up >= 0)
-        if has_experts:
-            # programs that start late find the flag raised and go through once
-            while tl.atomic_add(p_flags + turn, 0, sem="acquire") < FRONT:
-                pass
-        starts = i_tile == 0
-        if not GATED:
-            starts = i_tile * ROWS == member_start(i_g, COLUMN_0, COLUMN_1, COLUMN_2)
-        b_y += expand(
-            b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_g, o_y + shift, m_y, starts,
-            ROWS_A, ROWS_B, T, PADDED, G, E, K, R, CHOSEN, ROUTED, RAW, GELU, BLOCK_C, TENSOR_CORES, DOT,
-        )  # fmt: skip
-        if GATED:
-            b_up += expand(
-                b_B_up, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_up, o_y + WIDTH + shift_up,
-                m_y, starts,
+            b_y, b_up = tl.split(tl.reshape(b_y, (PADDED, HALF, 2)))
+        if EXPAND:
+            has_experts = i_g >= 0
+            if GATED:
+                has_experts = has_experts | (i_up >= 0)
+            if has_experts:
+                # programs that start late find the flag raised and go through once, as second tiles do
+                while tl.atomic_add(p_flags + turn, 0, sem="acquire") < FRONT:
+                    pass
+            starts = i_tile == 0
+            if not GATED:
+                starts = i_tile * ROWS == member_start(i_g, COLUMN_0, COLUMN_1, COLUMN_2)
+            b_y += expand(
+                b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_g, o_y + shift, m_y, starts,
                 ROWS_A, ROWS_B, T, PADDED, G, E, K, R, CHOSEN, ROUTED, RAW, GELU, BLOCK_C, TENSOR_CORES, DOT,
             )  # fmt: skip
-    if GATED:
-        b_y = b_y / (1.0 + tl.exp(-b_y)) * b_up
-    o_out = o_t[:, None] * WIDTH + o_y[None, :]
-    if p_sum is not None:
-        b_sum = tl.load(p_sum + o_out, mask=m_out, other=0.0) + b_y
-        tl.store(p_sum + o_out, b_sum, mask=m_out)
-        b_norm = tl.load(p_norm + o_y, mask=m_y, other=0.0).to(tl.float32)
-        tl.store(p_next + o_out, (b_sum * b_norm[None, :]).to(p_next.dtype.element_ty), mask=m_out)
-        b_squares = tl.sum(tl.where(m_out, b_sum * b_sum, 0.0), 1)
-        tl.store(p_squares_next + o_t * tl.cdiv(OUTPUTS, ROWS) + i_tile, b_squares, mask=m_t)
-    else:
-        tl.store(p_y + o_out, b_y.to(p_y.dtype.element_ty), mask=m_out)
+            if GATED:
+                b_up += expand(
+                    b_B_up, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_up, o_y + WIDTH + shift_up,
+                    m_y, starts,
+                    ROWS_A, ROWS_B, T, PADDED, G, E, K, R, CHOSEN, ROUTED, RAW, GELU, BLOCK_C, TENSOR_CORES, DOT,
+                )  # fmt: skip
+        if GATED:
+            b_y = b_y / (1.0 + tl.exp(-b_y)) * b_up
+        o_out = o_t[:, None] * WIDTH + o_y[None, :]
+        if p_sum is not None:
+            b_sum = tl.load(p_sum + o_out, mask=m_out, other=0.0) + b_y
+            tl.store(p_sum + o_out, b_sum, mask=m_out)
+            b_norm = tl.load(p_norm + o_y, mask=m_y, other=0.0).to(tl.float32)
+            tl.store(p_next + o_out, (b_sum * b_norm[None, :]).to(p_next.dtype.element_ty), mask=m_out)
+            b_squares = tl.sum(tl.where(m_out, b_sum * b_sum, 0.0), 1)
+            tl.store(p_squares_next + o_t * tl.cdiv(OUTPUTS, ROWS) + i_tile, b_squares, mask=m_t)
+        else:
+            tl.store(p_y + o_out, b_y.to(p_y.dtype.element_ty), mask=m_out)
