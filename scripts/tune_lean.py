@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product as combinations
@@ -76,24 +77,28 @@ def composed(name: str, batch: int, blocks: int | None, arms: str) -> Config:
 
 @contextmanager
 def ready(settings: Config, model: torch.nn.Module, arm: str, length: int) -> Iterator[engine.Lean]:
-    """The arm's decoder behind a prompt, where it may decode."""
+    """The arm's decoder behind a prompt, installed."""
     own = settings.arms.table[arm]
     adapter = workload.adapters(settings, model).get(own.method)
     decoder = make(model, adapter, own.strategy, own.runtime, length)
     assert isinstance(decoder, engine.Lean)
     with decoder.installed():
         decoder.start(workload.prompts(settings, model, str(model.device)))
-        with decoder.decoding():
-            yield decoder
+        yield decoder
 
 
 def works(plan: engine.Plan, part: str) -> list[lean.Product]:
-    return [plan.head] * BLOCKS if part == "head" else [getattr(block, part) for block in plan.blocks]
+    return (
+        [plan.head] * len(plan.blocks) if part == "head" else [getattr(block, part) for block in plan.blocks]
+    )
 
 
 def recut(work: lean.Product, cut: LeanCut) -> lean.Product:
-    """The launch with another cut, and room for as many sums of squares as that has tiles."""
-    work = replace(work, cut=cut)
+    """The launch with another cut, and room for as many sums of squares as that has tiles; every one as most are, behind
+    a decision that was taken long before.
+    """
+    beside = work.beside and replace(work.beside, ready=work.beside.logits is None)
+    work = replace(work, cut=cut, beside=beside, alone=False)
     if work.residual is None:
         return work
     tiles = config.cdiv(work.outputs, work.fitted().rows)
@@ -123,7 +128,7 @@ def measure(tried: Line, nbytes: float, launch: Callable[[], None], read_gbps: f
     }
 
 
-def sweep(settings: Config, parts: list[str], seen: Notes) -> None:
+def sweep(settings: Config, parts: list[str], seen: Notes | Share) -> None:
     """Products of the first arm, and attention, each kind by itself."""
     model, batch, name = backbone.load(settings)[0].eval(), settings.batch, settings.model.name
     with ready(settings, model, settings.arms.run[0], max(CONTEXTS) + TOKENS) as decoder:
@@ -176,6 +181,7 @@ def steps(settings: Config, seen: Notes) -> None:
         with (
             nullcontext() if early else late_launches(),
             ready(settings, model, arm, 128 + 10 * TOKENS) as decoder,
+            decoder.decoding(),
         ):
             decoder.run(TOKENS)
             block = partial(decoder.run, TOKENS)
@@ -192,14 +198,39 @@ def late_launches() -> Iterator[None]:
         yield
 
 
+def lines_of(path: Path) -> list[Line]:
+    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+
+
+class Share:
+    """Of several processes one, which compiles its share of the cuts that have no line, for whoever times them all."""
+
+    def __init__(self, path: Path, number: int, workers: int) -> None:
+        self.lines, self.number, self.workers, self.asked = lines_of(path), number, workers, 0
+
+    def add(self, tried: Line, nbytes: float, launch: Callable[[], None]) -> None:
+        if any(tried.items() <= line.items() for line in self.lines):
+            return
+        self.asked += 1
+        if self.asked % self.workers == self.number:
+            with suppress(Exception):  # its line will say why it does not run
+                launch()
+
+
+def compile_in(workers: int, arguments: list[str]) -> None:
+    """Shares the compiling of all cuts: Triton takes seconds for each, and keeps what it has compiled."""
+    script = [sys.executable, str(Path(__file__).resolve()), *arguments]
+    own = [subprocess.Popen([*script, "--share", f"{number}/{workers}"]) for number in range(workers)]
+    for process in own:
+        process.wait()
+
+
 class Notes:
     """The lines that there are, and where new ones go."""
 
     def __init__(self, path: Path, seconds: float, where: str = "cuda") -> None:
         self.path, self.ends, self.where = path, time.monotonic() + seconds, where
-        self.lines: list[Line] = (
-            [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-        )
+        self.lines = lines_of(path)
         found = next((line["read_gbps"] for line in self.lines if "read_gbps" in line), None)
         if found is None:
             found = calibration.calibrate(where)["read_gbps"]
@@ -238,8 +269,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("batch", type=int)
     parser.add_argument("parts", help=f"of {', '.join(PRODUCTS)}, attend, step, best; with commas")
     parser.add_argument("--arms", help=f"products: of the first (base_lean); step: {STEP_ARMS}")
-    parser.add_argument("--out", type=Path, default=Path("results/tune_lean.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("results/runs/tune_lean.jsonl"))
     parser.add_argument("--seconds", type=float, default=200.0)
+    parser.add_argument("--workers", type=int, default=8, help="processes that compile")
+    parser.add_argument("--share", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     parts = given.parts.split(",")
     if unknown := set(parts) - {*PRODUCTS, "attend", "step", "best"}:
@@ -248,9 +281,19 @@ def main(arguments: list[str]) -> int:
     if not torch.cuda.is_available():
         print("error: launches are timed on a CUDA device, and this machine has none", file=sys.stderr)
         return 2
+    single = {*PRODUCTS, "attend"} & set(parts)
+    if given.share is not None:
+        number, workers = map(int, given.share.split("/"))
+        with torch.no_grad():
+            own = composed(given.model, given.batch, 1, given.arms or "base_lean")
+            sweep(own, parts, Share(given.out, number, workers))
+        return 0
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    if single and given.workers > 1:
+        compile_in(given.workers, arguments)
     seen = Notes(given.out, given.seconds)
     with torch.no_grad():
-        if {*PRODUCTS, "attend"} & set(parts):
+        if single:
             sweep(composed(given.model, given.batch, BLOCKS, given.arms or "base_lean"), parts, seen)
         if "step" in parts:
             steps(composed(given.model, given.batch, None, given.arms or STEP_ARMS), seen)

@@ -35,7 +35,9 @@ def settings(script: ModuleType, arm: str = "base_lean"):
     return compose("profile=gpu", "model=tiny", "model.weights=random", "model.dtype=float32", *arms, *shape)
 
 
-def test_cuts_are_measured_once_and_the_fastest_stays(script: ModuleType, tmp_path: Path) -> None:
+def test_cuts_are_measured_once_and_the_fastest_stays(
+    script: ModuleType, tmp_path: Path, monkeypatch
+) -> None:
     out = tmp_path / "lines.jsonl"
     own = settings(script)
     script.sweep(own, ["out", "attend"], script.Notes(out, 100.0, "cpu"))
@@ -51,6 +53,13 @@ def test_cuts_are_measured_once_and_the_fastest_stays(script: ModuleType, tmp_pa
     script.sweep(with_experts, ["out"], again)
     assert {line["experts"] for line in again.lines if "experts" in line} == {False, True}
     assert len(again.best()) == 2 and all("error" not in line for line in again.lines)
+    launched, launch = [], script.lean.product
+    monkeypatch.setattr(script.lean, "product", lambda work: (launched.append(work.cut), launch(work)))
+    for number in range(2):
+        script.sweep(own, ["out"], script.Share(tmp_path / "none.jsonl", number, 2))
+    assert sorted(cut.rows for cut in launched) == sorted(cut.rows for cut in CUTS), "each by one of two"
+    script.sweep(own, ["out"], script.Share(out, 0, 1))
+    assert len(launched) == len(CUTS), "none that has a line"
     late = script.Notes(tmp_path / "other.jsonl", 0.0, "cpu")
     script.sweep(own, ["out"], late)
     assert len(late.lines) == 1, "nothing new begins when the time is over"
