@@ -94,8 +94,8 @@ def works(plan: engine.Plan, part: str) -> list[lean.Product]:
 
 
 def recut(work: lean.Product, cut: LeanCut) -> lean.Product:
-    """The launch with another cut, and room for as many sums of squares as that has tiles; every one as most are, behind
-    a decision that was taken long before.
+    """The launch with another cut, and room for as many sums of squares as that has tiles; each as most of them are,
+    behind a decision that was taken long before.
     """
     beside = work.beside and replace(work.beside, ready=work.beside.logits is None)
     work = replace(work, cut=cut, beside=beside, alone=False)
