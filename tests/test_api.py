@@ -496,6 +496,8 @@ ERRORS: dict[str, Callable[[Path], object]] = {
         tiny_model(), [where], routing="adafuse"
     ),
     "must be a list of PEFT LoRA folders": lambda where: adafuse.from_loras(tiny_model(), where),
+    "folders=.3. must be a list": lambda _: adafuse.from_loras(tiny_model(), [3]),
+    "adapter=3 is no folder": lambda _: adafuse.load(tiny_model(), 3),
     "has no adapter_config.json": lambda where: adafuse.from_loras(tiny_model(), [where]),
     "runtime='cuda' is none of .*'graph'": lambda _: adapted().use(runtime="cuda"),
     "runtime=graph captures a CUDA graph": lambda _: adapted().generate("a", runtime="graph"),

@@ -78,6 +78,8 @@ def load(
             _path(model_or_folder),
             store.describe(Path(_path(model_or_folder)))["base_model"],
         )
+    if adapter is not None and not isinstance(adapter, str | os.PathLike):
+        raise ValueError(f"adapter={adapter!r} is no folder: give the path where it was saved")
     folder = None if adapter is None else Path(adapter).expanduser()
     if folder is not None and is_published(folder):
         model, tokenizer, name = _backbone(model_or_folder, tokenizer, dtype, device)
@@ -155,7 +157,7 @@ def from_loras(
     method = {"token": "adafuse", "layerwise": "adafuse_layerwise", "blockwise": "mixlora"}.get(routing)
     if method is None:
         raise ValueError(f"routing={routing!r} is none of ['token', 'layerwise', 'blockwise']")
-    if isinstance(folders, str | os.PathLike) or not folders:
+    if not _all_paths(folders):
         raise ValueError(f"folders={folders!r} must be a list of PEFT LoRA folders, at least one")
     paths = [Path(folder).expanduser() for folder in folders]
     _refuse_unknown("from_loras", options)
@@ -360,6 +362,11 @@ def _refuse_device(device: str | torch.device | None) -> None:
 
 def _is_adapter(source: object) -> bool:
     return isinstance(source, str | os.PathLike) and (Path(_path(source)) / "router_config.json").is_file()
+
+
+def _all_paths(folders: object) -> bool:
+    found = [] if isinstance(folders, str | os.PathLike) or not isinstance(folders, Iterable) else list(folders)
+    return bool(found) and all(isinstance(one, str | os.PathLike) for one in found)
 
 
 def _path(source: Any) -> str:

@@ -204,6 +204,11 @@ def elsewhere(folder: Path, link: str) -> None:
     (folder / link).symlink_to(target)
 
 
+def to_itself(link: Path) -> None:
+    shutil.rmtree(link)
+    link.symlink_to(link.name)
+
+
 ROUTER = torch.zeros(4, 32)
 DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "an empty description": (
@@ -223,6 +228,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "an absolute folder": (lambda f: reseal(f, folders=["/tmp", "b", "c", "d"]), "names other folders"),
     "a link to a file": (lambda f: elsewhere(f, "router.safetensors"), "leads out of"),
     "a link to a folder": (lambda f: elsewhere(f, "expert_02"), "leads out of"),
+    "a link to itself": (lambda f: to_itself(f / "expert_02"), "is a link to itself|leads out of|is missing"),
     "a router of one number": (lambda f: with_router(f, token_weight=torch.ones(1, 1)), r"as F32 \[1, 1\]"),
     "a router of integers": (lambda f: with_router(f, token_weight=ROUTER.long()), "as I64"),
     "a router in half": (lambda f: with_router(f, token_weight=ROUTER.half()), "as F16"),

@@ -118,7 +118,7 @@ def _odd_numbers(declared: Mapping[str, Any]) -> Iterator[str]:
     alphas = {"lora_alpha": declared.get("lora_alpha", ALPHA), **(declared.get("alpha_pattern") or {})}
     for key, value in ranks.items():
         if type(value) is not int or not 1 <= value <= MOST_RANK:
-            yield f"{key}={str(value)[:40]} is no rank: a whole number from 1 to {MOST_RANK}"
+            yield f"{key}={repr(value)[:40]} is no rank: a whole number from 1 to {MOST_RANK}"
     for key, value in alphas.items():
         if type(value) not in (int, float) or not abs(value) < 1e9:
             yield f"{key}={str(value)[:40]} is no alpha: a number"

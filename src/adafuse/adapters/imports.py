@@ -53,7 +53,7 @@ class Lora:
 
 
 def inspect(folder: Path, shape: Mapping[str, Any]) -> Lora:
-    """What a folder holds, without torch (the names in a pickle wait for `read`). Raises ValueError, one line.
+    """What a folder holds, without torch unless it is a pickle. Raises ValueError, one line.
 
     `shape`: the backbone's sizes as a transformers config names them.
     """
@@ -73,19 +73,16 @@ def inspect(folder: Path, shape: Mapping[str, Any]) -> Lora:
         lora = Lora(folder, _modules(folder / WEIGHTS, held, wanted, paths))
         refuse_unreal(folder / WEIGHTS, held)
         return lora
-    if not (folder / PICKLE).is_file():
-        raise ValueError(f"{folder} has neither {WEIGHTS} nor {PICKLE}: copy it again")
-    return Lora(folder, {path: Module(*of, "", "") for path, of in wanted.items()})
+    # opened already here: a fault in it shall not wait for the backbone
+    file = folder / PICKLE
+    held = {name: _as_stored(file, one) for name, one in unpickled(file).items()}
+    return Lora(folder, _modules(file, held, wanted, paths))
 
 
-def read(lora: Lora, shape: Mapping[str, Any]) -> Factors:
-    """The factors of what `inspect` found. Raises ValueError, one line; a pickle holds tensors or is not opened."""
-    modules, file, tensors = lora.modules, lora.folder / PICKLE, tensors_of(lora.folder)
-    if not (lora.folder / WEIGHTS).is_file():
-        held = {name: _as_stored(file, one) for name, one in tensors.items()}
-        wanted = {path: (module.rank, module.scaling) for path, module in modules.items()}
-        modules = _modules(file, held, wanted, linears(shape))
-    return {path: (tensors[one.lora_A], tensors[one.lora_B], one.scaling) for path, one in modules.items()}
+def read(lora: Lora) -> Factors:
+    """The factors of what `inspect` found. Raises ValueError, one line."""
+    tensors = tensors_of(lora.folder)
+    return {path: (tensors[one.lora_A], tensors[one.lora_B], one.scaling) for path, one in lora.modules.items()}
 
 
 def geometry(loras: Sequence[Lora], top_k: int) -> Experts:
@@ -155,7 +152,7 @@ def load_experts(adapter: Adapter, folders: Sequence[Path], missing_as_zeros: bo
     loras = [inspect(folder, shape) for folder in folders]
     refuse_lacking(loras, missing_as_zeros)
     for e, (folder, lora) in enumerate(zip(folders, loras, strict=True)):
-        fill(ours, e, folder, read(lora, shape))
+        fill(ours, e, folder, read(lora))
 
 
 def load_own(adapter: Adapter) -> None:

@@ -200,12 +200,19 @@ def _check_files(folder: Path, table: Mapping[str, str], files: list[str]) -> No
     roots = [whole, *(beside / "blobs" for beside in whole.parents[1:3] if cached)]
     for file in files:
         path = folder / file
-        if not any(path.resolve().is_relative_to(root) for root in roots):
+        if not any(_target(path).is_relative_to(root) for root in roots):
             raise ValueError(f"{path} leads out of {folder}: copy the file itself there")
         if not path.is_file() or file_hash(path) != table[file]:
             raise ValueError(
                 f"{path} is missing or was changed after saving: delete {folder} and train again"
             )
+
+
+def _target(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        raise ValueError(f"{path} is a link to itself: {AGAIN}") from None
 
 
 def _check_backbone(adapter: Adapter, folder: Path, description: Mapping[str, Any]) -> None:
@@ -231,7 +238,7 @@ def _fill(loras: Mapping[str, LoraExperts], e: int, folder: Path, shape: Mapping
     lacking = [path for path in loras if path not in found.modules]
     if lacking:
         raise ValueError(f"{folder} lacks {first_few(lacking)}: {AGAIN}")
-    imports.fill(loras, e, folder, imports.read(found, shape))
+    imports.fill(loras, e, folder, imports.read(found))
 
 
 def _read_exactly(file: Path, tensors: Mapping[str, nn.Parameter]) -> None:
