@@ -365,7 +365,9 @@ def _is_adapter(source: object) -> bool:
 
 
 def _all_paths(folders: object) -> bool:
-    found = [] if isinstance(folders, str | os.PathLike) or not isinstance(folders, Iterable) else list(folders)
+    found = (
+        [] if isinstance(folders, str | os.PathLike) or not isinstance(folders, Iterable) else list(folders)
+    )
     return bool(found) and all(isinstance(one, str | os.PathLike) for one in found)
 
 

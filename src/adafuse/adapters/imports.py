@@ -82,7 +82,9 @@ def inspect(folder: Path, shape: Mapping[str, Any]) -> Lora:
 def read(lora: Lora) -> Factors:
     """The factors of what `inspect` found. Raises ValueError, one line."""
     tensors = tensors_of(lora.folder)
-    return {path: (tensors[one.lora_A], tensors[one.lora_B], one.scaling) for path, one in lora.modules.items()}
+    return {
+        path: (tensors[one.lora_A], tensors[one.lora_B], one.scaling) for path, one in lora.modules.items()
+    }
 
 
 def geometry(loras: Sequence[Lora], top_k: int) -> Experts:
