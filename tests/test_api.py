@@ -539,6 +539,15 @@ ERRORS: dict[str, Callable[[Path], object]] = {
     "items, line 2, label": lambda _: adafuse.fit(
         adapted(), [ITEMS[0], {"prompt": "a", "choices": ["b", "c"]}], steps=1
     ),
+    "steps='3' must be a whole number": lambda _: adafuse.fit(adapted(), ITEMS, steps="3"),
+    "learning_rate='x' must be a number": lambda _: adafuse.fit(adapted(), ITEMS, steps=1, learning_rate="x"),
+    "LlamaForCausalLM is no adapted model": lambda _: adafuse.fit(tiny_model(), ITEMS, steps=1),
+    "batch='x' must be a whole number": lambda _: adafuse.measure(adapted(), ["gather"], batch="x"),
+    "rounds=1 must be .* at least 2": lambda _: adafuse.measure(adapted(), ["gather"], rounds=1),
+    "top_p=0.5 is for drawing": lambda _: adapted().generate("a", top_p=0.5),
+    "stop=3 must be": lambda _: adapted().generate("a", stop=3),
+    r"experts=\[True\] must be": lambda _: adapted().merge([True]),
+    "weights=1.0 must be a list": lambda _: adapted().merge([0], 1.0),
     "items is empty": lambda _: adafuse.fit(adapted(), [], steps=1),
     "no adapter in this model": lambda _: adafuse.load(tiny_model()).gates("a"),
     "experts=\\[4\\] must be different numbers from 0 to 3": lambda _: adapted().merge([4]),

@@ -448,8 +448,14 @@ def _selection(
     if isinstance(experts, int):
         raise ValueError(f"experts={experts} must be a list: merge(experts=[{experts}])")
     chosen = [0] if experts is None else list(experts)
-    shares = [1 / len(chosen)] * len(chosen) if weights is None else [float(one) for one in weights]
-    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(count)):
+    try:
+        shares = [
+            float(one) for one in ([1 / max(1, len(chosen))] * len(chosen) if weights is None else weights)
+        ]
+    except (TypeError, ValueError):
+        raise ValueError(f"weights={weights!r} must be a list of numbers: one for each of {chosen}") from None
+    odd = any(isinstance(one, bool) for one in chosen) or not set(chosen) <= set(range(count))
+    if not chosen or odd or len(set(chosen)) < len(chosen):
         raise ValueError(f"experts={chosen} must be different numbers from 0 to {count - 1}")
     if len(shares) != len(chosen) or not all(map(math.isfinite, shares)):
         raise ValueError(

@@ -202,7 +202,14 @@ def fit(
     a `folder` checkpoints are kept there, and the same call goes on from the last. Raises ValueError, one line, for an
     item that is wrong, and where the fit diverges.
     """
+    _refuse_unadapted(adapted)
     adapter, tokenizer = adapted.require_adapter(), adapted.require_tokenizer()
+    save_every_steps = steps if save_every_steps is None else save_every_steps
+    _refuse_counts(1, steps=steps, batch=batch, accumulation=accumulation, save_every_steps=save_every_steps)
+    _refuse_counts(0, warmup_steps=warmup_steps, seed=seed)
+    for name, rate in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+        if not isinstance(rate, int | float) or not 0 <= rate < float("inf"):
+            raise ValueError(f"{name}={rate!r} must be a number of at least 0")
     if only not in (None, "router"):
         raise ValueError(f"only={only!r} is neither None (experts and routers) nor 'router'")
     if only == "router" and not adapter.routers():
@@ -220,10 +227,8 @@ def fit(
         weight_decay,
         warmup_steps,
         limit,
-        save_every_steps or steps,
+        save_every_steps,
     )
-    if min(steps, batch, accumulation, knobs.save_every_steps) < 1:
-        raise ValueError("steps, batch, accumulation and save_every_steps must be at least 1")
     with ExitStack() as stack:
         where = folder or stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(adapted.training_installed(only))
@@ -249,11 +254,11 @@ def measure(
     reading the weights takes; check_*; reason, where there is no number. Intervals are of 95 % over the rounds of this
     process: another one may differ by a few per cent. `context` is that of the prompt, whose ids are seeded.
     """
+    _refuse_unadapted(adapted)
     adapted.require_service()
-    if min(batch, context, block_tokens, check_tokens - 3, rounds - 1) < 1:
-        raise ValueError(
-            "batch, context and block_tokens must be at least 1, rounds at least 2, check_tokens at least 4"
-        )
+    _refuse_counts(1, batch=batch, context=context, block_tokens=block_tokens)
+    _refuse_counts(2, rounds=rounds)
+    _refuse_counts(4, check_tokens=check_tokens)
     knobs = Latency(rounds, block_tokens, check_tokens=check_tokens)
     most = positions(adapted.model.config.to_dict())
     if context + tokens_behind(knobs) > most:
@@ -337,6 +342,19 @@ def _given(
     if tokenizer is None and (Path(name) / "tokenizer.json").is_file():
         tokenizer = backbone.tokenizer_of(Model(name=name, path=name), None)
     return model, tokenizer, name
+
+
+def _refuse_unadapted(adapted: object) -> None:
+    if not isinstance(adapted, Adapted):
+        raise ValueError(
+            f"{type(adapted).__name__} is no adapted model: attach, load or from_loras gives one"
+        )
+
+
+def _refuse_counts(least: int, **counts: object) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
 
 
 def _refuse_unknown(where: str, options: Mapping[str, Any]) -> None:

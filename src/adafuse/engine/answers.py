@@ -84,7 +84,8 @@ def end_of(model: nn.Module, tokenizer: Any, stop: str | Sequence[str] | None) -
 
     Raises ValueError for a text that is empty.
     """
-    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    several = isinstance(stop, Sequence) and not isinstance(stop, str)
+    texts: tuple[Any, ...] = () if stop is None else tuple(stop) if several else (stop,)
     if not all(isinstance(text, str) and text for text in texts):
         raise ValueError(f"stop={stop!r} must be a text, or texts, that are not empty")
     if texts and tokenizer is None:
@@ -103,6 +104,8 @@ def chooser(temperature: float, top_p: float, seed: int, device: torch.device) -
         raise ValueError(f"top_p={top_p!r} must be above 0 and at most 1")
     if not isinstance(seed, int):
         raise ValueError(f"seed={seed!r} must be a whole number: the same one draws the same text")
+    if temperature == 0 and top_p < 1:
+        raise ValueError(f"top_p={top_p!r} is for drawing: set a temperature above 0, or leave it out")
     if temperature == 0:
         return lambda logits_BV: logits_BV.argmax(-1, keepdim=True)
     generator = torch.Generator(device).manual_seed(seed)
