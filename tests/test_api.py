@@ -3,6 +3,7 @@ the backbone comes back bit for bit; what cannot be is one line.
 """
 
 import gc
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import adafuse
 from adafuse.adapters import reference
 from adafuse.adapters.adapter import randomise
 from adafuse.bench import device
+from adafuse.cell import content_hash
 from adafuse.model.backbone import byte_tokenizer
 from adafuse.strategies.merge import Switch
 from synthetic import loras
@@ -476,6 +478,16 @@ def spoilt(folder: Path) -> Path:
     return folder
 
 
+def forged(folder: Path) -> Path:
+    """A saved adapter whose description was changed, and sealed anew."""
+    adapted().save(folder)
+    file = folder / "router_config.json"
+    found = {key: value for key, value in json.loads(file.read_text()).items() if key != "seal"}
+    found["experts"]["top_k"] = 9
+    file.write_text(json.dumps(found | {"seal": content_hash(found)}))
+    return folder
+
+
 ERRORS: dict[str, Callable[[Path], object]] = {
     r"method 'adafused' is none of \['adafuse'": lambda _: adafuse.attach(tiny_model(), "adafused"),
     "targets has .*'c_attn'": lambda _: adafuse.attach(tiny_model(), targets=["c_attn"]),
@@ -497,6 +509,7 @@ ERRORS: dict[str, Callable[[Path], object]] = {
     ),
     "must be a list of PEFT LoRA folders": lambda where: adafuse.from_loras(tiny_model(), where),
     "folders=.3. must be a list": lambda _: adafuse.from_loras(tiny_model(), [3]),
+    "top_k=9 exceeds experts=4": lambda where: adafuse.load(tiny_model(), forged(where)),
     "adapter=3 is no folder": lambda _: adafuse.load(tiny_model(), 3),
     "has no adapter_config.json": lambda where: adafuse.from_loras(tiny_model(), [where]),
     "runtime='cuda' is none of .*'graph'": lambda _: adapted().use(runtime="cuda"),

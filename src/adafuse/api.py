@@ -365,7 +365,9 @@ def _refuse_unknown(where: str, options: Mapping[str, Any]) -> None:
 
 def _saved(folder: Path) -> tuple[Method, Experts]:
     described = store.describe(folder)
-    return typed(Method, described["method"]), typed(Experts, described["experts"])
+    geometry = typed(Experts, described["experts"])
+    refuse_geometry(geometry)
+    return typed(Method, described["method"]), geometry
 
 
 def _refuse_device(device: str | torch.device | None) -> None:

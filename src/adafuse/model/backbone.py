@@ -101,7 +101,7 @@ def from_folder(
         )
     except Exception as error:  # transformers, tokenizers and safetensors have no class in common
         raise ValueError(
-            f"cannot load the backbone from {source} ({one_line(error)}): set model.path=FOLDER"
+            f"cannot load the backbone from {source} ({one_line(error)}): name another checkpoint folder or hub id"
         ) from error
     for what, names in found.items():
         if names:
