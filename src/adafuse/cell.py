@@ -159,7 +159,7 @@ def needs(config: Config) -> Iterator[Config]:
     fitted: list[Method] = []
     if config.task is Task.evaluate:
         fitted = [config.method] if config.method.is_trained else []
-    elif config.latency.trained_adapters and config.task is not Task.train:
+    elif config.latency.trained_adapters and config.task not in (Task.train, Task.fit_speed):
         own = [config.method] if config.task is Task.drift else methods_of_arms(config).values()
         fitted = [method for method in own if method.has_experts]
     for method in fitted:
@@ -210,6 +210,8 @@ def _words(config: Config) -> list[object]:
         return [config.model.name, f"{config.experts.count}x", *run]
     if task is Task.drift:
         return [model, geometry, method.name, config.drift.dtype.name, f"c{config.context}", *run]
+    if task is Task.fit_speed:
+        return [model, geometry, method.name, f"b{config.train.batch}", f"c{config.train.max_length}", *run]
     arms = config.arms.run[0] if task is Task.memory else config.arms.name
     return [model, geometry, arms, f"b{config.batch}", f"c{config.context}", *run]
 
@@ -371,6 +373,21 @@ def _drift(config: Config) -> dict[str, Any]:
     return {**parts, "knobs": config.drift, **_repeat(config)}
 
 
+def _fit_speed(config: Config) -> dict[str, Any]:
+    """How fast anything learns has no part in how fast it is trained."""
+    own, lora = (
+        dataclasses.replace(m, learning_rate_factor=1.0) for m in (config.method, config.methods["lora"])
+    )
+    fit, knobs = config.train, config.latency
+    return {
+        "backbone": _backbone(config),
+        "adapters": {"experts": _experts(config, own), "method": own, "peft": lora},
+        "step": {"batch": fit.batch, "length": fit.max_length, "bf16": fit.bf16},
+        "knobs": {"steps": fit.steps, "rounds": knobs.rounds, "check_tokens": knobs.check_tokens},
+        **_repeat(config),
+    }
+
+
 _PARTS: dict[Task, Callable[[Config], dict[str, Any]]] = {
     Task.pretrain: _pretrain,
     Task.train: _train,
@@ -383,6 +400,7 @@ _PARTS: dict[Task, Callable[[Config], dict[str, Any]]] = {
     Task.layer: lambda config: _alone(config, config.layer, gates=config.method.normalisation),
     Task.kernel: lambda config: _alone(config, config.kernel),
     Task.drift: _drift,
+    Task.fit_speed: _fit_speed,
 }
 
 

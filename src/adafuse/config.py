@@ -14,7 +14,7 @@ from omegaconf import MISSING
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 # Enum's functional form keeps each on a line; YAML and the command line use the member names.
-Task = Enum("Task", "pretrain train evaluate latency memory trace layer kernel drift")
+Task = Enum("Task", "pretrain train evaluate latency memory trace layer kernel drift fit_speed")
 Weights = Enum("Weights", "scratch random hub")
 Routing = Enum("Routing", "none layerwise blockwise token")
 RouterInput = Enum("RouterInput", "first_linear embedding block0_output")

@@ -47,6 +47,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "items": ("suite_task", "metric", "correct"),
     "layer": ("sequence_length", "rank", "phase", "part", "ms"),
     "kernel": ("kernel", "shape", "error", "bound", "ms", "naive_ms", "bytes", "floor_ms"),
+    # of an adapter that is trained: its ratio to PEFT's LoRA; FLOP by the formula that the line holds
+    "fit_speed": ("arm", "parameters", "tokens_per_s", "flops_per_token", "ratio", "peak_gib"),
     "drift": ("strategy", "switches", "weight_error", "delta_error", "logit_error"),
     # of a fit: one router's choices over held-out items of one family; of a timed arm: what its tokens touched
     "routing": (),

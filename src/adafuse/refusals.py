@@ -183,6 +183,8 @@ def _of_values(config: Config) -> Iterator[str]:
         yield "drift.switches must rise: it is one sequence, measured on its way"
     if config.task is Task.drift and config.method.routing is not Routing.token:
         yield f"task=drift merges one selection into all linears, which {config.method.name} cannot: use method=adafuse"
+    if config.task is Task.fit_speed and not config.method.has_experts:
+        yield f"task=fit_speed trains an adapter and {config.method.name} has none: use method=adafuse"
     if config.latency.gates is GateSource.distinct and experts.count < experts.top_k * 2:
         yield "latency.gates=distinct needs twice as many experts as experts.top_k: no token shares one with the last"
     if not 0 <= share <= 1:

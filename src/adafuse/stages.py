@@ -214,6 +214,7 @@ _STAGES: dict[Task, Callable[[Config, Any], None]] = {
     Task.layer: _alone,
     Task.kernel: _alone,
     Task.drift: _on_backbone,
+    Task.fit_speed: _on_backbone,
 }
 
 

@@ -27,6 +27,8 @@ REPLAYS = 200
 # A sign that flips: written values differ from those read, and their size never changes.
 FACTOR = -1.0
 # passes over the buffer's bytes in each kind of stream
+# large enough for the full rate; below a second on a CPU
+MATRIX_SIDE = {"cpu": 512, "cuda": 8192}
 PASSES = {"read": 1, "copy": 2, "rmw": 2}
 
 Work = Callable[[], object]
@@ -54,6 +56,13 @@ def calibrate(where: str) -> dict[str, float]:
         # the allocator would keep 8 GiB that the timed arms, or a neighbour, may need
         torch.cuda.empty_cache()
     return found
+
+
+def matrix_tflops(where: str, dtype: torch.dtype) -> float:
+    """1e12 FLOP a second of a large square product in `dtype`, by the library: what training is held against."""
+    side = MATRIX_SIDE[where]
+    a, b = (torch.randn(side, side, device=where).to(dtype) for _ in range(2))
+    return 2 * side**3 / _median_ms(where, lambda: [torch.mm(a, b) for _ in range(REPEATS)]) * REPEATS / 1e9
 
 
 def graph_costs() -> dict[str, float]:

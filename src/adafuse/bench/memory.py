@@ -44,7 +44,7 @@ def run(config: Config, model: nn.Module, where: str, record: Recorder) -> None:
     try:
         weights_gib, held = _decode(config, arm, model, where)
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        record.fail(f"arm {name}", _does_not_fit(name, model, where, error))
+        record.fail(f"arm {name}", does_not_fit(name, model, where, error))
         return
     record.write("memory", arm=name, weights_gib=weights_gib, **asdict(held))
 
@@ -119,7 +119,7 @@ def _listed_gib() -> dict[int, float]:
     return {one.pid: one.usedGpuMemory / GIB for one in processes if one.usedGpuMemory is not None}
 
 
-def _does_not_fit(name: str, model: nn.Module, where: str, error: BaseException) -> MemoryError:
+def does_not_fit(name: str, model: nn.Module, where: str, error: BaseException) -> MemoryError:
     """One line in place of the allocator's paragraph."""
     backbone_gib = sum(p.nbytes for p in model.parameters()) / GIB
     on_gpu = where == "cuda"

@@ -9,8 +9,8 @@ Next: graph.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -48,13 +48,9 @@ class Peft(Eager):
         if self._peft is None:
             self._peft = inject(self.model, self._own)
             self._layers = {path: self.model.get_submodule(path) for path in self._own.adapted()}
-        _put(self.model, self._layers)
-        try:
-            with self._ours_for_the_prompt() if self.strategy is StrategyName.peft_merge else nullcontext():
-                yield
-        finally:
-            _put(self.model, self._layers)
-            self._peft.unload()
+        prompt = self._ours_for_the_prompt() if self.strategy is StrategyName.peft_merge else nullcontext()
+        with _within(self.model, self._peft, self._layers), prompt:
+            yield
 
     @contextmanager
     def _ours_for_the_prompt(self) -> Iterator[None]:
@@ -142,11 +138,33 @@ class PeftMerge(SimpleMerge):
         """Nothing: PEFT's layers know what they hold."""
 
 
-def inject(model: nn.Module, adapter: Adapter) -> PeftModel:
+def trainable(
+    model: nn.Module, adapter: Adapter
+) -> tuple[Callable[[], AbstractContextManager[None]], list[nn.Parameter]]:
+    """PEFT's LoRA to be trained, from the numbers of a plain LoRA: how it comes into the model, its parameters."""
+    peft = inject(model, adapter, trained=True)
+    layers = {path: model.get_submodule(path) for path in adapter.adapted()}
+    parameters = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
+    peft.unload()
+    return partial(_within, model, peft, layers), parameters
+
+
+@contextmanager
+def _within(model: nn.Module, peft: PeftModel, layers: Mapping[str, nn.Module]) -> Iterator[None]:
+    _put(model, layers)
+    try:
+        yield
+    finally:
+        _put(model, layers)
+        peft.unload()
+
+
+def inject(model: nn.Module, adapter: Adapter, *, trained: bool = False) -> PeftModel:
     """PEFT's LoRA modules in `model`, an adapter per expert, whose factors are the numbers of ours in the same memory.
 
     Built empty, then given our factors: nothing is initialised in vain. Ours have the backbone's dtype, and so they
-    stay; by default (autocast_adapter_dtype=True) PEFT would hold bf16 experts in fp32, and cast every input up.
+    stay; by default (autocast_adapter_dtype=True) PEFT would hold bf16 experts in fp32, and cast every input up. To be
+    `trained` they have ours in fp32, and the method's dropout.
     """
     sites = adapter.adapted()
     first = next(iter(sites.values())).lora
@@ -155,11 +173,11 @@ def inject(model: nn.Module, adapter: Adapter) -> PeftModel:
         config = LoraConfig(
             r=first.rank,
             lora_alpha=first.alpha,
-            lora_dropout=0.0,
+            lora_dropout=adapter.method.dropout if trained else 0.0,
             target_modules=list(sites),
             bias="none",
             task_type="CAUSAL_LM",
-            inference_mode=True,
+            inference_mode=not trained,
         )
         name, plainly = expert_name(expert), {"autocast_adapter_dtype": False, "low_cpu_mem_usage": True}
         if peft is None:
@@ -168,11 +186,11 @@ def inject(model: nn.Module, adapter: Adapter) -> PeftModel:
             peft.add_adapter(name, config, **plainly)
     for path, site in sites.items():
         layer = model.get_submodule(path)
-        layer.train(model.training)
+        layer.train(trained or model.training)
         for expert in range(first.count):
             name, lora = expert_name(expert), site.lora
-            layer.lora_A[name].weight = nn.Parameter(lora.lora_A[expert].detach(), requires_grad=False)
-            layer.lora_B[name].weight = nn.Parameter(lora.lora_B[expert].detach(), requires_grad=False)
+            layer.lora_A[name].weight = nn.Parameter(lora.lora_A[expert].detach(), requires_grad=trained)
+            layer.lora_B[name].weight = nn.Parameter(lora.lora_B[expert].detach(), requires_grad=trained)
     return peft
 
 

@@ -33,6 +33,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "kernel": ("dtype", "count", "top_k"),
     # several dtypes are one cell
     "drift": GEOMETRY,
+    "fit_speed": ("dtype", *GEOMETRY),
     **dict.fromkeys(("train", "evaluate"), ("dtype", *GEOMETRY, "data", "level", "budget")),
     "pretrain": ("dtype",),
 }
