@@ -116,3 +116,39 @@ class UnmergedDense(Unmerged):
     def packed(self, up_EOR: Tensor) -> Tensor:
         found = self._packed.get(id(up_EOR))
         return self.pack(up_EOR) if found is None else found
+
+
+class UnmergedChosen(UnmergedDense):
+    """A slot per chosen expert, where slots are as wide as the MLP; products are still those of all experts at once.
+
+    Ranks are picked before they are expanded, and laid out among zeros for it: two products of [E * R] instead of
+    tensors [T, E, O], whose passes over memory are most of a step that trains MixLoRA. What no token has chosen is zero
+    in both forms, and so is its gradient.
+    """
+
+    def weights(self, gates: Gates) -> Tensor:
+        return gates.weight_TK
+
+    def shrink(self, x_TI: Tensor, down_ERI: Tensor, gates: Gates) -> Tensor:
+        return super().shrink(x_TI, down_ERI, gates).gather(1, _picks(gates, down_ERI.shape[1]))
+
+    def shrink_each(self, x_TSI: Tensor, down_ERI: Tensor, gates: Gates) -> Tensor:
+        count, rank, _ = down_ERI.shape
+        h_TSER = (x_TSI @ down_ERI.flatten(0, 1).T).unflatten(-1, (count, rank))
+        return h_TSER.gather(2, _picks(gates, rank)[:, :, None]).squeeze(2)
+
+    def expand_each(self, h_TSR: Tensor, up_EOR: Tensor, gates: Gates) -> Tensor:
+        count, rank = up_EOR.shape[0], up_EOR.shape[2]
+        apart_TSER = h_TSR.new_zeros(*h_TSR.shape[:2], count, rank)
+        apart_TSER = apart_TSER.scatter(2, _picks(gates, rank)[:, :, None], h_TSR[:, :, None])
+        return apart_TSER.flatten(2) @ self.packed(up_EOR)
+
+    def expand_sum(self, h_TSR: Tensor, up_EOR: Tensor, gates: Gates) -> Tensor:
+        count, rank = up_EOR.shape[0], up_EOR.shape[2]
+        apart_TER = h_TSR.new_zeros(len(h_TSR), count, rank).scatter(1, _picks(gates, rank), h_TSR)
+        return super().expand_sum(apart_TER, up_EOR, gates)
+
+
+def _picks(gates: Gates, rank: int) -> Tensor:
+    """[T, K, R]: the chosen expert, for each of its ranks."""
+    return gates.index_TK[..., None].expand(-1, -1, rank)

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
-from adafuse.adapters.forward import Strategy, UnmergedDense
+from adafuse.adapters.forward import Strategy, UnmergedChosen, UnmergedDense
 from adafuse.adapters.gate_table import GateTable
 from adafuse.adapters.router import Gates, Router, ungated
 from adafuse.kernels import ops
+
+# of MixLoRA's training; it holds nothing
+CHOSEN = UnmergedChosen()
 
 
 @dataclass
@@ -140,7 +144,14 @@ class MixtureMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
         gates = self.context.route(self.router, x_TI)
-        return self.context.strategy.mix(self.experts, x_TI, gates, self.base).view_as(x)
+        fitted = self.training and torch.is_grad_enabled() and in_half_on_gpu(x)
+        strategy = CHOSEN if fitted else self.context.strategy
+        return strategy.mix(self.experts, x_TI, gates, self.base).view_as(x)
+
+
+def in_half_on_gpu(x: Tensor) -> bool:
+    """Where the faster of two forms may be taken: fits elsewhere keep the roundings that they were published with."""
+    return x.is_cuda and x.dtype == torch.bfloat16
 
 
 Site = AdaptedLinear | SerialMlp | MixtureMlp

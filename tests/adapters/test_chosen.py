@@ -1,0 +1,79 @@
+"""What MixLoRA is trained by in bf16 on a GPU: a slot per chosen expert, equal to the slots of all experts."""
+
+import pytest
+import torch
+
+from adafuse.adapters import layers
+from adafuse.adapters.adapter import Adapter, randomise
+from adafuse.adapters.experts import BottleneckExperts, LoraExperts
+from adafuse.adapters.forward import UnmergedChosen, UnmergedDense
+from adafuse.adapters.router import Router
+from adafuse.config import Normalisation
+from synthetic.configurations import GEOMETRY, compose
+
+IDS = torch.arange(4, 36).view(2, 16)
+
+
+def step(model, adapter, *, checkpointed: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    model.train()
+    if checkpointed:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with adapter.installing():
+        loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
+        loss.backward()
+    gradients = [parameter.grad for parameter in adapter.parameters()]
+    for parameter in adapter.parameters():
+        parameter.grad = None
+    return loss.detach(), gradients
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_loss_and_gradients_are_those_of_all_experts(
+    top_k: int, checkpointed: bool, tiny_llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp64, in which only what is computed can tell two forms apart; routers stay in fp32."""
+    model = tiny_llama(num_hidden_layers=2).double()
+    config = compose(*GEOMETRY, f"experts.top_k={top_k}", "method=mixlora", "method.dropout=0")
+    adapter = Adapter(model, config.method, config.experts, 0).to_dtype(torch.float64)
+    randomise(adapter, 1, scale=0.5)
+    loss, gradients = step(model, adapter, checkpointed=False)
+    taken = []
+    monkeypatch.setattr(layers, "in_half_on_gpu", lambda x: taken.append(x) or True)
+    other, others = step(model, adapter, checkpointed=checkpointed)
+    assert taken and torch.allclose(loss, other, rtol=1e-6)
+    for one, two in zip(gradients, others, strict=True):
+        assert one.norm() > 0 and (one - two).norm() <= 1e-5 * one.norm()
+
+
+def test_one_wrong_expert_is_seen(tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(num_hidden_layers=2).double()
+    config = compose(*GEOMETRY, "method=mixlora", "method.dropout=0")
+    adapter = Adapter(model, config.method, config.experts, 0).to_dtype(torch.float64)
+    randomise(adapter, 1, scale=0.5)
+    loss, _ = step(model, adapter, checkpointed=False)
+    monkeypatch.setattr(layers, "in_half_on_gpu", lambda x: True)
+    own = UnmergedChosen.expand_each
+    monkeypatch.setattr(
+        UnmergedChosen, "expand_each", lambda self, h, up, gates: own(self, h, up.roll(1, 0), gates)
+    )
+    assert not torch.allclose(loss, step(model, adapter, checkpointed=False)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("experts", [LoraExperts(32, 48, 5, 4, 8), BottleneckExperts(32, 4, 5)])
+def test_of_experts_that_are_summed_too(experts) -> None:
+    torch.manual_seed(0)
+    for parameter in experts.parameters():
+        parameter.data.normal_()
+    x_TI = torch.randn(7, 32)
+    gates = Router(32, 5, 2, Normalisation.softmax_topk_renorm)(x_TI)
+    found, wanted = (form.mix(experts, x_TI, gates) for form in (UnmergedChosen(), UnmergedDense()))
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fit_on_a_cpu_keeps_its_form(tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(num_hidden_layers=2).bfloat16()
+    config = compose(*GEOMETRY, "method=mixlora")
+    adapter = Adapter(model, config.method, config.experts, 0).to_dtype(torch.bfloat16)
+    monkeypatch.setattr(UnmergedChosen, "mix", None)
+    assert step(model, adapter, checkpointed=False)[0].isfinite()
