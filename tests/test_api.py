@@ -65,6 +65,11 @@ def same(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> bool:
     return now.keys() == before.keys() and all(torch.equal(now[name], before[name]) for name in now)
 
 
+def test_a_dtype_of_auto_is_the_usual_one(tmp_path: Path) -> None:
+    folder = save(tiny_model(), tmp_path / "checkpoint")
+    assert adafuse.load(folder, dtype="auto").model.dtype == adafuse.load(folder).model.dtype
+
+
 CASES = [
     *(
         ("adafuse", s)

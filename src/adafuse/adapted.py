@@ -215,7 +215,7 @@ class Adapted(nn.Module):
         self._refuse_stream()
         if self._active is not None:
             self._active.remove()
-        self._kept, self.adapter = None, None
+        self._kept, self.adapter, self._strategy = None, None, StrategyName.dense
         unjoin(self.model)
         for parameter, required in self._required.items():
             parameter.requires_grad_(required)

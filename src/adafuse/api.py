@@ -68,10 +68,10 @@ def load(
     """A saved adapter in its backbone, ready to generate; without `adapter` the plain backbone, with the same methods.
 
     `model_or_folder`: a causal LM of transformers (Llama, Mistral, Qwen2, Qwen3), a checkpoint folder, a hub id, or an
-    adapter's folder alone, which names its backbone. `dtype`: None is a checkpoint's own on a GPU, float32 on a CPU.
-    `any_base`: also a backbone that the adapter was not made for. The published files of MixLoRA and MoLA are adapters
-    too, and MoLA's do not say `top_k`. Raises ValueError, one line, for files that are not whole or do not fit each
-    other.
+    adapter's folder alone, which names its backbone. `dtype`: None or "auto" is a checkpoint's own on a GPU, float32 on
+    a CPU. `any_base`: also a backbone that the adapter was not made for. The published files of MixLoRA and MoLA are
+    adapters too, and MoLA's do not say `top_k`. Raises ValueError, one line, for files that are not whole or do not fit
+    each other.
     """
     if adapter is None and _is_adapter(model_or_folder):
         adapter, model_or_folder = (
@@ -293,7 +293,11 @@ def _backbone(
 ) -> tuple[nn.Module, Any, str]:
     """The model, its tokenizer if there is one, and the name under which it is saved."""
     _refuse_device(device)
-    asked = None if dtype is None else named(Dtype, "dtype", str(dtype).removeprefix("torch."), (Dtype.auto,))
+    asked = (
+        None
+        if dtype in (None, "auto")
+        else named(Dtype, "dtype", str(dtype).removeprefix("torch."), (Dtype.auto,))
+    )
     if isinstance(source, nn.Module):
         return _given(source, tokenizer, asked, device)
     if not isinstance(source, str | os.PathLike):

@@ -162,10 +162,17 @@ def test_a_pickle_of_tensors_that_hold_no_numbers_is_refused(tmp_path: Path) -> 
 
 def test_what_is_lacking_is_zero_only_if_asked(tmp_path: Path) -> None:
     folders = [loras.lora(tmp_path / "a", 1), loras.lora(tmp_path / "b", 2, target_modules=["q_proj"])]
-    lacking = r"b does not adapt (model.layers.\d.self_attn.v_proj, ){2}.* and 1 more.*missing_as_zeros=true"
+    lacking = r"b does not adapt (model.layers.\d.self_attn.v_proj, ){2}.* and 1 more.*missing_as_zeros"
     with pytest.raises(ValueError, match=lacking):
         adapter_of(folders)
     check(folders, missing_as_zeros=True)
+
+
+def test_a_folder_of_several_adapters_names_them(tmp_path: Path) -> None:
+    for name in ("alice", "bob"):
+        loras.lora(tmp_path / name)
+    with pytest.raises(ValueError, match="it holds the adapters alice, bob, name one of them"):
+        imports.inspect(tmp_path, tiny_model().config.to_dict())
 
 
 def test_a_method_without_experts_there_is_refused(tmp_path: Path) -> None:

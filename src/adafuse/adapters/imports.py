@@ -60,7 +60,13 @@ def inspect(folder: Path, shape: Mapping[str, Any]) -> Lora:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: name PEFT LoRA folders")
     if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} has no {CONFIG}: it is not a PEFT LoRA folder")
+        named = sorted(inner.parent.name for inner in folder.glob(f"*/{CONFIG}"))
+        cure = (
+            f"it holds the adapters {first_few(named)}, name one of them"
+            if named
+            else "it is no PEFT LoRA folder"
+        )
+        raise ValueError(f"{folder} has no {CONFIG}: {cure}")
     declared, paths = read_json(folder / CONFIG), linears(shape)
     try:
         for fault in faults(declared):
@@ -111,7 +117,7 @@ def refuse_lacking(loras: Sequence[Lora], missing_as_zeros: bool) -> None:
         if lacking and not missing_as_zeros:
             raise ValueError(
                 f"{lora.folder} does not adapt {first_few(lacking)}, which others of the folders do: set "
-                "experts.missing_as_zeros=true to have zeros there, or leave it out"
+                "missing_as_zeros to have zeros there, or leave it out"
             )
 
 
