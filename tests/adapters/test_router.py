@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from adafuse.adapters.router import Gates, Router, balance_loss
+from adafuse.adapters import router as routers
+from adafuse.adapters.router import Gates, Router, balance_loss, routing_losses, stacked
 from adafuse.config import Normalisation
 
 
@@ -70,3 +71,40 @@ def test_a_normed_router_sees_directions_alone() -> None:
     assert not torch.allclose(plain(1e-2 * x_TI).probs_TE, plain(1e2 * x_TI).probs_TE, atol=0.1)
     unit_TI = x_TI / x_TI.square().mean(-1, keepdim=True).sqrt()
     assert torch.allclose(normed(x_TI).probs_TE, plain(unit_TI).probs_TE, atol=1e-4)
+
+
+@pytest.mark.parametrize("experts", [5, 8])
+def test_logits_on_tensor_cores_are_those_of_fp32(experts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against fp64 no worse than a product in fp32; gradients within a rounding of bf16."""
+    torch.manual_seed(0)
+    router = Router(512, experts, 2, Normalisation.softmax_topk_renorm)
+    x_TI, grad_TE = torch.randn(64, 512).bfloat16().requires_grad_(), torch.randn(64, experts)
+    exact_TE = x_TI.detach().double() @ router.weight.detach().double().T
+    wanted = torch.autograd.grad(router._logits(x_TI), (x_TI, router.weight), grad_TE)
+    monkeypatch.setattr(routers, "in_half_on_gpu", lambda x: True)
+    logits_TE = router._logits(x_TI)
+    assert logits_TE.dtype == torch.float32 and type(logits_TE.grad_fn).__name__ == "_LogitsBackward"
+    assert (logits_TE - exact_TE).abs().max() < 4e-7 * exact_TE.abs().max()
+    found = torch.autograd.grad(logits_TE, (x_TI, router.weight), grad_TE)
+    for one, two in zip(found, wanted, strict=True):
+        assert one.dtype == two.dtype and (one - two).norm() < 2**-7 * two.norm()
+    # the backbone's embeddings are frozen: there is no gradient for the first router's input
+    (of_weight,) = torch.autograd.grad(router._logits(x_TI.detach()), router.weight, grad_TE)
+    assert torch.equal(of_weight, found[1])
+
+
+@pytest.mark.parametrize("null_expert", [False, True])
+def test_routers_may_be_balanced_at_once(null_expert: bool) -> None:
+    torch.manual_seed(0)
+    x_TI, keep_T = torch.randn(9, 16), torch.arange(9) > 2
+    several = [
+        Router(16, count, 2, Normalisation.softmax_topk_renorm, null_expert) for count in (4, 8, 4, 8, 8)
+    ]
+    losses, gradients = [], []
+    for form in (list, stacked):
+        balance, used = routing_losses(form([router(x_TI) for router in several]), keep_T)
+        losses.append(torch.stack([balance, used]))
+        gradients.append(torch.autograd.grad(balance + used, [router.weight for router in several]))
+    assert len(stacked([router(x_TI) for router in several])) == 2
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
 from adafuse.adapters.forward import Strategy, UnmergedChosen, UnmergedDense
 from adafuse.adapters.gate_table import GateTable
-from adafuse.adapters.router import Gates, Router, ungated
+from adafuse.adapters.router import Gates, Router, in_half_on_gpu, ungated
 from adafuse.kernels import ops
 
 # of MixLoRA's training; it holds nothing
@@ -147,11 +147,6 @@ class MixtureMlp(nn.Module):
         fitted = self.training and torch.is_grad_enabled() and in_half_on_gpu(x)
         strategy = CHOSEN if fitted else self.context.strategy
         return strategy.mix(self.experts, x_TI, gates, self.base).view_as(x)
-
-
-def in_half_on_gpu(x: Tensor) -> bool:
-    """Where the faster of two forms may be taken: fits elsewhere keep the roundings that they were published with."""
-    return x.is_cuda and x.dtype == torch.bfloat16
 
 
 Site = AdaptedLinear | SerialMlp | MixtureMlp

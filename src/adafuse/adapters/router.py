@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ class Router(nn.Module):
 
     def forward(self, x_TI: Tensor) -> Gates:
         with torch.autocast(x_TI.device.type, enabled=False):
-            logits_TE = self.read(x_TI) @ self.weight.float().T
+            logits_TE = self._logits(x_TI)
             probs_TE = torch.softmax(logits_TE, dim=-1)
             if self.null_expert:
                 return _or_none(probs_TE, self.top_k)
@@ -93,6 +94,12 @@ class Router(nn.Module):
                 weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
         return Gates(index_TK, weight_TK, probs_TE)
 
+    def _logits(self, x_TI: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and in_half_on_gpu(x_TI) and not self.norm:
+            logits_TE: Tensor = _Logits.apply(x_TI, self.weight.float())
+            return logits_TE
+        return self.read(x_TI) @ self.weight.float().T
+
     @property
     def is_raw(self) -> bool:
         """Gates are shares of the whole softmax; the other two normalisations give the same gates."""
@@ -102,6 +109,42 @@ class Router(nn.Module):
         """What the weights multiply, in fp32: the hidden state as it is, or at a root mean square of 1 (`norm`)."""
         x_TI = x_TI.float()
         return functional.rms_norm(x_TI, x_TI.shape[-1:], eps=NORM_EPS) if self.norm else x_TI
+
+
+class _Logits(torch.autograd.Function):
+    """`x @ W.T` in fp32 for x in bf16, without a copy of x in fp32: on tensor cores, which add in fp32.
+
+    Three bf16 hold all 24 bits of a weight, so every product is exact, as it is of x in fp32. Gradients are rounded to
+    bf16 where autocast rounds all others; that of W is added in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, weight_EI: Tensor) -> Tensor:
+        ctx.save_for_backward(x_TI, weight_EI)
+        parts, rest_EI = [], weight_EI
+        for _ in range(3):
+            parts.append(rest_EI.to(x_TI.dtype))
+            rest_EI = rest_EI - parts[-1]
+        # the small parts first
+        high_TE, middle_TE, low_TE = summed_in_float(x_TI, torch.cat(parts).T).chunk(3, -1)
+        return low_TE + middle_TE + high_TE
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
+        x_TI, weight_EI = ctx.saved_tensors
+        grad_TE = grads[0].to(x_TI.dtype)
+        of_x_TI = grad_TE @ weight_EI.to(x_TI.dtype) if ctx.needs_input_grad[0] else None
+        return of_x_TI, summed_in_float(grad_TE.T, x_TI)
+
+
+def summed_in_float(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` in fp32 of two matrices in bf16; torch has the product that reads them as they are on a GPU alone."""
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+
+
+def in_half_on_gpu(x: Tensor) -> bool:
+    """Where a fit may take the faster of two forms: elsewhere it keeps the roundings that it was published with."""
+    return x.is_cuda and x.dtype == torch.bfloat16
 
 
 def _or_none(probs_TN: Tensor, top_k: int) -> Gates:
@@ -138,26 +181,49 @@ def routing_losses(said: list[Gates], keep_T: Tensor) -> tuple[Tensor, Tensor]:
     none = torch.zeros((), device=keep_T.device)
     if not said:
         return none, none
+    # a gate per linear is hundreds of routers of some thirty launches; a CPU keeps the roundings of one after the other
+    said = stacked(said) if keep_T.is_cuda else said
     # of all processes, whose tokens are one batch: a product of means is no mean of products
     own = [_sums(gates, keep_T) for gates in said]
-    sums = total(torch.cat(own)).split([len(one) for one in own])
-    balance = [_balance(one, gates.index_TK.shape[-1]) for one, gates in zip(sums, said, strict=True)]
-    used = [one[2] / one[1] for one, gates in zip(sums, said, strict=True) if gates.used_T is not None]
-    return torch.stack(balance).mean(), torch.stack(used).mean() if used else none
+    split = total(torch.cat([one.flatten() for one in own])).split([one.numel() for one in own])
+    sums = [(part.view_as(one), gates) for part, one, gates in zip(split, own, said, strict=True)]
+    balance = [_balance(one, gates.index_TK.shape[-1]).reshape(-1) for one, gates in sums]
+    used = [(one[..., 2] / one[..., 1]).reshape(-1) for one, gates in sums if gates.used_T is not None]
+    return torch.cat(balance).mean(), torch.cat(used).mean() if used else none
+
+
+def stacked(said: list[Gates]) -> list[Gates]:
+    """Gates of one shape as one, with a dimension for the router in front."""
+    groups: dict[Any, list[Gates]] = {}
+    for gates in said:
+        groups.setdefault((gates.index_TK.shape, gates.probs_TE.shape, gates.used_T is None), []).append(
+            gates
+        )
+    return [
+        Gates(
+            torch.stack([gates.index_TK for gates in group]),
+            torch.stack([gates.weight_TK for gates in group]),
+            torch.stack([gates.probs_TE for gates in group]),
+            None if without else torch.stack([gates.used_T for gates in group if gates.used_T is not None]),
+        )
+        for (*_, without), group in groups.items()
+    ]
 
 
 def _sums(gates: Gates, keep_T: Tensor) -> Tensor:
-    """Over tokens, [3 + 2 E]: those of experts, those that count, their soft use; choices and probabilities of each."""
+    """Over tokens, [..., 3 + 2 E]: those of experts, those that count, their soft use; choices and probabilities of
+    each expert.
+    """
     probs_TE, used_T = gates.probs_TE, gates.used_T
     with_experts_T = keep_T if used_T is None else keep_T & gates.weight_TK.detach().any(-1)
-    kept = with_experts_T.to(probs_TE.dtype)[:, None]
+    kept = with_experts_T.to(probs_TE.dtype)[..., None]
     chosen_TE = torch.zeros_like(probs_TE).scatter(-1, gates.index_TK, 1.0)
     counted = keep_T.to(probs_TE.dtype)
     use = counted if used_T is None else used_T * counted
-    tokens = torch.stack([kept.sum(), counted.sum(), use.sum()])
-    return torch.cat([tokens, (chosen_TE * kept).sum(0), (probs_TE * kept).sum(0)])
+    counts = [one.sum(-1).expand(probs_TE.shape[:-2]) for one in (kept[..., 0], counted, use)]
+    return torch.cat([torch.stack(counts, -1), (chosen_TE * kept).sum(-2), (probs_TE * kept).sum(-2)], -1)
 
 
 def _balance(sums: Tensor, top_k: int) -> Tensor:
-    tokens, (chosen_E, probs_E) = sums[0].clamp(min=1), sums[3:].chunk(2)
-    return len(chosen_E) * (chosen_E / (tokens * top_k) * (probs_E / tokens)).sum()
+    tokens, (chosen_E, probs_E) = sums[..., :1].clamp(min=1), sums[..., 3:].chunk(2, -1)
+    return chosen_E.shape[-1] * (chosen_E / (tokens * top_k) * (probs_E / tokens)).sum(-1)
