@@ -1,9 +1,9 @@
-"""What MixLoRA is trained by in bf16 on a GPU: a slot per chosen expert, equal to the slots of all experts."""
+"""What is trained by in bf16 on a GPU (a slot per chosen expert, sums in place) equals what is trained by elsewhere."""
 
 import pytest
 import torch
 
-from adafuse.adapters import layers
+from adafuse.adapters import forward, layers, router
 from adafuse.adapters.adapter import Adapter, randomise
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts
 from adafuse.adapters.forward import UnmergedChosen, UnmergedDense
@@ -27,19 +27,36 @@ def step(model, adapter, *, checkpointed: bool) -> tuple[torch.Tensor, list[torc
     return loss.detach(), gradients
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 4])
+def take(monkeypatch: pytest.MonkeyPatch, taken: list[object]) -> None:
+    """Both forms' choice, which a CPU would never make."""
+    for module in (layers, forward):
+        monkeypatch.setattr(module, "is_fit_in_half", lambda x: taken.append(x) or torch.is_grad_enabled())
+
+
+CASES = [
+    ("mixlora", 1),
+    ("mixlora", 2),
+    ("mixlora", 4),
+    ("lora", 2),
+    ("adafuse", 2),
+    ("mola", 2),
+    ("pesc", 2),
+]
+
+
+@pytest.mark.parametrize(("method", "top_k"), CASES)
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_loss_and_gradients_are_those_of_all_experts(
-    top_k: int, checkpointed: bool, tiny_llama, monkeypatch: pytest.MonkeyPatch
+def test_loss_and_gradients_are_those_of_the_usual_form(
+    method: str, top_k: int, checkpointed: bool, tiny_llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In fp64, in which only what is computed can tell two forms apart; routers stay in fp32."""
     model = tiny_llama(num_hidden_layers=2).double()
-    config = compose(*GEOMETRY, f"experts.top_k={top_k}", "method=mixlora", "method.dropout=0")
+    config = compose(*GEOMETRY, f"experts.top_k={top_k}", f"method={method}", "method.dropout=0")
     adapter = Adapter(model, config.method, config.experts, 0).to_dtype(torch.float64)
     randomise(adapter, 1, scale=0.5)
     loss, gradients = step(model, adapter, checkpointed=False)
-    taken = []
-    monkeypatch.setattr(layers, "in_half_on_gpu", lambda x: taken.append(x) or True)
+    taken: list[object] = []
+    take(monkeypatch, taken)
     other, others = step(model, adapter, checkpointed=checkpointed)
     assert taken and torch.allclose(loss, other, rtol=1e-6)
     for one, two in zip(gradients, others, strict=True):
@@ -52,7 +69,7 @@ def test_one_wrong_expert_is_seen(tiny_llama, monkeypatch: pytest.MonkeyPatch) -
     adapter = Adapter(model, config.method, config.experts, 0).to_dtype(torch.float64)
     randomise(adapter, 1, scale=0.5)
     loss, _ = step(model, adapter, checkpointed=False)
-    monkeypatch.setattr(layers, "in_half_on_gpu", lambda x: True)
+    take(monkeypatch, [])
     own = UnmergedChosen.expand_each
     monkeypatch.setattr(
         UnmergedChosen, "expand_each", lambda self, h, up, gates: own(self, h, up.roll(1, 0), gates)
@@ -77,3 +94,44 @@ def test_a_fit_on_a_cpu_keeps_its_form(tiny_llama, monkeypatch: pytest.MonkeyPat
     adapter = Adapter(model, config.method, config.experts, 0).to_dtype(torch.bfloat16)
     monkeypatch.setattr(UnmergedChosen, "mix", None)
     assert step(model, adapter, checkpointed=False)[0].isfinite()
+
+
+def test_an_installed_strategy_and_a_model_in_eval_mode_keep_theirs(
+    tiny_llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever forgets no_grad while he evaluates or decodes gets the strategy that he chose."""
+    model = tiny_llama(num_hidden_layers=2).eval()
+    take(monkeypatch, [])
+    monkeypatch.setattr(UnmergedChosen, "mix", None)
+    monkeypatch.setattr(forward, "added", None)
+    monkeypatch.setattr(layers, "added", None)
+    for method in ("mixlora", "adafuse", "pesc"):
+        config = compose(*GEOMETRY, f"method={method}")
+        adapter = Adapter(model, config.method, config.experts, 0)
+        for strategy in (None, UnmergedDense()):
+            with adapter.installing(strategy):
+                assert model(input_ids=IDS).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["mixlora", "adafuse_layerwise", "pesc"])
+def test_types_are_those_of_a_fit_in_bf16(method: str, tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backbone in bf16, experts and routers in fp32, autocast: near the usual form, and the same when recomputed."""
+    model = tiny_llama(num_hidden_layers=2).bfloat16()
+    config = compose(*GEOMETRY, f"method={method}", "method.dropout=0")
+    adapter = Adapter(model, config.method, config.experts, 0)
+    randomise(adapter, 1, scale=0.1)
+
+    def norms(checkpointed: bool) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, gradients = step(model, adapter, checkpointed=checkpointed)
+        assert {gradient.dtype for gradient in gradients} == {torch.float32}
+        return torch.stack([loss, *(gradient.norm() for gradient in gradients)])
+
+    usual = norms(False)
+    take(monkeypatch, [])
+    monkeypatch.setattr(
+        router, "is_fit_in_half", lambda x: torch.is_grad_enabled() and x.dtype == torch.bfloat16
+    )
+    found = norms(False)
+    assert abs(found[0] / usual[0] - 1) < 0.01 and abs(found[1:].norm() / usual[1:].norm() - 1) < 0.05
+    assert torch.equal(norms(True), found)

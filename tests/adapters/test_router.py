@@ -81,7 +81,7 @@ def test_logits_on_tensor_cores_are_those_of_fp32(experts: int, monkeypatch: pyt
     x_TI, grad_TE = torch.randn(64, 512).bfloat16().requires_grad_(), torch.randn(64, experts)
     exact_TE = x_TI.detach().double() @ router.weight.detach().double().T
     wanted = torch.autograd.grad(router._logits(x_TI), (x_TI, router.weight), grad_TE)
-    monkeypatch.setattr(routers, "in_half_on_gpu", lambda x: True)
+    monkeypatch.setattr(routers, "is_fit_in_half", lambda x: True)
     logits_TE = router._logits(x_TI)
     assert logits_TE.dtype == torch.float32 and type(logits_TE.grad_fn).__name__ == "_LogitsBackward"
     assert (logits_TE - exact_TE).abs().max() < 4e-7 * exact_TE.abs().max()

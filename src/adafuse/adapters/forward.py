@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adafuse.adapters.experts import Experts
-from adafuse.adapters.router import Gates
+from adafuse.adapters.router import Gates, is_fit_in_half
 from adafuse.model.projections import Joint
 
 if TYPE_CHECKING:
@@ -93,6 +93,12 @@ class UnmergedDense(Unmerged):
     def mix(self, experts: Experts, x_TI: Tensor, gates: Gates, *mlp: nn.Module) -> Tensor:
         return experts.slots(self, x_TI, gates, *mlp)
 
+    def linear(self, site: AdaptedLinear, x_TI: Tensor, gates: Gates) -> Tensor:
+        if not (site.training and is_fit_in_half(x_TI)):
+            return super().linear(site, x_TI, gates)
+        h_TER = site.lora.weighted(self, site.drop(x_TI), gates)
+        return added(site.base(x_TI), h_TER.flatten(1), self.packed(site.lora.lora_B))
+
     def weights(self, gates: Gates) -> Tensor:
         return gates.dense()
 
@@ -116,6 +122,11 @@ class UnmergedDense(Unmerged):
     def packed(self, up_EOR: Tensor) -> Tensor:
         found = self._packed.get(id(up_EOR))
         return self.pack(up_EOR) if found is None else found
+
+
+def added(y_TO: Tensor, h_TR: Tensor, up_RO: Tensor) -> Tensor:
+    """y + h @ up in y's memory: one product that reads y and writes the sum, rounded once."""
+    return y_TO.addmm_(h_TR.to(y_TO.dtype), up_RO.to(y_TO.dtype))
 
 
 class UnmergedChosen(UnmergedDense):

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
-from adafuse.adapters.forward import Strategy, UnmergedChosen, UnmergedDense
+from adafuse.adapters.forward import Strategy, UnmergedChosen, UnmergedDense, added
 from adafuse.adapters.gate_table import GateTable
-from adafuse.adapters.router import Gates, Router, in_half_on_gpu, ungated
+from adafuse.adapters.router import Gates, Router, is_fit_in_half, ungated
 from adafuse.kernels import ops
 
 # of MixLoRA's training; it holds nothing
@@ -98,8 +97,14 @@ class AdaptedLinear(nn.Module):
         plain = self.experts is None
         y_TO = self.base(x_TI) if plain else self.context.strategy.linear(self, x_TI, self._gates(x_TI))
         if self.static is not None and not self.static_merged:
-            y_TO = y_TO + self.static.one(0, self.drop(x_TI))
+            y_TO = self._with_static(y_TO, self.static, self.drop(x_TI))
         return y_TO.reshape(*x.shape[:-1], y_TO.shape[-1])
+
+    def _with_static(self, y_TO: Tensor, static: LoraExperts, x_TI: Tensor) -> Tensor:
+        if not (self.training and is_fit_in_half(x_TI)):
+            return y_TO + static.one(0, x_TI)
+        # scaled where it is narrow
+        return added(y_TO, F.linear(x_TI, static.lora_A[0]) * static.scaling, static.lora_B[0].T)
 
     def _gates(self, x_TI: Tensor) -> Gates:
         if not self.gated:
@@ -144,8 +149,9 @@ class MixtureMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
         gates = self.context.route(self.router, x_TI)
-        fitted = self.training and torch.is_grad_enabled() and in_half_on_gpu(x)
-        strategy = CHOSEN if fitted else self.context.strategy
+        strategy = self.context.strategy
+        if self.training and type(strategy) is UnmergedDense and is_fit_in_half(x):
+            strategy = CHOSEN
         return strategy.mix(self.experts, x_TI, gates, self.base).view_as(x)
 
 

@@ -95,7 +95,7 @@ class Router(nn.Module):
         return Gates(index_TK, weight_TK, probs_TE)
 
     def _logits(self, x_TI: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and in_half_on_gpu(x_TI) and not self.norm:
+        if is_fit_in_half(x_TI) and not self.norm:
             logits_TE: Tensor = _Logits.apply(x_TI, self.weight.float())
             return logits_TE
         return self.read(x_TI) @ self.weight.float().T
@@ -142,9 +142,9 @@ def summed_in_float(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
-def in_half_on_gpu(x: Tensor) -> bool:
+def is_fit_in_half(x: Tensor) -> bool:
     """Where a fit may take the faster of two forms: elsewhere it keeps the roundings that it was published with."""
-    return x.is_cuda and x.dtype == torch.bfloat16
+    return torch.is_grad_enabled() and x.is_cuda and x.dtype == torch.bfloat16
 
 
 def _or_none(probs_TN: Tensor, top_k: int) -> Gates:
