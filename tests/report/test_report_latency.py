@@ -296,6 +296,26 @@ def test_a_layer_is_adapters_over_backbone_paired_within_a_process(made):
     assert found["decode 1 rank16", "backbone_ms"].value == 1.0 and found["decode 1 rank16", "ratio"].n == 2
 
 
+def test_steps_of_training_are_tokens_a_second_over_pefts_paired_by_round(made):
+    numbers = {
+        "parameters": 9,
+        "tokens_per_s": 5.0,
+        "flops_per_token": 7,
+        "matrix_share": 0.4,
+        "peak_gib": None,
+    }
+    records = []
+    for key, method, ms in (("a", "mixlora", 2.0), ("b", "adafuse", 1.0), ("c", "adafuse", 0.5)):
+        times = {"peft_lora": [1.0, 1.1, 1.2], method: [ms * 1.0, ms * 1.1, ms * 1.2]}
+        lines = [{"kind": "fit_speed", "arm": arm, **numbers, "ratio": 1.0} for arm in times]
+        records.append(made(key, "fit_speed", process(times) + lines, method={"name": method}))
+    found = values(records)
+    assert found["mixlora", "ratio"].value == pytest.approx(0.5) and found["mixlora", "ratio"].n == 1
+    assert found["adafuse", "ratio"].value == pytest.approx(2**0.5) and found["adafuse", "ratio"].n == 2
+    assert found["peft_lora", "tokens_per_s"].records == "a b c" and ("peft_lora", "ratio") not in found
+    assert found["adafuse", "matrix_share"].value == 0.4 and ("adafuse", "peak_gib") not in found
+
+
 def test_a_kernel_has_its_time_or_the_check_that_it_failed(made):
     line = {
         "kind": "kernel",

@@ -33,6 +33,8 @@ CALIBRATED += ["graph_launch_us"]
 COUNTS = ["params", "macs", "adapter_params", "bytes_per_token", "floor_ms"]
 SIZES = ["weights_gib", "peak_gib", "peak_load_gib", "process_gib", "reserved_gib"]
 TRACED = ["untraced_ms", "launches", "host_launches", "graph_nodes", "gap_ms", "unlinked"]
+OF_FIT = ["parameters", "tokens_per_s", "flops_per_token", "matrix_share", "peak_gib"]
+PEFT = "peft_lora"
 OF_KERNEL = ["ms", "naive_ms", "bytes", "floor_ms", "gbps", "share", "bound"]
 DRIFTED = ["weight_error", "delta_error", "logit_error", "agreement", "delta_share"]
 # what two workloads must agree in for memory that was measured of one to be the other's
@@ -67,7 +69,7 @@ def measure(frames: Frames) -> Measured:
     cells = _cells(frames)
     times = pd.DataFrame(_times(cells), columns=NUMBER)
     parts = [part(cells) for part in (_checks, _timing, _memory, _kernel, _trace, _backbones, _of_records)]
-    of_lines = {"calibration": _calibration, "layer": _layer, "drift": _drift}
+    of_lines = {"calibration": _calibration, "layer": _layer, "drift": _drift, "fit_speed": _fit_speed}
     parts += [part(cells) for kind, part in of_lines.items() if len(cells.lines(kind))]
     found = pd.concat([cells.arms, times, _costs(cells, times), *parts], ignore_index=True)
     finished = behind(cells.records[cells.records["status"] != "unfinished"], PLACE)
@@ -372,6 +374,21 @@ def _kernel(cells: Cells) -> pd.DataFrame:
     )
     found = pd.concat([_long(wide), failed, errors.drop(columns="record")])
     return found.join(behind(pd.concat([lines, errors]), ARM), on=ARM)
+
+
+def _fit_speed(cells: Cells) -> pd.DataFrame:
+    """Steps of training: medians over processes, and tokens/s over those of PEFT's LoRA, paired by round."""
+    lines, ratios = cells.lines("fit_speed"), []
+    blocks = cells.placed(counted(cells.frames)).query("task == 'fit_speed'")
+    ms = blocks.pivot(index=[*PLACE, "record", "round"], columns="row", values="ms")
+    for place, own in ms.groupby(level=PLACE, sort=False):
+        for arm in own.columns.drop(PEFT, errors="ignore"):
+            both = own.reindex(columns=[PEFT, arm]).dropna()
+            processes = [(one[PEFT], one[arm]) for _, one in both.groupby(level="record", sort=False)]
+            if processes:
+                ratios.append((*place, arm, "ratio", *vars(paired_ratio(processes)).values()))
+    found = pd.concat([_long(_grouped(lines, ARM, OF_FIT).median()), pd.DataFrame(ratios, columns=NUMBER)])
+    return found.join(behind(lines, ARM), on=ARM)
 
 
 def _drift(cells: Cells) -> pd.DataFrame:
