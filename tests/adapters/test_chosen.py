@@ -9,7 +9,7 @@ from adafuse.adapters.experts import BottleneckExperts, LoraExperts
 from adafuse.adapters.forward import UnmergedChosen, UnmergedDense
 from adafuse.adapters.router import Router
 from adafuse.config import Normalisation
-from synthetic.configurations import GEOMETRY, compose
+from synthetic.configurations import GEOMETRY, METHODS, compose
 
 IDS = torch.arange(4, 36).view(2, 16)
 
@@ -19,7 +19,8 @@ def step(model, adapter, *, checkpointed: bool) -> tuple[torch.Tensor, list[torc
     if checkpointed:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with adapter.installing():
-        loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
+        ids = IDS.to(adapter.device)
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
     gradients = [parameter.grad for parameter in adapter.parameters()]
     for parameter in adapter.parameters():
@@ -135,3 +136,21 @@ def test_types_are_those_of_a_fit_in_bf16(method: str, tiny_llama, monkeypatch: 
     found = norms(False)
     assert abs(found[0] / usual[0] - 1) < 0.01 and abs(found[1:].norm() / usual[1:].norm() - 1) < 0.05
     assert torch.equal(norms(True), found)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_gpu_both_forms_train_alike(method: str, tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(num_hidden_layers=2).bfloat16().cuda()
+    config = compose(*GEOMETRY, f"method={method}", "method.dropout=0")
+    adapter = Adapter(model, config.method, config.experts, 0)
+    randomise(adapter, 1, scale=0.1)
+    found = []
+    for usual in (False, True):
+        if usual:
+            for module in (layers, forward, router):
+                monkeypatch.setattr(module, "is_fit_in_half", lambda x: False)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss, gradients = step(model, adapter, checkpointed=True)
+        found.append(torch.stack([loss, torch.stack([one.norm() for one in gradients]).norm()]))
+    torch.testing.assert_close(*found, rtol=0.05, atol=0)
