@@ -23,7 +23,7 @@ MISTAKES = [
     (["train.steps=many"], "could not be converted to Integer"),
     (["method.routing=tokens"], "expected one of [none, layerwise, blockwise, token]"),
     (["model=nonesuch"], "choose from ['llama2_7b', "),
-    (["experiment=nonesuch"], "'trace_graph']"),
+    (["experiment=nonesuch"], "'training_speed']"),
     (["train.steps"], "missing EQUAL"),
     (["arms.name=/a & b"], "quote"),
     (["model.path=/a, b & (c)"], "model.path=/a, b & (c) is not a folder"),
