@@ -1,7 +1,7 @@
 # Every command that this project needs; `make` alone lists them. Nothing has to be installed by hand.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce real latency accuracy report compare test lint notebooks check-results stamp clean
+.PHONY: help install reproduce real latency accuracy report compare test soak lint notebooks check-results stamp clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -65,6 +65,9 @@ compare: $(STAMP) ## Put your own run beside the published one: what is the same
 test: $(STAMP) ## Run all tests that need no GPU, and the notebooks (5 minutes)
 	@echo "test: about 5 minutes"
 	@$(IN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbmake tests notebooks
+
+soak: $(STAMP) ## Let every reader have 100,000 damaged files; called again, it goes on with the next kind (an hour)
+	@ADAFUSE_SOAK=$${ADAFUSE_SOAK:-100000} $(IN)/python -m pytest -q -p no:cacheprovider tests/fuzz
 
 lint: $(STAMP) ## Check style, types and who imports whom (1 minute the first time)
 	@$(IN)/ruff check .

@@ -26,6 +26,7 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import (
@@ -52,6 +53,8 @@ FROM, FOLDERS = "experts.from", "experts.folders"
 PATHS = ("model.path", "data.path", "suite.path", "latency.prompts", "runs_dir")
 NOISE = ("object_type=", "reference_type=", "full_key:", "See https://", "Set the environment variable")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+# what is the command's or a file's fault, and no traceback
+REFUSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
 _said: set[str] = set()
 
 
@@ -81,7 +84,7 @@ def main() -> int:
         # Hydra makes folders of some overrides before it calls anything of ours
         refuse_secrets(sys.argv[1:])
         job()
-    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+    except REFUSED as error:
         return refuse(error)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
@@ -169,7 +172,11 @@ def refuse(error: Exception, sweep_job: list[str] | None = None) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """What is wrong and what to do, without Hydra's and OmegaConf's layout."""
+    """What is wrong and what to do, without Hydra's and OmegaConf's layout, and with nothing that moves a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in _without_layout(error)).split())
+
+
+def _without_layout(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         return f"there is no conf/{error.missing_cfg_file}.yaml: choose from {list(error.options)}"
     if isinstance(error.__context__, InterpolationResolutionError):

@@ -369,9 +369,13 @@ def _refuse_unknown(where: str, options: Mapping[str, Any]) -> None:
 
 def _saved(folder: Path) -> tuple[Method, Experts]:
     described = store.describe(folder)
-    geometry = typed(Experts, described["experts"])
-    refuse_geometry(geometry)
-    return typed(Method, described["method"]), geometry
+    try:
+        method, experts = typed(Method, described["method"]), typed(Experts, described["experts"])
+        refuse_geometry(experts)
+        refuse_method(method, experts)
+    except ValueError as error:
+        raise ValueError(f"{folder / store.DESCRIPTION}: {error}") from None
+    return method, experts
 
 
 def _refuse_device(device: str | torch.device | None) -> None:

@@ -158,6 +158,10 @@ def _of_empty(config: Config) -> Iterator[str]:
     for key, cure in NOT_EMPTY.items():
         if not attrgetter(key)(config):
             yield f"{key} is empty: {cure}"
+    # OmegaConf lets a list within a file's list of names pass
+    for key in ("data.families", "suite.tasks", "experts.targets", "arms.run"):
+        if odd := [name for name in attrgetter(key)(config) if not isinstance(name, str)]:
+            yield f"{key} has {str(odd)[:80]}, which is no name"
 
 
 def _of_single_keys(config: Config) -> Iterator[str]:

@@ -7,11 +7,14 @@ Next: adapters/geometry.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from adafuse.config import LINEARS, Model
+
+# of a tensor or a field; theirs have a hundred characters at most
+LONGEST_NAME = 300
 
 
 def shape_of(model: Model) -> dict[str, Any]:
@@ -24,6 +27,8 @@ def shape_of(model: Model) -> dict[str, Any]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a file of a checkpoint. Raises ValueError, one line that names it, for anything else."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is not a regular file: copy the checkpoint again")
     data = file.read_bytes()
     if data.startswith(b"version https://git-lfs"):
         raise ValueError(f"{file} is a Git LFS pointer, not the file: run git lfs pull, or download it whole")
@@ -34,7 +39,15 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not valid JSON ({error}): copy the checkpoint again") from None
     if not isinstance(found, dict):
         raise ValueError(f"{file} is not a JSON object: copy the checkpoint again")
+    refuse_unshown(found, file)
     return found
+
+
+def refuse_unshown(names: Iterable[str], file: Path) -> None:
+    """Names stand in messages of one line: none may break it, move a terminal's cursor or fill the screen."""
+    for name in names:
+        if not name.isprintable() or len(name) > LONGEST_NAME:
+            raise ValueError(f"{file} is damaged: it holds the name {ascii(name)[:80]}: copy it again")
 
 
 def widths(shape: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

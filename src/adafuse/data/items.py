@@ -21,6 +21,7 @@ from adafuse.data import families, real_tasks, standard_library
 from adafuse.data.families import FAMILIES, LEVELS, MENDED, Item, before_mended, lessons
 from adafuse.data.splits import SPLITS
 from adafuse.data.tokens import Encoded, training_rows
+from adafuse.shape import read_json
 
 # Raise it with a change of the text that the samples below do not show: nothing trained before is then comparable.
 DATA_VERSION = 2
@@ -186,11 +187,16 @@ def _replace(path: Path, content: bytes) -> None:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
+        if not all(
+            name == Path(name).name and isinstance(told["sha256"], str)
+            for name, told in manifest["files"].items()
+        ):
+            raise ValueError("it names no files of this folder")
         return {key: manifest[key] for key in ("recipe", "files")}
     except FileNotFoundError:
         raise ValueError(f"no data in {folder}: write it first, with task=train") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged: delete {folder} and run again") from None
 
 

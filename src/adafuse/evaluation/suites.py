@@ -6,7 +6,6 @@ imported. Next: harness.py, which runs them.
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cache
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from adafuse.config import Data, Suite
 from adafuse.data.items import PREPARED
+from adafuse.shape import read_json
 
 TASKS = Path(__file__).parent / "tasks"
 LOCAL_TASKS = ("local_answers", "local_choices")
@@ -57,12 +57,15 @@ def check_sets(suite: Suite) -> None:
 def prepared_sets(folder: str) -> dict[str, Path]:
     """The folder of each task's data set in suite.path. Raises ValueError for one that was not prepared."""
     try:
-        tasks = json.loads((Path(folder) / PREPARED).read_text())["tasks"]
-    except (OSError, ValueError, KeyError, TypeError):
+        tasks = read_json(Path(folder) / PREPARED)["tasks"]
+        places = {task: (Path(folder) / name).resolve() for task, name in tasks.items()}
+        if not all(place.is_relative_to(Path(folder).resolve()) for place in places.values()):
+            raise ValueError("it leads out of the folder")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         raise ValueError(
             f"suite.path={folder} is not what scripts/prepare.py evaluation leaves: run that, or name its folder"
         ) from None
-    return {task: Path(folder).resolve() / repository for task, repository in tasks.items()}
+    return places
 
 
 @cache

@@ -20,7 +20,7 @@ from typing import Any
 
 from adafuse.config import LINEARS, Dtype
 from adafuse.model.declared import check_declared, refuse_code
-from adafuse.shape import read_json, widths
+from adafuse.shape import read_json, refuse_unshown, widths
 
 # in the folder of one that was fitted here, the file that stands for it
 WEIGHTS_FILE = "model.safetensors"
@@ -126,6 +126,9 @@ def stored(folder: Path) -> dict[str, Stored]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise ValueError(f"{index} has no weight_map from tensors to files: copy it again")
+    refuse_unshown((*places, *places.values()), index)
+    if beyond := [file for file in places.values() if Path(file).name != file]:
+        raise ValueError(f"{index} names {first_few(beyond)}, which leads out of its folder: copy it again")
     found: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
         if not (folder / file).is_file():
@@ -232,6 +235,7 @@ def header(file: Path) -> dict[str, Stored]:
         end = 8 + length + max((last for _, last in spans.values()), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         raise ValueError(f"{file} is damaged (its header cannot be read): copy it again") from None
+    refuse_unshown(found, file)
     if end != size:
         raise ValueError(f"{file} is damaged or truncated: it has {size} bytes and its header tells of {end}")
     for name, one in found.items():

@@ -10,11 +10,12 @@ import re
 import shlex
 from collections.abc import Iterable
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
 
-from adafuse.records import Record
+from adafuse.records import Record, read_bytes
 
 # `record`: the hash at the end of a record's file name; `overrides`: sorted, without what says how a job ran
 COLUMNS = ["experiment", "profile", "task", "overrides", "record"]
@@ -24,7 +25,7 @@ ELSEWHERE = ("experiment=", "profile=", "runs_dir=", "tracker=", "device=", "hyd
 def read(path: Path) -> pd.DataFrame:
     """The rows of a membership file, each once. Raises ValueError with one line for a file that is none."""
     try:
-        found = pd.read_csv(path, dtype=object, keep_default_na=False)[COLUMNS]
+        found = pd.read_csv(BytesIO(read_bytes(path)), dtype=object, keep_default_na=False)[COLUMNS]
     except KeyError as exc:
         raise ValueError(f"membership {path} lacks columns: {exc.args[0]}") from exc
     except (OSError, ValueError) as exc:
