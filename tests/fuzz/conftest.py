@@ -1,4 +1,4 @@
-"""What `make soak` prints at its end, and where it goes on when it was interrupted: kinds that are done are left out."""
+"""What `make soak` prints at its end, and where it goes on when it was interrupted: done kinds are skipped."""
 
 import json
 import os
