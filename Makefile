@@ -62,8 +62,8 @@ report: $(STAMP) ## Draw page, tables, figures and verdicts from the records (10
 compare: $(STAMP) ## Put your own run beside the published one: what is the same, what differs, what is missing
 	@$(IN)/python scripts/report.py --records $(RUNS)/records --compare results/measurements.csv --out $(RUNS)/report
 
-test: $(STAMP) ## Run all tests that need no GPU, and the notebooks (5 minutes)
-	@echo "test: about 5 minutes"
+test: $(STAMP) ## Run all tests that need no GPU, and the notebooks (10 minutes)
+	@echo "test: about 10 minutes"
 	@$(IN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbmake tests notebooks
 
 soak: $(STAMP) ## Let every reader have 100,000 damaged files; called again, it goes on with the next kind (an hour)
