@@ -29,7 +29,8 @@ def test_a_product_with_experts(device, dtype, name: str, tokens: int, routed: b
     if device == "cpu" and dtype is torch.float16 and routed:
         pytest.skip("what is chosen is fp32 whatever the operands are; the interpreter takes its time")
     case = Case(KINDS[name], tokens, device, dtype, routed, CUTS[tokens])
-    assert case.agrees(case.launch(), case.meaning())
+    # programs run in another order each time where they run at once
+    assert all(case.agrees(case.launch(), case.meaning()) for _ in range(1 if device == "cpu" else 50))
 
 
 @pytest.mark.parametrize("tokens", CUTS)

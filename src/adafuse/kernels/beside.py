@@ -197,14 +197,15 @@ def expand_few(
                 p_low = p_h + (t * K + k) * (G * R) + i_g * R
             else:
                 i_e = b_index[k]
-                weight = b_share[k]
+                weight = tl.where(exists, b_share[k], 0.0)
                 p_up = p_B + (i_e.to(tl.int64) * ROWS_B + o_B[:, None]) * R + o_r[None, :]
                 b_rows = tl.load(p_up, mask=m_own[:, None] & (o_r < R)[None, :], other=0.0)
                 p_low = p_h + t * ROWS_A + (i_g * E + i_e) * R
                 tl.store(p_index + (t * G + i_g) * K + k, i_e.to(tl.int64), mask=starts & exists)
                 tl.store(p_weight + (t * G + i_g) * K + k, weight, mask=starts & exists)
-            # past the L1 cache, which does not see what other processors wrote
-            b_h = tl.load(p_low + o_r, mask=(o_r < R) & is_slot(weight), other=0.0, cache_modifier=".cg")
+            # past the L1 cache, which does not see what other processors wrote; rows of no member have not waited
+            m_h = (o_r < R) & is_slot(weight) & exists
+            b_h = tl.load(p_low + o_r, mask=m_h, other=0.0, cache_modifier=".cg")
             if GELU:
                 b_h = _exact_gelu(b_h)
             b_delta = tl.sum(b_rows.to(tl.float32) * (b_h * (weight * scaling))[None, :], 1)
@@ -244,11 +245,12 @@ def expand_all(
             else:
                 b_e = tl.load(p_index + o_slot + k, mask=m_t, other=-1).to(tl.int32)
                 b_weight = tl.load(p_weight + o_slot + k, mask=m_t, other=0.0)
-            b_own = tl.where(m_t, b_weight * scaling, 0.0)
+            b_own = tl.where(m_t & exists, b_weight * scaling, 0.0)
             b_gate += tl.where(o_e[None, :] == b_e[:, None], b_own[:, None], 0.0)
         m_used = (o_c < E * R) & (tl.max((b_gate != 0).to(tl.int32), 0) > 0)
         p_low = p_h + o_t[:, None] * ROWS_A + (i_g * E * R + o_c)[None, :]
-        b_h = tl.load(p_low, mask=m_t[:, None] & (o_c < E * R)[None, :], other=0.0, cache_modifier=".cg")
+        m_h = m_t[:, None] & (o_c < E * R)[None, :] & exists
+        b_h = tl.load(p_low, mask=m_h, other=0.0, cache_modifier=".cg")
         if GELU:
             b_h = _exact_gelu(b_h)
         b_rows = b_first if first == 0 else load_terms(p_B, first, o_B, m_own, ROWS_B, E, R, BLOCK_C)
