@@ -101,7 +101,8 @@ def fit(
     trainer.refuse_broken()
     model.eval()
     losses = [_loss_line(line) for line in trainer.state.log_history if "loss" in line]
-    begun, unknowing = float(trainer.begun or losses[0]["loss"]), math.log(model.config.vocab_size)
+    begun = losses[0]["loss"] if trainer.begun is None else trainer.mean(trainer.begun)
+    unknowing = math.log(model.config.vocab_size)
     ends = [losses[-1]["loss"]]
     if _is_diverged(begun, ends[0], unknowing):
         # the last rows may just be harder ones
@@ -223,10 +224,14 @@ class AdapterTrainer(Trainer):
     def first_again(self) -> list[float]:
         """The loss of the first step's rows as the model is now; of a fit that was resumed nothing."""
         losses = [
-            float(self.compute_loss(model, self._prepare_inputs(inputs), False, *count))  # type: ignore[arg-type]
+            self.compute_loss(model, self._prepare_inputs(inputs), False, *count)
             for model, inputs, *count in self._first
         ]
-        return [sum(losses)] if losses else []
+        return [self.mean(torch.stack(losses).sum())] if losses else []
+
+    def mean(self, loss: Tensor) -> float:
+        """Over all processes, which must judge a fit alike."""
+        return float(self.accelerator.reduce(loss, reduction="mean"))
 
     def refuse_broken(self, loss: float = 0.0) -> None:
         """Raise ValueError if a step's loss was not finite, here or (by the mean `loss` of all) in another process."""
