@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from transformers import (
     BatchEncoding,
@@ -39,7 +40,7 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.router import routing_losses
 from adafuse.config import Fit
 from adafuse.data.tokens import IGNORED
-from adafuse.distributed import share
+from adafuse.distributed import sharded, share
 
 LOG_LINES = 40
 # of a checkpoint, written last
@@ -256,10 +257,19 @@ class AdapterTrainer(Trainer):
         self.refuse_broken()
         super()._save_checkpoint(*args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        """Where processes hold parts of the backbone, DDP of the adapter alone: accelerate refuses such a model."""
+        parts = sharded(model)
+        if not parts or not training:
+            return super()._wrap_model(model, training, dataloader)
+        model = self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, parts)
+        return DistributedDataParallel(model)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self.adapter is None:
-            super()._save(output_dir, state_dict)
-        elif self.args.should_save:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save or sharded(self.model):
             store.save(self.adapter, Path(output_dir or str(self.args.output_dir)), base_name="checkpoint")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
