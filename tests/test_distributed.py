@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -45,22 +46,42 @@ def found(runs: Path, task: str, method: str) -> Record:
     return read(path)
 
 
-@pytest.mark.slow
-def test_two_processes_leave_what_one_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """AdaFuse's fit was interrupted and goes on from its checkpoint; MoLA's begins."""
-    model, one, two = save(tiny_model(), tmp_path / "model"), tmp_path / "one", tmp_path / "two"
-    job = ["task=evaluate", f"model.path={model}", *JOB]
+@pytest.fixture(scope="module")
+def model_and_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint, and what one process leaves of it."""
+    model, runs = save(tiny_model(), tmp_path_factory.mktemp("model")), tmp_path_factory.mktemp("one")
     for method in METHODS:
-        stages.run(compose(*job, f"method={method}", f"runs_dir={one}"), "python scripts/run.py")
+        job = ["task=evaluate", f"model.path={model}", *JOB, f"method={method}", f"runs_dir={runs}"]
+        stages.run(compose(*job), "python scripts/run.py")
+    return model, runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("by", "methods"), [("DDP", METHODS), ("FSDP", METHODS[:1])])
+def test_two_processes_leave_what_one_leaves(
+    by: str,
+    methods: tuple[str, ...],
+    model_and_runs: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """AdaFuse's fit was interrupted and goes on from its checkpoint; MoLA's begins."""
+    (model, one), two = model_and_runs, tmp_path / "two"
+    job = ["task=evaluate", f"model.path={model}", *JOB]
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(trainer, "Bar", Kill)
         cell = ["task=train", f"model.path={model}", *JOB, "method=adafuse", f"runs_dir={two}"]
         stages.run(compose(*cell), "python scripts/run.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "scripts/run.py", "-m"]
-    command = [*launch, *job, f"method={','.join(METHODS)}", f"runs_dir={two}", "hydra/launcher=basic"]
+    command = [*launch, *job, f"method={','.join(methods)}", f"runs_dir={two}", "hydra/launcher=basic"]
+    # as accelerate launch sets them
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", str(by == "FSDP").lower())
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    for method in METHODS:
+    halves = done.stdout.count("FSDP: this process holds 23,824 of the backbone's 47,648 numbers")
+    assert halves == (len(methods) if by == "FSDP" else 0)
+    for method in methods:
         ours, theirs = (found(runs, "train", method) for runs in (two, one))
         assert ours.of("artifact")[0]["resumed_from_step"] == (4 if method == "adafuse" else 0)
         lines = list(zip(ours.of("loss"), theirs.of("loss"), strict=True))
@@ -72,13 +93,18 @@ def test_two_processes_leave_what_one_leaves(tmp_path: Path, monkeypatch: pytest
         ours, theirs = (found(runs, "evaluate", method) for runs in (two, one))
         assert (ours.of("metric"), ours.of("items")) == (theirs.of("metric"), theirs.of("items"))
         assert [line["n"] for line in ours.of("metric")] == [5, 5]
-    files = sorted(file.relative_to(one) for file in one.glob("adapters/**/*.safetensors"))
-    assert len(files) > 2 * 8
+    files = sorted(file.relative_to(two) for file in two.glob("adapters/**/*.safetensors"))
+    assert len(files) > len(methods) * 8
     for file in files:
         for name, tensor in load_file(one / file).items():
             torch.testing.assert_close(load_file(two / file)[name], tensor, rtol=1e-4, atol=2e-5)
+    described = sorted(file.relative_to(two) for file in two.glob("adapters/**/router_config.json"))
+    assert len(described) == len(methods)
+    for file in described:
+        ours, theirs = (json.loads((runs / file).read_bytes()) for runs in (two, one))
+        assert ours["base"] == theirs["base"]
     rows = membership.read(two / "records" / membership.FILE)
-    assert len(rows) == len(set(rows)) == 2 * len(METHODS) + 1
+    assert len(rows) == len(set(rows)) == 2 * len(methods) + 1
     assert not list(two.glob("adapters/*.checkpoints")) and not list(two.rglob("*.partial"))
 
 
@@ -103,10 +129,24 @@ def test_routers_are_balanced_over_all_processes_tokens(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_what_splits_parameters_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_splits_trained_parameters_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit that nobody has begun by scripts/run.py, or (DeepSpeed) any."""
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(ValueError, match=f"{name} would split .* launch with --multi_gpu"):
+    with pytest.raises(ValueError, match=f"{name} .*split.* launch with --multi_gpu"):
         distributed.share(4)
+
+
+def test_what_fsdp_does_not_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (refusals, distributed):
+        monkeypatch.setattr(module, "PROCESSES", 2)
+        monkeypatch.setattr(module, "SHARDED", True)
+    refusals.refuse_processes(compose("task=train"))
+    for job in (["task=pretrain"], ["task=train", "method=full"]):
+        with pytest.raises(ValueError, match="FSDP splits a frozen backbone"):
+            refusals.refuse_processes(compose(*job))
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    with pytest.raises(ValueError, match="--fsdp_offload_params is not done here: leave it out"):
+        refusals.refuse_processes(compose("task=train"))
 
 
 def test_one_process_is_timed_and_one_cell_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,5 +180,5 @@ def test_slurm_without_srun_is_one_line(tmp_path: Path, capfd, monkeypatch: pyte
 def test_a_backbone_that_is_spread_or_offloaded_is_refused_by_name(places: dict, tmp_path: Path) -> None:
     folder = save(tiny_model(), tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(folder, device_map=places, offload_folder=str(tmp_path))
-    with pytest.raises(ValueError, match=r"spread over devices \(device_map\): load it on one"):
+    with pytest.raises(ValueError, match=r"spread over devices \(device_map, FSDP\): load it on one"):
         api.load(model)

@@ -46,6 +46,7 @@ from adafuse.config import (
 )
 from adafuse.data import rows as data_rows
 from adafuse.data import tokens
+from adafuse.distributed import sharded
 from adafuse.model import backbone
 from adafuse.model.checkpoint import check_folder, dtype_of
 from adafuse.model.declared import check_declared, positions
@@ -337,9 +338,9 @@ def _given(
     if any(isinstance(module, Site) for module in model.modules()):
         raise ValueError("this model has an adapter inside already: detach() gives the plain one")
     spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
-    if spread or any(parameter.is_meta for parameter in model.parameters()):
+    if spread or sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(
-            "the model is spread over devices (device_map): load it on one, an adapter lies beside its weights"
+            "the model is spread over devices (device_map, FSDP): load it on one, an adapter lies beside its weights"
         )
     model.to(device=device, dtype=None if dtype is None else getattr(torch, dtype.name))
     name = str(getattr(config, "_name_or_path", "") or type(model).__name__)

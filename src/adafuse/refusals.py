@@ -28,7 +28,7 @@ from adafuse.config import (
     Weights,
 )
 from adafuse.data.families import LEVELS
-from adafuse.distributed import PROCESSES, refuse_sharding
+from adafuse.distributed import PROCESSES, SHARDED, refuse_sharding
 from adafuse.kernels.config import FUSED_MAX_BATCH
 
 # PEFT's own code, launched as its users do
@@ -126,14 +126,15 @@ def refuse_device(config: Config, where: str) -> None:
 
 
 def refuse_processes(config: Config) -> None:
-    """Raise ValueError where several processes were started for what one does, or by what splits parameters."""
+    """Raise ValueError where several processes were started for what one does, or by what splits what is trained."""
     if PROCESSES == 1:
         return
     if config.task not in (Task.pretrain, Task.train, Task.evaluate):
         raise ValueError(
             f"task={config.task.name} measures one process: start it without torchrun or accelerate launch"
         )
-    refuse_sharding()
+    full = config.task is Task.pretrain or (config.task is Task.train and config.method.full)
+    refuse_sharding(trained=SHARDED and full)
 
 
 def refuse_untrained(config: Config) -> None:

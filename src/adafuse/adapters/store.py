@@ -24,6 +24,7 @@ from adafuse.adapters.experts import BottleneckExperts, LoraExperts
 from adafuse.adapters.imports import CONFIG, WEIGHTS
 from adafuse.cell import as_plain, content_hash, file_hash
 from adafuse.config import Experts
+from adafuse.distributed import MAIN_PROCESS, sharded
 from adafuse.model.checkpoint import first_few, header
 from adafuse.model.fingerprint import COVERS, fingerprint, is_of
 from adafuse.shape import read_json
@@ -41,9 +42,13 @@ _PREFIX = "base_model.model."
 def save(adapter: Adapter, folder: Path, base_name: str) -> None:
     """Write the adapter; `base_name` is the hub id or folder of the backbone, kept for the reader.
 
-    Raises ValueError while it is installed to decode in a way that changes the backbone's weights.
+    Where processes hold parts of the backbone all of them must call, and the main one writes. Raises ValueError while
+    it is installed to decode in a way that changes the backbone's weights.
     """
     weights, public = _backbone(adapter), public_name(base_name)
+    digests = fingerprint(weights) if weights else {}
+    if sharded(adapter.model) and not MAIN_PROCESS:
+        return
     _refuse_place(adapter, folder)
     folder.mkdir(parents=True, exist_ok=True)
     loras, static = adapter.loras(), adapter.statics()
@@ -62,7 +67,7 @@ def save(adapter: Adapter, folder: Path, base_name: str) -> None:
         "folders": _folders(adapter),
         "base_model": base_name,
         # of weights that are not in memory (device_map with offload) there is none
-        "base": {"covers": COVERS, "sha256": fingerprint(weights) if weights else {}},
+        "base": {"covers": COVERS, "sha256": digests},
         "sha256": {file: file_hash(folder / file) for file in _files(adapter, FORMAT_VERSION)},
     }
     description["seal"] = content_hash(description)

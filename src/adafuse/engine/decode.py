@@ -64,8 +64,8 @@ def decode_n_tokens(model: nn.Module, token: Tensor, count: int, cache: DynamicC
     return torch.cat(ids, dim=1)
 
 
-def installed(adapter: Adapter | None, strategy: Strategy) -> AbstractContextManager[None]:
-    """The adapter in its model, ready to decode; the plain backbone is so always."""
+def installed(adapter: Adapter | None, strategy: Strategy | None) -> AbstractContextManager[None]:
+    """The adapter in its model, ready to decode, or for whole sequences alone; the plain backbone is so always."""
     return nullcontext() if adapter is None else adapter.installing(strategy)
 
 

@@ -7,10 +7,12 @@ Next: llama.py, adapters/.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adafuse.config import Config, Dtype, Model, Weights
+from adafuse.distributed import MAIN_PROCESS, in_turn, own_part
 from adafuse.model.checkpoint import WEIGHTS_FILE as WEIGHTS_FILE
 from adafuse.model.checkpoint import check_folder, first_few, one_line, refuse_ids
 from adafuse.model.declared import FAMILIES, check_declared, check_sizes
@@ -52,25 +54,43 @@ def check_source(model: Model) -> None:
         )
 
 
-def load(config: Config, pretrained: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def load(
+    config: Config, pretrained: Path | None = None, *, sharded: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The backbone on its device, frozen, in eval mode, and its tokenizer with left padding.
 
-    `pretrained` is the folder of a backbone that was fitted here, for `weights=scratch`. Raises ValueError, one line.
+    `pretrained` is the folder of a backbone that was fitted here, for `weights=scratch`. `sharded`: every process
+    keeps a part on its device, and all of a block while the block runs. Raises ValueError, one line.
     """
     from adafuse.model.finite import require_finite
+    from adafuse.model.llama import blocks_of
 
-    model = config.model
+    where = device(config)
+    with in_turn(where) if sharded else nullcontext() as shard:
+        backbone, tokenizer = _read(config.model, pretrained, where)
+        backbone.requires_grad_(False)
+        if shard is None:
+            backbone = backbone.to(where)
+        else:
+            for module in (*blocks_of(backbone), backbone):
+                shard(module)
+    if sharded and MAIN_PROCESS:
+        own = sum(own_part(p).numel() for p in backbone.parameters())
+        print(f"FSDP: this process holds {own:,} of the backbone's {backbone.num_parameters():,} numbers")
+    require_finite(backbone, f"copy {pretrained or config.model.path or config.model.name} again")
+    return backbone.eval(), tokenizer
+
+
+def _read(
+    model: Model, pretrained: Path | None, where: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """As it comes from its files, or is drawn on the device `where`."""
     if model.path is None and model.weights is Weights.random:
-        backbone, tokenizer = build_random(model, device(config)), byte_tokenizer()
-    elif model.path is None and model.weights is Weights.scratch:
+        return build_random(model, where), byte_tokenizer()
+    if model.path is None and model.weights is Weights.scratch:
         assert pretrained is not None, "a backbone from scratch is fitted first"
-        backbone, tokenizer = from_folder(str(pretrained), None, model)
-    else:
-        backbone, tokenizer = from_folder(model.path or str(model.hub_id), model.revision, model)
-    backbone = backbone.to(device(config)).eval()
-    backbone.requires_grad_(False)
-    require_finite(backbone, f"copy {pretrained or model.path or model.name} again")
-    return backbone, tokenizer
+        return from_folder(str(pretrained), None, model)
+    return from_folder(model.path or str(model.hub_id), model.revision, model)
 
 
 def from_folder(

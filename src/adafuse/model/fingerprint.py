@@ -14,6 +14,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from adafuse.distributed import whole
+
 SAMPLES = 65536
 # numbers that are rounded at a time: a copy of a whole embedding would be a gigabyte
 PART = 2**24
@@ -37,7 +39,7 @@ def is_of(saved: Collection[str], weights: Mapping[str, Tensor]) -> bool:
 def _digest(weights: Mapping[str, Tensor], through: torch.dtype | None) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
-        flat = weight.detach().reshape(-1)
+        flat = whole(weight).detach().reshape(-1)
         total = sum(int(_bits(part, through).sum(dtype=torch.int64)) for part in flat.split(PART))
         # an odd step: rows have even lengths, of which it would else meet the same columns only
         step = max(1, flat.numel() // SAMPLES) | 1

@@ -11,6 +11,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from adafuse.distributed import own_part
+
 
 @torch.no_grad()
 def require_finite(model: nn.Module, cure: str) -> None:
@@ -19,7 +21,7 @@ def require_finite(model: nn.Module, cure: str) -> None:
     The device is waited for once, whatever the number of tensors.
     """
     named = chain(model.named_parameters(), model.named_buffers())
-    tensors = {name: tensor for name, tensor in named if tensor.is_floating_point()}
+    tensors = {name: own_part(tensor) for name, tensor in named if tensor.is_floating_point()}
     flags = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
     for (name, tensor), finite in zip(tensors.items(), flags, strict=True):
         if not finite:

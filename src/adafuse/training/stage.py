@@ -23,7 +23,7 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.config import Config
 from adafuse.data import items as data
 from adafuse.data import pretraining_text
-from adafuse.distributed import MAIN_PROCESS, Silent
+from adafuse.distributed import MAIN_PROCESS, SHARDED, Silent
 from adafuse.model import backbone
 from adafuse.model.declared import positions
 from adafuse.model.finite import require_finite
@@ -62,7 +62,7 @@ def pretrain(config: Config, record: Record) -> None:
 
 def train(config: Config, record: Record) -> None:
     """Fit one method on the training items of its families, and say how it does on their validation items."""
-    model, tokenizer = backbone.load(config, cell.pretrained_dir(config))
+    model, tokenizer = backbone.load(config, cell.pretrained_dir(config), sharded=SHARDED)
     method, folder, seed = config.method, cell.adapter_dir(config, config.method), config.seed
     rate = config.train.learning_rate * method.learning_rate_factor
     knobs = dataclasses.replace(config.train, learning_rate=rate)
@@ -82,7 +82,7 @@ def train(config: Config, record: Record) -> None:
         fitted = fit(model, rows, knobs, checkpoints(folder), adapter, seed=seed)
         require_finite(model, LOWER)
     record.write("parameters", trainable=sum(p.numel() for p in trained))
-    file = _save(model, adapter, tokenizer, folder, config) if MAIN_PROCESS else ""
+    file = _save(model, adapter, tokenizer, folder, config) if MAIN_PROCESS or SHARDED else ""
     if adapter is not None:
         # saved in fp32, held against what it will be served in
         adapter.to_dtype(model.dtype)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from transformers import (
     BatchEncoding,
@@ -39,7 +40,7 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.router import routing_losses
 from adafuse.config import Fit
 from adafuse.data.tokens import IGNORED
-from adafuse.distributed import share
+from adafuse.distributed import sharded, share
 
 LOG_LINES = 40
 # of a checkpoint, written last
@@ -101,7 +102,8 @@ def fit(
     trainer.refuse_broken()
     model.eval()
     losses = [_loss_line(line) for line in trainer.state.log_history if "loss" in line]
-    begun, unknowing = float(trainer.begun or losses[0]["loss"]), math.log(model.config.vocab_size)
+    begun = losses[0]["loss"] if trainer.begun is None else trainer.mean(trainer.begun)
+    unknowing = math.log(model.config.vocab_size)
     ends = [losses[-1]["loss"]]
     if _is_diverged(begun, ends[0], unknowing):
         # the last rows may just be harder ones
@@ -223,10 +225,14 @@ class AdapterTrainer(Trainer):
     def first_again(self) -> list[float]:
         """The loss of the first step's rows as the model is now; of a fit that was resumed nothing."""
         losses = [
-            float(self.compute_loss(model, self._prepare_inputs(inputs), False, *count))  # type: ignore[arg-type]
+            self.compute_loss(model, self._prepare_inputs(inputs), False, *count)
             for model, inputs, *count in self._first
         ]
-        return [sum(losses)] if losses else []
+        return [self.mean(torch.stack(losses).sum())] if losses else []
+
+    def mean(self, loss: Tensor) -> float:
+        """Over all processes, which must judge a fit alike."""
+        return float(self.accelerator.reduce(loss, reduction="mean"))
 
     def refuse_broken(self, loss: float = 0.0) -> None:
         """Raise ValueError if a step's loss was not finite, here or (by the mean `loss` of all) in another process."""
@@ -251,10 +257,19 @@ class AdapterTrainer(Trainer):
         self.refuse_broken()
         super()._save_checkpoint(*args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        """Where processes hold parts of the backbone, DDP of the adapter alone: accelerate refuses such a model."""
+        parts = sharded(model)
+        if not parts or not training:
+            return super()._wrap_model(model, training, dataloader)
+        model = self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, parts)
+        return DistributedDataParallel(model)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self.adapter is None:
-            super()._save(output_dir, state_dict)
-        elif self.args.should_save:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save or sharded(self.model):
             store.save(self.adapter, Path(output_dir or str(self.args.output_dir)), base_name="checkpoint")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from adafuse import strategies
+from adafuse import distributed, strategies
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.router import Gates, Router
 from adafuse.config import StrategyName
@@ -54,7 +54,9 @@ def validate(
     names = {id(router): path for path, router in (adapter.routers() if adapter else {}).items()}
     together = _Together(list(names.values()), _most_experts(adapter))
     loss_sum, tokens, lines = 0.0, 0, []
-    with installed(adapter, strategies.make(StrategyName.dense)):
+    # a strategy joins weights, of which a process may hold a part
+    strategy = None if distributed.sharded(model) else strategies.make(StrategyName.dense)
+    with installed(adapter, strategy):
         for family, rows in rows_of.items():
             spread = {name: _Spread() for name in names.values()}
             for start in tqdm(range(0, len(rows), batch), desc=f"validation, {family}", unit="batch"):
