@@ -150,67 +150,71 @@ def front(
 
 
 @triton.jit
-def expand(
-    b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_g, o_B, m_y, starts,
-    ROWS_A: tl.constexpr, ROWS_B: tl.constexpr, T: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr,
-    E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr, ROUTED: tl.constexpr, RAW: tl.constexpr,
-    GELU: tl.constexpr, BLOCK_C: tl.constexpr, TENSOR_CORES: tl.constexpr, DOT: tl.constexpr,
+def few_gates(
+    p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_first, known,
+    T: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr, E: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
+    ROUTED: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
-    """[T, rows] of scaling * sum_k weight_k B[e_k] h_k for rows `o_B` of member `i_g` (-1: none, all zero).
+    """Expert and gate of each term of each row, [T, rows, K * R] (choices side by side), for few tokens; zeros where
+    there is none, or not `known`.
 
-    CHOSEN: `b_B` holds each pair's rows; on tensor cores the first terms of all experts'. Else they are read when it is
-    known who was chosen, by its own logits with ROUTED; those are told in p_index and p_weight where `starts`.
+    ROUTED: each row's member `b_g` [rows] chooses by its own logits, and tells in p_index and p_weight where `m_first`.
     """
-    m_own = m_y & (i_g >= 0)
-    i_own = tl.maximum(i_g, 0)
-    if TENSOR_CORES:
-        b_sum = expand_all(
-            b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_own, i_g >= 0, o_B, m_own, starts,
-            ROWS_A, ROWS_B, T, PADDED, G, E, K, R, ROUTED, RAW, GELU, BLOCK_C, DOT,
-        )  # fmt: skip
+    TERMS: tl.constexpr = triton.next_power_of_2(K * R)
+    o_t = tl.arange(0, PADDED)[:, None, None]
+    o_k = (tl.arange(0, TERMS) // R)[None, None, :]
+    m_term = (o_t < T) & (b_g >= 0)[None, :, None] & (tl.arange(0, TERMS) < K * R)[None, None, :] & known
+    if ROUTED:
+        o_row = tl.arange(0, PADDED)[:, None]
+        b_own = tl.maximum(b_g, 0)[None, :]
+        b_index, b_share = choose_alone(
+            p_logits + tl.minimum(o_row, T - 1) * logits_stride + b_own * E, E, K, RAW
+        )
+        b_e = tl.zeros((PADDED, b_g.shape[0], TERMS), tl.int32)
+        b_gate = tl.zeros((PADDED, b_g.shape[0], TERMS), tl.float32)
+        m_told = (o_row < T) & m_first[None, :] & known
+        for k in tl.static_range(K):
+            o_told = (o_row * G + b_own) * K + k
+            tl.store(p_index + o_told, b_index[k].to(tl.int64), mask=m_told)
+            tl.store(p_weight + o_told, b_share[k], mask=m_told)
+            b_e = tl.where(o_k == k, b_index[k][:, :, None], b_e)
+            b_gate = tl.where(m_term & (o_k == k), b_share[k][:, :, None], b_gate)
     else:
-        b_sum = expand_few(
-            b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_own, i_g >= 0, o_B, m_own, starts,
-            ROWS_A, ROWS_B, T, PADDED, G, E, K, R, CHOSEN, ROUTED, RAW, GELU,
-        )  # fmt: skip
-    return b_sum
+        b_e = tl.load(p_index + o_t * K + o_k, mask=m_term, other=0).to(tl.int32)
+        b_gate = tl.load(p_weight + o_t * K + o_k, mask=m_term, other=0.0)
+    return b_e, b_gate
 
 
 @triton.jit
-def expand_few(
-    b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_g, exists, o_B, m_own, starts,
-    ROWS_A: tl.constexpr, ROWS_B: tl.constexpr, T: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr,
-    E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr, ROUTED: tl.constexpr,
-    RAW: tl.constexpr, GELU: tl.constexpr,
+def few_ups(p_B, b_e, b_gate, o_B, ROWS_B: tl.constexpr, K: tl.constexpr, R: tl.constexpr):
+    """[T, rows, K * R] of B for rows `o_B` of it; of a term without a gate nothing is read, here or below."""
+    o_r = (tl.arange(0, triton.next_power_of_2(K * R)) % R)[None, None, :]
+    p_up = p_B + (b_e.to(tl.int64) * ROWS_B + o_B[None, :, None]) * R + o_r
+    return tl.load(p_up, mask=is_slot(b_gate), other=0.0)
+
+
+@triton.jit
+def few_lows(
+    p_h, b_e, b_gate, b_g, known, PADDED: tl.constexpr,
+    ROWS_A: tl.constexpr, G: tl.constexpr, E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr,
 ):  # fmt: skip
-    """Token by token, expert by expert."""
-    o_t = tl.arange(0, PADDED)
-    o_r = tl.arange(0, triton.next_power_of_2(R))
-    b_sum = tl.zeros((PADDED, o_B.shape[0]), tl.float32)
-    for t in tl.static_range(T):
-        if ROUTED:
-            b_index, b_share = choose_alone(p_logits + t * logits_stride + i_g * E, E, K, RAW)
-        for k in tl.static_range(K):
-            if CHOSEN:
-                weight = tl.load(p_weight + t * K + k)
-                b_rows = b_B[t * K + k]
-                p_low = p_h + (t * K + k) * (G * R) + i_g * R
-            else:
-                i_e = b_index[k]
-                weight = tl.where(exists, b_share[k], 0.0)
-                p_up = p_B + (i_e.to(tl.int64) * ROWS_B + o_B[:, None]) * R + o_r[None, :]
-                b_rows = tl.load(p_up, mask=m_own[:, None] & (o_r < R)[None, :], other=0.0)
-                p_low = p_h + t * ROWS_A + (i_g * E + i_e) * R
-                tl.store(p_index + (t * G + i_g) * K + k, i_e.to(tl.int64), mask=starts & exists)
-                tl.store(p_weight + (t * G + i_g) * K + k, weight, mask=starts & exists)
-            # past the L1 cache, which does not see what other processors wrote; rows of no member have not waited
-            m_h = (o_r < R) & is_slot(weight) & exists
-            b_h = tl.load(p_low + o_r, mask=m_h, other=0.0, cache_modifier=".cg")
-            if GELU:
-                b_h = _exact_gelu(b_h)
-            b_delta = tl.sum(b_rows.to(tl.float32) * (b_h * (weight * scaling))[None, :], 1)
-            b_sum += tl.where((o_t == t)[:, None], b_delta[None, :], 0.0)
-    return b_sum
+    """[T, rows, K * R] of h, past the L1 cache, which does not see what other processors wrote."""
+    o_t = tl.arange(0, PADDED)[:, None, None]
+    o_c = tl.arange(0, triton.next_power_of_2(K * R))[None, None, :]
+    b_own = tl.maximum(b_g, 0)[None, :, None]
+    if CHOSEN:
+        p_low = p_h + (o_t * K + o_c // R) * (G * R) + b_own * R + o_c % R
+    else:
+        p_low = p_h + o_t * ROWS_A + (b_own * E + b_e) * R + o_c % R
+    return tl.load(p_low, mask=is_slot(b_gate) & known, other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def few_sum(b_B, b_gate, b_h, scaling, GELU: tl.constexpr):
+    """[T, rows] of scaling * sum_k gate_k B[e_k] h_k."""
+    if GELU:
+        b_h = _exact_gelu(b_h)
+    return tl.sum(b_B.to(tl.float32) * (b_h * (b_gate * scaling)), 2)
 
 
 @triton.jit
@@ -268,28 +272,6 @@ def load_terms(
     o_c = first + tl.arange(0, BLOCK_C)
     p_up = p_B + ((o_c // R).to(tl.int64) * ROWS_B * R + o_c % R)[None, :] + o_B[:, None] * R
     return tl.load(p_up, mask=m_own[:, None] & (o_c < E * R)[None, :], other=0.0)
-
-
-@triton.jit
-def load_ups(
-    p_B,
-    p_index,
-    p_weight,
-    o_B,
-    m_own,
-    ROWS_B: tl.constexpr,
-    T: tl.constexpr,
-    K: tl.constexpr,
-    R: tl.constexpr,
-):
-    """Rows `o_B` of B of each (token, choice) pair's expert, one after the other."""
-    o_r = tl.arange(0, triton.next_power_of_2(R))
-    b_B: tl.tuple = ()
-    for pair in tl.static_range(T * K):
-        i_e = tl.load(p_index + pair).to(tl.int64)
-        m_up = m_own[:, None] & (o_r < R)[None, :] & is_slot(tl.load(p_weight + pair))
-        b_B += (tl.load(p_B + (i_e * ROWS_B + o_B[:, None]) * R + o_r[None, :], mask=m_up, other=0.0),)
-    return b_B
 
 
 @triton.jit

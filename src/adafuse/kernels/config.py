@@ -99,9 +99,15 @@ class LeanCut:
 
 
 # By tokens (the next power of two), inputs, outputs and whether experts stand beside, as scripts/tune_lean.py prints
-# them. Nothing is measured yet: what lean_cut says of other shapes is a guess from one probe of Llama-2-7B at one token
-# (an H200).
-LEAN_CUTS: dict[tuple[int, int, int, bool], LeanCut] = {}
+# them: Llama-2-7B at one token, on two H200. Those with experts are not measured in today's form; what lean_cut says of
+# other shapes is a guess from these.
+LEAN_CUTS: dict[tuple[int, int, int, bool], LeanCut] = {
+    (1, 4096, 4096, False): LeanCut(rows=4, block=2048, warps=8, tiles=2),
+    (1, 4096, 12288, False): LeanCut(rows=4, block=2048, warps=8),
+    (1, 4096, 22016, False): LeanCut(rows=4, block=2048, warps=8),
+    (1, 4096, 32000, False): LeanCut(rows=4, block=2048, warps=8),
+    (1, 11008, 4096, False): LeanCut(rows=2, block=2048, warps=4, tiles=2),
+}
 
 
 @dataclass(frozen=True)
@@ -185,11 +191,9 @@ def lean_cut(tokens: int, inputs: int, outputs: int, gated: bool, experts: bool)
         rows = next((r for r in (64, 32) if outputs // r >= 2 * MULTIPROCESSORS), 32 if gated else 16)
         return LeanCut(rows=rows, block=128, warps=4, stages=4, front_rows=16)
     if inputs > 2 * outputs:
-        return LeanCut(rows=4, block=1024, warps=4)
-    if experts:
-        # as `fused`: the second tile never waits for the flag
-        return LeanCut(rows=4, block=1024, warps=4, tiles=2)
-    return LeanCut(rows=4, block=2048, warps=8)
+        return LeanCut(rows=2, block=2048, warps=4, tiles=2)
+    # of a small product all programs run at once, and the second tile is on its way while the first ends
+    return LeanCut(rows=4, block=2048, warps=8, tiles=2 if outputs <= 32 * MULTIPROCESSORS else 1)
 
 
 def fit_lean(cut: LeanCut, inputs: int, outputs: int, members: Members, gated: bool) -> LeanCut:
@@ -207,7 +211,7 @@ def fit_lean(cut: LeanCut, inputs: int, outputs: int, members: Members, gated: b
 def attend_cut(sequences: int, heads: int, slots: int) -> AttendCut:
     """Programs for every multiprocessor twice over where the context is long; `heads` are those of keys."""
     splits = min(cdiv(2 * MULTIPROCESSORS, sequences * heads), cdiv(slots, 128))
-    return AttendCut(block=64, splits=max(1, splits), least=128, warps=4)
+    return AttendCut(block=128, splits=max(1, splits), least=128, warps=8)
 
 
 def switch_config(itemsize: int, rank: int) -> SwitchConfig:

@@ -24,10 +24,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from adafuse.kernels.beside import (
     Beside,
     arguments,
-    expand,
+    expand_all,
+    few_gates,
+    few_lows,
+    few_sum,
+    few_ups,
     front,
     load_terms,
-    load_ups,
     member,
     member_start,
 )
@@ -130,6 +133,16 @@ def product(work: Product) -> None:
     )
 
 
+@triton.jit
+def rows_of_tile(i_tile, OUTPUTS: tl.constexpr, ROWS: tl.constexpr, GATED: tl.constexpr):
+    """Rows of W of a tile, and whether they exist; GATED: each of the first half beside its fellow of the second."""
+    o_row = i_tile * ROWS + tl.arange(0, ROWS)
+    m_row = o_row < OUTPUTS
+    if GATED:
+        o_row = o_row // 2 + o_row % 2 * (OUTPUTS // 2)
+    return o_row, m_row
+
+
 def dependent(device: torch.device) -> dict[str, Any]:
     """What a launch says where it may start before the one before has ended: on Hopper and later."""
     early = device.type == "cuda" and _hopper(device.index or 0)
@@ -179,22 +192,23 @@ def product_kernel(
     HALF: tl.constexpr = ROWS // 2 if GATED else ROWS
     WIDTH: tl.constexpr = OUTPUTS // 2 if GATED else OUTPUTS
     WHOLE: tl.constexpr = OUTPUTS % ROWS == 0
+    FEW: tl.constexpr = EXPAND and not TENSOR_CORES
+    # whether the flag is raised: once a program has seen it there is nothing to wait for
+    seen = False
     for tile in tl.static_range(TILES):
         i_tile = (i_program - FRONT) * TILES + tile
         o_y = i_tile * HALF + tl.arange(0, HALF)
         m_y = o_y < WIDTH
-        o_row = i_tile * ROWS + tl.arange(0, ROWS)
-        m_row = o_row < OUTPUTS
-        if GATED:
-            # a row of the first half beside its fellow of the second
-            o_row = o_row // 2 + o_row % 2 * WIDTH
+        o_row, m_row = rows_of_tile(i_tile, OUTPUTS, ROWS, GATED)
+        p_rows = p_W
         if p_W is not None:
             p_rows = p_W + o_row.to(tl.int64) * INPUTS
-            b_W = load_rows(p_rows, m_row, 0, INPUTS, BLOCK, WHOLE, TENSOR_CORES)
+            if tile == 0:
+                b_W = load_rows(p_rows, m_row, 0, INPUTS, BLOCK, WHOLE, TENSOR_CORES)
         i_g, shift = member(i_tile * HALF, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2)
         i_up, shift_up = member(WIDTH, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2)
-        b_B: tl.tuple = ()
-        b_B_up: tl.tuple = ()
+        b_g, b_shift = member(o_row, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2)
+        b_g = tl.where(m_row, b_g, -1)
         if TENSOR_CORES and EXPAND:
             b_B = load_terms(p_B, 0, o_y + shift, m_y & (i_g >= 0), ROWS_B, E, R, BLOCK_C)
             b_B_up = b_B
@@ -204,47 +218,90 @@ def product_kernel(
         if PDL and tile == 0 and not (CHOSEN and READY):
             gdc_wait()
         if CHOSEN:
-            b_B = load_ups(p_B, p_index, p_weight, o_y + shift, m_y & (i_g >= 0), ROWS_B, T, K, R)
-            if GATED:
-                b_B_up = load_ups(
-                    p_B, p_index, p_weight, o_y + WIDTH + shift_up, m_y & (i_up >= 0), ROWS_B, T, K, R
-                )
+            b_e, b_gate = few_gates(
+                p_index,
+                p_weight,
+                p_logits,
+                logits_stride,
+                b_g,
+                m_row,
+                m_row,
+                True,
+                T,
+                PADDED,
+                G,
+                E,
+                K,
+                R,
+                False,
+                RAW,
+            )
+            b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
             if PDL and tile == 0 and READY:
                 gdc_wait()
+        m_first = m_row & (o_row == member_start(b_g, COLUMN_0, COLUMN_1, COLUMN_2)) & (b_g >= 0)
+        if FEW:
+            # most programs start when all is shrunk, and have it long before their rows are multiplied
+            if not seen:
+                seen = tl.atomic_add(p_flags + turn, 0, sem="acquire") >= FRONT
+            if ROUTED:
+                b_e, b_gate = few_gates(
+                    p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_first, seen,
+                    T, PADDED, G, E, K, R, True, RAW,
+                )  # fmt: skip
+                b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
+            b_h = few_lows(p_h, b_e, b_gate, b_g, seen, PADDED, ROWS_A, G, E, K, R, CHOSEN)
         o_t = tl.arange(0, PADDED)
         m_t = o_t < T
         m_out = m_t[:, None] & m_y[None, :]
         if p_W is not None:
             b_y = times_x(b_W, p_rows, m_row, p_x, INPUTS, T, PADDED, BLOCK, WHOLE, STAGES, TENSOR_CORES, DOT)
+            if tile + 1 < TILES:
+                # on its way while this tile ends
+                o_next, m_next = rows_of_tile(i_tile + 1, OUTPUTS, ROWS, GATED)
+                p_next_rows = p_W + o_next.to(tl.int64) * INPUTS
+                b_W = load_rows(p_next_rows, m_next, 0, INPUTS, BLOCK, WHOLE, TENSOR_CORES)
             if PARTS > 0:
                 b_y *= rstd(p_squares, eps, INPUTS, T, PARTS, PADDED)[:, None]
             if p_bias is not None:
                 b_y += tl.load(p_bias + o_row, mask=m_row, other=0.0).to(tl.float32)[None, :]
         else:
             b_y = tl.load(p_x + o_t[:, None] * INPUTS + o_y[None, :], mask=m_out, other=0.0).to(tl.float32)
-        b_up = b_y
-        if GATED:
-            b_y, b_up = tl.split(tl.reshape(b_y, (PADDED, HALF, 2)))
         if EXPAND:
             has_experts = i_g >= 0
             if GATED:
                 has_experts = has_experts | (i_up >= 0)
-            if has_experts:
-                # programs that start late find the flag raised and go through once, as second tiles do
+            if has_experts & (not seen):
                 while tl.atomic_add(p_flags + turn, 0, sem="acquire") < FRONT:
                     pass
+                seen = True
+                if FEW:
+                    if ROUTED:
+                        b_e, b_gate = few_gates(
+                            p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_first, True,
+                            T, PADDED, G, E, K, R, True, RAW,
+                        )  # fmt: skip
+                        b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
+                    b_h = few_lows(p_h, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, CHOSEN)
+        if FEW:
+            b_y += few_sum(b_B, b_gate, b_h, scaling, GELU)
+        b_up = b_y
+        if GATED:
+            b_y, b_up = tl.split(tl.reshape(b_y, (PADDED, HALF, 2)))
+        if TENSOR_CORES and EXPAND:
             starts = i_tile == 0
             if not GATED:
                 starts = i_tile * ROWS == member_start(i_g, COLUMN_0, COLUMN_1, COLUMN_2)
-            b_y += expand(
-                b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_g, o_y + shift, m_y, starts,
-                ROWS_A, ROWS_B, T, PADDED, G, E, K, R, CHOSEN, ROUTED, RAW, GELU, BLOCK_C, TENSOR_CORES, DOT,
+            b_y += expand_all(
+                b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, tl.maximum(i_g, 0), i_g >= 0,
+                o_y + shift, m_y & (i_g >= 0), starts,
+                ROWS_A, ROWS_B, T, PADDED, G, E, K, R, ROUTED, RAW, GELU, BLOCK_C, DOT,
             )  # fmt: skip
             if GATED:
-                b_up += expand(
-                    b_B_up, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_up, o_y + WIDTH + shift_up,
-                    m_y, starts,
-                    ROWS_A, ROWS_B, T, PADDED, G, E, K, R, CHOSEN, ROUTED, RAW, GELU, BLOCK_C, TENSOR_CORES, DOT,
+                b_up += expand_all(
+                    b_B_up, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, tl.maximum(i_up, 0),
+                    i_up >= 0, o_y + WIDTH + shift_up, m_y & (i_up >= 0), starts,
+                    ROWS_A, ROWS_B, T, PADDED, G, E, K, R, ROUTED, RAW, GELU, BLOCK_C, DOT,
                 )  # fmt: skip
         if GATED:
             b_y = b_y / (1.0 + tl.exp(-b_y)) * b_up
