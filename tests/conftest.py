@@ -46,6 +46,7 @@ VARIANTS = [
     ["method=adafuse", "method.normalisation=softmax_topk_raw"],
     ["method=adafuse", "method.null_expert=true", "method.bypass_penalty=0.1"],
     ["method=adafuse", "experts.targets=[gate_proj,down_proj]"],
+    ["method=adafuse", "method.blocks_per_decision=1"],
 ]
 
 

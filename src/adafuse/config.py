@@ -77,6 +77,8 @@ class Method:
     routing: Routing = MISSING
     # where routing=token takes its one decision
     router_input: RouterInput = RouterInput.first_linear
+    # routing=token: it decides anew at the first adapted linear of every so many adapted blocks; 0: once for all
+    blocks_per_decision: int = 0
     # the token router reads its input at a root mean square of 1, wherever it looks: places differ in scale
     router_norm: bool = False
     normalisation: Normalisation = Normalisation.softmax_topk_renorm

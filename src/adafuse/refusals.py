@@ -21,6 +21,7 @@ from adafuse.config import (
     GateSource,
     Method,
     Normalisation,
+    RouterInput,
     Routing,
     Runtime,
     StrategyName,
@@ -81,7 +82,9 @@ def validate(config: Config) -> None:
     _refuse(_of_arms(config))
     for name, arm in config.arms.chosen.items():
         method = config.methods[arm.method]
-        refuse_strategy(method, arm.strategy)
+        # a fit or an evaluation of a method that some arm cannot run is none of that arm's
+        if config.task not in (Task.pretrain, Task.train, Task.evaluate):
+            refuse_strategy(method, arm.strategy)
         _refuse(f"arm {name}: {wrong}" for wrong in _of_arm(arm, method, config))
     refuse_strategy(config.method, config.evaluate_strategy)
     _refuse(_of_evaluation(config))
@@ -217,13 +220,10 @@ def _of_geometry(experts: Experts) -> Iterator[str]:
 
 
 def _of_method(method: Method) -> Iterator[str]:
-    blockwise, token = method.routing is Routing.blockwise, method.routing is Routing.token
+    blockwise = method.routing is Routing.blockwise
     if blockwise != (method.expert_kind in (ExpertKind.mlp_lora, ExpertKind.bottleneck)):
         yield "routing=blockwise goes with expert_kind mlp_lora or bottleneck, and they with it"
-    if method.null_expert and not (token and method.normalisation is Normalisation.softmax_topk_renorm):
-        yield "null_expert leaves a whole token to the backbone: use method=adafuse and softmax_topk_renorm"
-    if method.router_norm and not token:
-        yield "router_norm is of the one router that decides for all layers: use method=adafuse"
+    yield from _of_decisions(method)
     if method.bypass_penalty != 0 and not method.null_expert:
         yield "bypass_penalty without null_expert=true does nothing"
     if method.first_expert_block > 0 and blockwise:
@@ -234,6 +234,21 @@ def _of_method(method: Method) -> Iterator[str]:
         yield "full=true trains the backbone itself, so expert_targets must be []"
     if method.expert_kind is ExpertKind.bottleneck and method.bottleneck_dim < 1:
         yield "bottleneck_dim must be at least 1"
+
+
+def _of_decisions(method: Method) -> Iterator[str]:
+    """Of the routers that decide for several linears."""
+    token, every = method.routing is Routing.token, method.blocks_per_decision
+    if method.null_expert and not (token and method.normalisation is Normalisation.softmax_topk_renorm):
+        yield "null_expert leaves a whole token to the backbone: use method=adafuse and softmax_topk_renorm"
+    if method.router_norm and not token:
+        yield "router_norm is of the one router that decides for all layers: use method=adafuse"
+    if every < 0:
+        yield f"blocks_per_decision={every} must be at least 0 (0: one decision for all blocks)"
+    if every and not (token and method.router_input is RouterInput.first_linear):
+        yield "blocks_per_decision is for gates that linears share: use method=adafuse and router_input=first_linear"
+    if every and method.null_expert:
+        yield "null_expert leaves a token to the backbone in all blocks: use blocks_per_decision=0"
 
 
 def _of_targets(method: Method, experts: Experts) -> Iterator[str]:
@@ -255,6 +270,8 @@ def _of_strategy(method: Method, strategy: StrategyName) -> Iterator[str]:
         yield "its experts are not linear in the weight, so they cannot be merged; use loop, dense or gather"
     if strategy in (StrategyName.switch, StrategyName.rebase) and method.routing is Routing.layerwise:
         yield "its gates are known layer by layer, and one launch merges all: use simple_merge, loop, dense or gather"
+    if strategy in (StrategyName.switch, StrategyName.rebase) and method.blocks_per_decision:
+        yield "one launch merges all when the token starts, and later blocks decide later: use simple_merge or gather"
     if strategy is StrategyName.fused and method.routing in LAYER_BY_LAYER:
         yield f"its kernel must know the experts before the input, unlike routing={method.routing.name}: use gather"
     if strategy in PEFT and not method.has_experts:

@@ -49,6 +49,10 @@ ARMS = {
         "gather",
         ["method=adafuse", "method.first_expert_block=1", "experts.targets=[o_proj,up_proj]"],
     ),
+    "adafuse, a decision a block": (
+        "gather",
+        ["method=adafuse", "method.blocks_per_decision=1", "arms.run=[adafuse_gather_lean]"],
+    ),
     "adafuse, null expert": (
         "gather",
         ["method=adafuse", "method.null_expert=true", "method.bypass_penalty=0.1", "method.router_norm=true"],
@@ -200,7 +204,7 @@ def test_a_gate_of_all_layers_adds_one_launch_a_token_and_a_router_per_linear_no
             f"adafuse.engine.lean.{name}", lambda *work, n=name, go=launch: (launched.append(n), go(*work))
         )
     counts = {}
-    for arm in ("base", "adafuse", "adafuse_layerwise", "pesc"):
+    for arm in ("base", "adafuse", "adafuse, a decision a block", "adafuse_layerwise", "pesc"):
         model = tiny(tiny_llama)
         adapter = None if arm == "base" else adapted(model, compose(*GEOMETRY, *ARMS[arm][1]))
         strategy = StrategyName.dense if arm == "base" else StrategyName.gather
@@ -211,7 +215,8 @@ def test_a_gate_of_all_layers_adds_one_launch_a_token_and_a_router_per_linear_no
             counts[arm] = len(launched)
     base = 5 * 2 + 3
     assert not counts or counts == {
-        "base": base, "adafuse": base + 1, "adafuse_layerwise": base, "pesc": base + 2
+        "base": base, "adafuse": base + 1, "adafuse, a decision a block": base + 2, "adafuse_layerwise": base,
+        "pesc": base + 2,
     }  # fmt: skip
 
 

@@ -40,10 +40,8 @@ def refused(config: Config, strategy: StrategyName) -> bool:
     if strategy is StrategyName.fused:
         return config.method.routing in (Routing.layerwise, Routing.blockwise)
     at_once = strategy in (StrategyName.switch, StrategyName.rebase)
-    layerwise = config.method.routing is Routing.layerwise
-    return strategy in MERGING and (
-        config.method.expert_kind is not ExpertKind.lora or (at_once and layerwise)
-    )
+    late = config.method.routing is Routing.layerwise or config.method.blocks_per_decision > 0
+    return strategy in MERGING and (config.method.expert_kind is not ExpertKind.lora or (at_once and late))
 
 
 @pytest.mark.parametrize("strategy", OURS, ids=lambda s: s.name)

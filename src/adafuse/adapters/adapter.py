@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from adafuse.adapters.build import build_sites, build_token_router
+from adafuse.adapters.build import build_sites, build_token_routers
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
 from adafuse.adapters.forward import Strategy, UnmergedDense
 from adafuse.adapters.hosted import Host
@@ -46,7 +46,7 @@ class Adapter:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.sites = build_sites(model, method, geometry, self.context)
-            self.token_router = build_token_router(model, method, geometry, self.sites)
+            self.token_routers = build_token_routers(model, method, geometry, self.sites)
         # looked up before anything is replaced: MLPs hold linears that are sites too
         split = {path: path.rpartition(".") for path in self.sites}
         self._parents = {path: (model.get_submodule(owner), name) for path, (owner, _, name) in split.items()}
@@ -62,6 +62,11 @@ class Adapter:
         """The installed strategy holds one selection at a time."""
         return self.context.decode.merging
 
+    @property
+    def token_router(self) -> Router | None:
+        """The first decision of a token, where it is for more than one linear."""
+        return next(iter(self.token_routers.values()), None)
+
     def adapted(self) -> dict[str, AdaptedLinear]:
         """The linears that carry experts, by path, in the order in which they run."""
         linears = {path: site for path, site in self.sites.items() if isinstance(site, AdaptedLinear)}
@@ -69,8 +74,7 @@ class Adapter:
 
     def modules(self) -> Iterator[nn.Module]:
         """The adapter's own modules, without the frozen ones they wrap."""
-        if self.token_router is not None:
-            yield self.token_router
+        yield from self.token_routers.values()
         for site in self.sites.values():
             for module in (site.experts, site.static, site.router):
                 if module is not None:
@@ -108,9 +112,9 @@ class Adapter:
                 yield site.experts.down_proj.lora_B
 
     def routers(self) -> dict[str, Router]:
-        """Every router by the path of what it serves; the token router is called `token`."""
-        if self.token_router is not None:
-            return {"token": self.token_router}
+        """Every router by the path of what it serves; of token routing `token`, or `token.B` from block B on."""
+        if self.token_routers:
+            return self.token_routers
         return {path: site.router for path, site in self.sites.items() if site.router is not None}
 
     def to_dtype(self, dtype: torch.dtype) -> Adapter:

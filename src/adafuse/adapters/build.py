@@ -6,10 +6,12 @@ adapted, in the order in which they run; the model itself is not changed. Next: 
 
 from __future__ import annotations
 
+from itertools import product
+
 from torch import nn
 
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
-from adafuse.adapters.geometry import expert_count, expert_targets
+from adafuse.adapters.geometry import decision_blocks, expert_count, expert_targets
 from adafuse.adapters.layers import AdaptedLinear, Context, MixtureMlp, SerialMlp, Site
 from adafuse.adapters.router import Router
 from adafuse.config import LINEARS, ExpertKind, Experts, Method, RouterInput, Routing
@@ -34,22 +36,29 @@ def build_sites(model: nn.Module, method: Method, geometry: Experts, context: Co
     return sites
 
 
-def build_token_router(
+def build_token_routers(
     model: nn.Module, method: Method, geometry: Experts, sites: dict[str, Site]
-) -> Router | None:
-    """The one router of token routing; where it reads the input of the first adapted linear, that linear gets it."""
+) -> dict[str, Router]:
+    """The routers of token routing by name, `token` if it is one; where one reads the input of an adapted linear, that
+    linear gets it (`decides`). Every linear with experts learns who decides for it.
+    """
+    found: dict[str, Router] = {}
     if method.routing is not Routing.token:
-        return None
-    linears = (
-        site for site in sites.values() if isinstance(site, AdaptedLinear) and site.experts is not None
-    )
-    first = next(linears, None) if method.router_input is RouterInput.first_linear else None
-    width = first.base.in_features if first else model.get_input_embeddings().embedding_dim
-    knobs = method.normalisation, method.null_expert, method.router_norm
-    router = Router(width, geometry.count, geometry.top_k, *knobs)
-    if first:
-        first.decides = router
-    return router
+        return found
+    depth = len(blocks_of(model))
+    starts = decision_blocks(method, geometry, depth)
+    knobs = geometry.count, geometry.top_k, method.normalisation, method.null_expert, method.router_norm
+    if method.router_input is not RouterInput.first_linear:
+        found["token"] = Router(model.get_input_embeddings().embedding_dim, *knobs)
+    for block, name in product(range(depth), LINEARS):
+        site = sites.get(linear_path(block, name))
+        if not isinstance(site, AdaptedLinear) or site.experts is None:
+            continue
+        key = "token" if len(starts) == 1 else f"token.{block}"
+        if block in starts and key not in found:
+            site.decides = found[key] = Router(site.base.in_features, *knobs)
+        site.decided_by = next(reversed(found.values()))
+    return found
 
 
 def _plain(model: nn.Module, path: str) -> nn.Linear:

@@ -30,12 +30,18 @@ def expert_targets(method: Method, geometry: Experts, block: int) -> list[str]:
     return geometry.targets if method.expert_targets is None else method.expert_targets
 
 
+def decision_blocks(method: Method, geometry: Experts, depth: int) -> list[int]:
+    """The blocks in whose first adapted linear routing=token decides; of none with experts the first."""
+    adapted = [block for block in range(depth) if expert_targets(method, geometry, block)] or [0]
+    return adapted[:: method.blocks_per_decision or depth]
+
+
 def trainable_parameters(method: Method, experts: Experts, shape: dict[str, Any]) -> int:
     """Parameters that training `method` changes: experts, routers, ordinary LoRA. Not for full fine-tuning."""
     blocks = shape["num_hidden_layers"]
-    token = method.routing is Routing.token
-    router = (experts.count + method.null_expert) * shape["hidden_size"] if token else 0
-    return router + sum(_of_block(method, experts, shape, block) for block in range(blocks))
+    decisions = len(decision_blocks(method, experts, blocks)) if method.routing is Routing.token else 0
+    routers = decisions * (experts.count + method.null_expert) * shape["hidden_size"]
+    return routers + sum(_of_block(method, experts, shape, block) for block in range(blocks))
 
 
 def at_equal_budget(method: Method, experts: Experts, shape: dict[str, Any], budget: int) -> Method:

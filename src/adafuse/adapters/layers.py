@@ -70,7 +70,8 @@ class Context:
 class AdaptedLinear(nn.Module):
     """A frozen linear with experts, with ordinary (static) LoRA, or with both.
 
-    `router`: its own (layer-wise). `decides`: it is the first adapted linear, whose input feeds the token router.
+    `router`: its own (layer-wise). `decides`: its input feeds this router, which decides for it and those that follow.
+    `decided_by`: the router whose gates it shares.
     """
 
     def __init__(self, base: nn.Linear, context: Context, dropout: float) -> None:
@@ -80,6 +81,7 @@ class AdaptedLinear(nn.Module):
         self.static: LoraExperts | None = None
         self.router: Router | None = None
         self.decides: Router | None = None
+        self.decided_by: Router | None = None
         self.gated = True
         self.static_merged = False
 

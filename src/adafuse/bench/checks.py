@@ -263,7 +263,7 @@ def worst(decoder: Decoder, clean: Mapping[int, Tensor], tokens: int) -> Merged 
     roundings = 1 if decoder.strategy is StrategyName.rebase else tokens
     gates = {id(router): (said.index_TK[0], said.weight_TK[0]) for router, said in decoder.said}
     found = [
-        _of(site, clean[id(site.base.weight)], *_gates(adapter, site, gates), roundings)
+        _of(site, clean[id(site.base.weight)], *_gates(site, gates), roundings)
         for site in adapter.adapted().values()
     ]
     return nearest(found)
@@ -286,14 +286,12 @@ def _detail(merged: Merged, check: str) -> str:
     return said
 
 
-def _gates(
-    adapter: Adapter, site: AdaptedLinear, gates: Mapping[int, tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
+def _gates(site: AdaptedLinear, gates: Mapping[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Experts [K] and their weights [K] in the last token, which all sequences of a merged batch share."""
     if not site.gated:
         where = site.base.weight.device
         return torch.zeros(1, dtype=torch.int64, device=where), torch.ones(1, device=where)
-    router = adapter.token_router if site.router is None else site.router
+    router = site.decided_by if site.router is None else site.router
     return gates[id(router)]
 
 

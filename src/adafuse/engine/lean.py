@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import torch
 from torch import Tensor, nn
 
 from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.geometry import decision_blocks
 from adafuse.adapters.router import NORM_EPS, Gates, Router
 from adafuse.config import RouterInput, Runtime, StrategyName
 from adafuse.engine.graph import Static
@@ -49,7 +50,7 @@ class Block:
 
 @dataclass
 class Plan:
-    """All launches of a step. `decide` runs before `decides_before`: the gates that all layers share."""
+    """All launches of a step. `decides`: by a product, what decides right before it, for itself and those behind it."""
 
     token_T: Tensor
     embedding_VD: Tensor
@@ -58,8 +59,7 @@ class Plan:
     head: Product
     next: Next
     said: list[tuple[Router, Gates]]
-    decide: Callable[[], None] | None = None
-    decides_before: Product | None = None
+    decides: dict[int, Callable[[], None]] = field(default_factory=dict)
 
 
 def decode_step(plan: Plan) -> None:
@@ -86,8 +86,8 @@ def mlp(plan: Plan, block: Block) -> None:
 
 
 def project(plan: Plan, work: Product) -> None:
-    if plan.decide is not None and work is plan.decides_before:
-        plan.decide()
+    if id(work) in plan.decides:
+        plan.decides[id(work)]()
     product(work)
 
 
@@ -194,11 +194,14 @@ def make_plan(decoder: Lean) -> Plan:
     flow, layers, final = _flow(decoder, len(of)), decoder._layers, model.model.norm
     norms = [(layer.input_layernorm, layer.post_attention_layernorm) for layer in layers]
     following = [*(first for first, _ in norms[1:]), final]
+    starts = [] if adapter is None else decision_blocks(adapter.method, adapter.geometry, len(layers))
     embedded = Residual(
         flow.sum_TD, norms[0][0].weight, flow.normed_TD, flow.sum_TD.new_empty(decoder._rows, 1)
     )
     squares_TP, blocks = embedded.squares_TP, []
     for number, ((first, second), after) in enumerate(zip(norms, following, strict=True)):
+        if number in starts[1:]:
+            flow.index_TK, flow.weight_TK = map(torch.zeros_like, (flow.index_TK, flow.weight_TK))
         qkv, out, gate_up, down = decoder._projections[4 * number : 4 * number + 4]
         serial = of.get((mlp_path(number),))
         read = _joined(flow, qkv, of, flow.normed_TD, flow.qkv_TO, _norm(first, squares_TP))
@@ -223,8 +226,9 @@ def make_plan(decoder: Lean) -> Plan:
     plan = Plan(
         decoder.token_B1.view(-1), embedding_VD, embedded, blocks, logits, _next(decoder, flow), flow.said
     )
-    if adapter is not None and adapter.token_router is not None:
-        _share_gates(decoder, adapter, plan, flow, adapter.token_router)
+    if adapter is not None:
+        for router in adapter.token_routers.values():
+            _share_gates(decoder, adapter, plan, flow, router)
     return plan
 
 
@@ -306,12 +310,15 @@ def _gates(*shape: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _share_gates(decoder: Lean, adapter: Adapter, plan: Plan, flow: Flow, router: Router) -> None:
-    """One decision for all layers, where the method takes it; what runs behind it waits until it has been taken."""
-    (owner, name), table = _decides_before(decoder, adapter, plan), adapter.context.gate_table
+    """One decision, where the method takes it, for the layers behind it; the first of them waits until it is taken."""
+    (owner, name), table = _decides_before(decoder, adapter, plan, router), adapter.context.gate_table
     behind: Product = getattr(owner, name)
     of_linear = adapter.method.router_input is RouterInput.first_linear
     tokens, experts = len(flow.sum_TD), router.weight.shape[0] - router.null_expert
-    gates = Gates(flow.index_TK, flow.weight_TK, flow.sum_TD.new_empty(tokens, experts))
+    index_TK, weight_TK = flow.index_TK, flow.weight_TK
+    if behind.beside is not None:
+        index_TK, weight_TK = behind.beside.index, behind.beside.weight
+    gates = Gates(index_TK, weight_TK, flow.sum_TD.new_empty(tokens, experts))
     gates.used_T = gates.weight_TK if router.null_expert else None
     work = Decision(
         x_TI=behind.x_TI if of_linear else flow.sum_TD,
@@ -335,18 +342,19 @@ def _share_gates(decoder: Lean, adapter: Adapter, plan: Plan, flow: Flow, router
         decoder._strategy.decide(gates)
 
     beside = None if behind.beside is None else replace(behind.beside, ready=False)
-    plan.decide, plan.decides_before = decide_for_all, replace(behind, beside=beside, alone=True)
-    setattr(owner, name, plan.decides_before)
+    first = replace(behind, beside=beside, alone=True)
+    plan.decides[id(first)] = decide_for_all
+    setattr(owner, name, first)
 
 
-def _decides_before(decoder: Lean, adapter: Adapter, plan: Plan) -> tuple[Block | Plan, str]:
+def _decides_before(decoder: Lean, adapter: Adapter, plan: Plan, router: Router) -> tuple[Block | Plan, str]:
     """Whose product comes right behind the decision, and its name there."""
     point = adapter.method.router_input
     if point is RouterInput.embedding:
         return plan.blocks[0], "qkv"
     if point is RouterInput.block0_output:
         return (plan.blocks[1], "qkv") if len(plan.blocks) > 1 else (plan, "head")
-    path = next(path for path, site in adapter.sites.items() if site.decides is not None)
+    path = next(path for path, site in adapter.sites.items() if site.decides is router)
     place = next(i for i, own in enumerate(decoder._projections) if path in own.paths)
     return plan.blocks[place // 4], ("qkv", "out", "gate_up", "down")[place % 4]
 

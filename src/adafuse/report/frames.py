@@ -27,7 +27,7 @@ Json = dict[str, Any]
 BEFORE: Json = {"strategy": "dense", "evaluate_dtype": "float32", "restored": True, "budget": "published"}
 BEFORE |= {"gates": "router", "bypass_share": 0.0, "queries": False, "trained_adapters": False, "level": 1}
 LATER: Json = {"router_norm": False, "null_expert": False, "bypass_penalty": 0.0, "first_expert_block": 0}
-LATER |= {"learning_rate_factor": 1.0, "full": False}
+LATER |= {"learning_rate_factor": 1.0, "full": False, "blocks_per_decision": 0}
 # Columns of `Frames.runs`, by where they stand in a configuration.
 SETTINGS = {"": ["batch", "context", "evaluate_dtype", "budget"], "model.": ["path", "dtype", "shape"]}
 SETTINGS |= {"experts.": ["rank", "count", "top_k"], "data.": ["level", "train_items"]}
