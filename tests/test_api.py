@@ -407,8 +407,12 @@ def test_loras_of_other_people_become_experts_behind_a_router_that_is_trained(
         ours = made.merge(experts=[1], weights=[1.0])(PROMPT).logits
     torch.testing.assert_close(ours, loras.logits(folders[1], PROMPT), atol=2e-5, rtol=0)
     made.save(tmp_path / "adapter")
-    again = adafuse.load(tiny_model(), tmp_path / "adapter")
+    again = adafuse.load(tiny_model(), tmp_path / "adapter", tokenizer=byte_tokenizer())
     assert torch.equal(again.generate(PROMPT), made.generate(PROMPT))
+    experts = [p.detach().clone() for lora in again.adapter.loras().values() for p in lora.parameters()]
+    adafuse.fit(again, ITEMS, steps=2, learning_rate=3e-2, batch=4)
+    still = [p for lora in again.adapter.loras().values() for p in lora.parameters()]
+    assert all(map(torch.equal, experts, still)), "they are other people's after a load, too"
 
 
 def test_an_adapter_of_another_backbone_is_refused_unless_asked(tmp_path: Path) -> None:
@@ -496,6 +500,7 @@ def forged(folder: Path) -> Path:
 ERRORS: dict[str, Callable[[Path], object]] = {
     r"method 'adafused' is none of \['adafuse'": lambda _: adafuse.attach(tiny_model(), "adafused"),
     "targets has .*'c_attn'": lambda _: adafuse.attach(tiny_model(), targets=["c_attn"]),
+    "seed='x' must be a whole number": lambda _: adafuse.attach(tiny_model(), seed="x"),
     "rank=0 must be a whole number": lambda _: adafuse.attach(tiny_model(), rank=0),
     "top_k=5 exceeds experts=4": lambda _: adafuse.attach(tiny_model(), experts=4, top_k=5),
     "no option drop: a method has": lambda _: adafuse.attach(tiny_model(), drop=0.1),

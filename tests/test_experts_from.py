@@ -123,6 +123,7 @@ def test_an_adapter_that_was_put_in_the_place_of_another_is_refused(
 # what is asked for beside one good folder, and what is said before torch is loaded
 REFUSED = {
     "no folder": (["experts.from=[/nowhere]"], "/nowhere is not a folder"),
+    "none": (["experts.from=[]"], "experts.from=[] names no LoRA folder"),
     "no LoRA": (["experts.from=[{base},{two}]"], "has no adapter_config.json"),
     "one for two": (["experts.from={two}"], "experts.top_k=2 exceeds experts.count=1"),
     "a rank of one's own": (

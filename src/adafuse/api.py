@@ -116,6 +116,7 @@ def attach(
     router_input="embedding" or null_expert=True. Raises ValueError, one line, before anything is loaded.
     """
     count = (1 if method == "lora" else 8) if experts is None else experts
+    _refuse_counts(0, seed=seed)
     names = LINEARS if targets == ALL_LINEAR else (targets,) if isinstance(targets, str) else targets
     if not isinstance(names, Sequence):
         raise ValueError(f"targets={targets!r} is neither {ALL_LINEAR!r} nor a list of {list(LINEARS)}")
@@ -162,6 +163,7 @@ def from_loras(
         raise ValueError(f"folders={folders!r} must be a list of PEFT LoRA folders, at least one")
     paths = [Path(folder).expanduser() for folder in folders]
     _refuse_unknown("from_loras", options)
+    _refuse_counts(0, seed=seed)
     # before the weights of a folder are read
     named_by_path = isinstance(model_or_folder, str | os.PathLike)
     shape = shape_of(Model(path=_path(model_or_folder))) if named_by_path else {}
@@ -199,7 +201,7 @@ def fit(
     """Train the adapter in place by transformers.Trainer; the losses by step, as a frame.
 
     `items` are {"prompt", "answer"} or {"prompt", "choices", "label"}; the loss is that of the answer alone. `only`:
-    "router" leaves the experts as they are, as those of `from_loras` always are until they are saved and loaded. With
+    "router" leaves the experts as they are, as those of `from_loras` always are. With
     a `folder` checkpoints are kept there, and the same call goes on from the last. Raises ValueError, one line, for an
     item that is wrong, and where the fit diverges.
     """

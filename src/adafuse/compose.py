@@ -125,6 +125,8 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _take_folders(composed: Any, overrides: list[str]) -> list[imports.Lora]:
     """Experts that are LoRA folders bring their own geometry, before anything is computed from it."""
     if not composed.experts.folders:
+        if any(override.startswith("experts.folders=") for override in overrides):
+            raise ValueError("experts.from=[] names no LoRA folder: name one or more, or leave it out")
         return []
     model: Model = OmegaConf.to_object(composed.model)  # type: ignore[assignment]
     model.path = None if model.path is None else str(Path(model.path).expanduser())

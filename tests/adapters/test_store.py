@@ -182,6 +182,19 @@ def test_a_folder_of_the_first_format_loads_with_one_warning(tiny_llama, tmp_pat
             load()
 
 
+def test_a_folder_that_is_older_than_a_setting_loads(tiny_llama, tmp_path: Path) -> None:
+    config = compose(*GEOMETRY, "method=adafuse")
+    store.save(make(tiny_llama(), config, seed=1), tmp_path, "base")
+    said = json.loads((tmp_path / "router_config.json").read_text())
+    method = {key: value for key, value in said["method"].items() if key != "blocks_per_decision"}
+    reseal(tmp_path, method=method, experts_frozen=...)
+    fresh = Adapter(tiny_llama(), config.method, config.experts, seed=9)
+    assert len(store.load(fresh, tmp_path).trained()) == len(fresh.parameters())
+    reseal(tmp_path, method=method | {"dropout": 0.5})
+    with pytest.raises(ValueError, match="saved with another method"):
+        store.load(fresh, tmp_path)
+
+
 def reseal(folder: Path, **changes: object) -> None:
     """router_config.json changed by somebody who knows how it is sealed, checksums of the files included."""
     file = folder / "router_config.json"

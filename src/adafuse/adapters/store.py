@@ -23,7 +23,7 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts
 from adafuse.adapters.imports import CONFIG, WEIGHTS
 from adafuse.cell import as_plain, content_hash, file_hash
-from adafuse.config import Experts
+from adafuse.config import Experts, Method
 from adafuse.distributed import MAIN_PROCESS, sharded
 from adafuse.model.checkpoint import first_few, header
 from adafuse.model.fingerprint import COVERS, fingerprint, is_of
@@ -65,6 +65,7 @@ def save(adapter: Adapter, folder: Path, base_name: str) -> None:
         "method": as_plain(adapter.method),
         "experts": _of_geometry(adapter.geometry),
         "folders": _folders(adapter),
+        "experts_frozen": adapter.experts_frozen,
         "base_model": base_name,
         # of weights that are not in memory (device_map with offload) there is none
         "base": {"covers": COVERS, "sha256": digests},
@@ -96,8 +97,13 @@ def load(adapter: Adapter, folder: Path, *, any_base: bool = False) -> Adapter:
     for another backbone. Warns where that cannot be said.
     """
     description = describe(folder)
-    for key, ours in (("method", as_plain(adapter.method)), ("experts", _of_geometry(adapter.geometry))):
-        if description[key] != ours:
+    # settings that are younger than the folder are as they were before
+    methods = as_plain(Method()) | description["method"], as_plain(adapter.method)
+    for key, theirs, ours in (
+        ("method", *methods),
+        ("experts", description["experts"], _of_geometry(adapter.geometry)),
+    ):
+        if theirs != ours:
             raise ValueError(f"{folder} was saved with another {key}: train again, or set the saved values")
     if description["folders"] != _folders(adapter):
         raise ValueError(f"{folder / DESCRIPTION} names other folders than {_folders(adapter)}: {AGAIN}")
@@ -112,6 +118,7 @@ def load(adapter: Adapter, folder: Path, *, any_base: bool = False) -> Adapter:
         _fill(adapter.statics(), 0, folder / STATIC, shape)
     for file, tensors in _other_files(adapter).items():
         _read_exactly(folder / file, tensors)
+    adapter.experts_frozen |= description.get("experts_frozen") is True
     return adapter
 
 
