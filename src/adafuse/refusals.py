@@ -341,8 +341,6 @@ def _of_runtime(arm: Arm, method: Method, batch: int) -> Iterator[str]:
 
 
 def _of_lean(arm: Arm, method: Method, batch: int) -> Iterator[str]:
-    if method.expert_kind is ExpertKind.mlp_lora:
-        yield "mixes whole MLPs, which runtime=lean does not carry: use runtime=graph"
     allowed = LEAN if method.has_experts else (StrategyName.dense,)
     if arm.strategy not in allowed:
         names = ", ".join(strategy.name for strategy in allowed)

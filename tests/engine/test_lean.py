@@ -65,6 +65,7 @@ ARMS = {
     "mola": ("gather", ["method=mola", "method.experts_by_quarter=[2,2,3,4]"]),
     "moral": ("gather", ["method=moral"]),
     "pesc": ("gather", ["method=pesc", "method.bottleneck_dim=6"]),
+    "mixlora": ("gather", ["method=mixlora"]),
     "lora": ("gather", ["method=lora", "method.rank=20"]),
     "switch": ("switch", ["method=adafuse"]),
     "rebase": ("rebase", ["method=adafuse", "method.router_input=embedding"]),
@@ -148,14 +149,14 @@ def checked(model, arm: str, rows: int, tokens: int = 4) -> dict[str, Check]:
     ("arm", "rows"),
     [
         *((arm, 1) for arm in ARMS),
-        *((arm, 3) for arm in ("adafuse, null expert", "adafuse_layerwise", "pesc", "lora")),
+        *((arm, 3) for arm in ("adafuse, null expert", "adafuse_layerwise", "pesc", "mixlora", "lora")),
     ],
 )
 def test_every_arm_passes_every_check(arm: str, rows: int, tiny_llama) -> None:
     """With few tokens and with tensor cores."""
     found = checked(tiny(tiny_llama), arm, rows)
     assert all(check.passed for check in found.values()), [c for c in found.values() if not c.passed]
-    assert ("routing_logits" in found) == ("lora" not in arm)
+    assert ("routing_logits" in found) == (not arm.startswith("lora"))
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2, a window in one block"])

@@ -21,6 +21,7 @@ CASES = [
         for arm in ("base", "adafuse", "adafuse_layerwise")
         for batch in (1, 2, 8, 33)
     ),
+    *(("llama2_7b", "mixlora", batch) for batch in (1, 2, 8, 64)),
     *(("llama2_7b", arm, 1) for arm in ("lora", "pesc", "mola", "adafuse_switch", "adafuse_rebase")),
     *(
         (name, arm, batch)

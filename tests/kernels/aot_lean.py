@@ -61,9 +61,12 @@ def launched(every: bool) -> list[tuple[str, Any, dict[str, Any]]]:
     if every:
         cases = [(tokens, *case) for tokens in (1, 2, 8, 32) for case in product((llama, qwen), ranks)]
         cases = [(tokens, shape, *rank) for tokens, shape, rank in cases]
-    for tokens, shape, rank, routed in cases:
-        for title in products(tokens, *shape, rank, routed):
-            note(f"T={tokens} {title} R={rank}{' routed' * routed}")
+    titled = ((case, title) for case in cases for title in products(case[0], *case[1], *case[2:]))
+    for (tokens, _, rank, routed), title in titled:
+        note(f"T={tokens} {title} R={rank}{' routed' * routed}")
+    for tokens in (1, 64):
+        mixture(tokens, *llama[:2], rank=16)
+        note(f"T={tokens} mixture 4096->")
     for group, heads, window in ((1, 32, None), (4, 8, 4096)):
         attention(1, heads, group, window)
         note(f"attend group={group}")
@@ -108,6 +111,20 @@ def products(tokens: int, hidden: int, inner: int, joined: int, rank: int, route
             work = replace(work, y_TO=meta(tokens, inner) if gated else meta(tokens, outputs, dtype=FP32))
         lean.product(work)
         yield f"{inputs}->{outputs}"
+
+
+def mixture(tokens: int, hidden: int, inner: int, rank: int) -> None:
+    """MixLoRA's two launches of an MLP."""
+    slots, norm = meta(tokens * 2, inner), lean.Norm(meta(tokens, 16, dtype=FP32), 1e-5)
+    one = meta(tokens, 1, 2, dtype=torch.int64), meta(tokens, 1, 2, dtype=FP32)
+    wide = beside_of(tokens, hidden, 2 * inner, [(0, inner), (inner, inner)], rank, True)
+    wide = replace(wide, index=one[0], weight=one[1], slots=slots)
+    x, y = meta(tokens, hidden), meta(tokens, inner)
+    lean.product(lean.Product(x, meta(2 * inner, hidden), y_TO=y, norm=norm, gated=True, beside=wide))
+    narrow = beside_of(tokens, inner, hidden, [(0, hidden)], rank, False)
+    h = meta(*beside.scratch(tokens, 8 * rank, 1, rank, 2, True, slots=True), dtype=FP32)
+    narrow = replace(narrow, slots=slots, h=h, ready=False)
+    lean.product(lean.Product(y, meta(hidden, inner), y_TO=meta(tokens, hidden, dtype=FP32), beside=narrow))
 
 
 def beside_of(tokens: int, inputs: int, outputs: int, members: Any, rank: int, routed: bool) -> beside.Beside:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.geometry import decision_blocks
+from adafuse.adapters.layers import MixtureMlp
 from adafuse.adapters.router import NORM_EPS, Gates, Router
 from adafuse.config import RouterInput, Runtime, StrategyName
 from adafuse.engine.graph import Static
@@ -210,6 +211,12 @@ def make_plan(decoder: Lean) -> Plan:
         block = Block(
             read, _attend(decoder, number, flow), added, wide, _joined(flow, down, of, flow.inner_TM)
         )
+        if (
+            block.gate_up.beside is not None
+            and block.down.beside is not None
+            and _is_mixture(decoder, number)
+        ):
+            block.gate_up, block.down = _mixed(flow, block.gate_up, block.down)
         if serial is None:
             block.down = last = _added(flow, block.down, after)
         else:
@@ -270,7 +277,7 @@ def _beside(flow: Flow, own: Factors, logits: Tensor | None = None) -> Beside:
     low = torch.empty(h, device=flow.sum_TD.device)
     index, weight = flow.index_TK, flow.weight_TK
     if routed:
-        index, weight = _gates(tokens, groups, own.top_k, device=low.device)
+        index, weight = _gates(tokens, len(own.routers), own.top_k, device=low.device)
         empty = low.new_empty(0)
         flow.said += [
             (router, Gates(index[:, g], weight[:, g], empty)) for g, router in enumerate(own.routers)
@@ -302,6 +309,23 @@ def _logits(flow: Flow, own: Factors) -> Beside:
     low = torch.empty(len(flow.sum_TD), own.experts, device=flow.sum_TD.device)
     unused = flow.index_TK, flow.weight_TK, low, flow.flags, 0
     return Beside(own.apart_EI, None, [], own.experts, 1, own.top_k, 1.0, *unused)
+
+
+def _is_mixture(decoder: Lean, number: int) -> bool:
+    site = None if decoder.adapter is None else decoder.adapter.sites.get(mlp_path(number))
+    return isinstance(site, MixtureMlp)
+
+
+def _mixed(flow: Flow, gate_up: Product, down: Product) -> tuple[Product, Product]:
+    """MixLoRA's: what the one chooses the other takes, and A of the other has an input for each choice."""
+    wide, narrow = gate_up.beside, down.beside
+    assert wide is not None and narrow is not None
+    tokens, top_k = len(flow.sum_TD), wide.top_k
+    slots = flow.inner_TM.new_empty(tokens * top_k, flow.inner_TM.shape[1])
+    low = scratch(tokens, len(narrow.rows_SI), 1, narrow.rank, top_k, known=True, slots=True)
+    h, index, weight = narrow.h.new_empty(low), wide.index[:, 0], wide.weight[:, 0]
+    narrow = replace(narrow, slots=slots, h=h, index=index, weight=weight, ready=False)
+    return replace(gate_up, beside=replace(wide, slots=slots)), replace(down, beside=narrow)
 
 
 def _gates(*shape: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,9 @@ class Beside:
 
     `lora_B_EOR` None: the rows are shrunk and left in `h`. `logits` None: index and weight [T, K] were chosen before,
     `ready` says how long before: by a launch that had ended when the one before this one began. Else the member's
-    logits are `logits` [T, G * E] (part of h, or of another product's), and index and weight [T, G, K] are written.
+    logits are `logits` [T, G * E] (part of h, or of another product's), and index and weight [T, G, K] are written;
+    members that share one router have [T, 1, K]. `slots` [T * K, M] of MixLoRA, an input of its own for each choice: a
+    gated product leaves each choice's there (and in y their weighted sum), another one's A reads them.
     """
 
     rows_SI: Tensor
@@ -47,22 +49,27 @@ class Beside:
     raw: bool = False
     gelu: bool = False
     ready: bool = False
+    slots: Tensor | None = None
 
 
 def scratch(
-    tokens: int, beside_rows: int, members: int, rank: int, top_k: int, known: bool
+    tokens: int, beside_rows: int, members: int, rank: int, top_k: int, known: bool, slots: bool = False
 ) -> tuple[int, int]:
     """Shape of `Beside.h`: of the chosen experts' rows alone where they are known and tokens are few, else of all."""
     few = known and tokens <= GEMV_TOKENS
-    return (tokens * top_k, members * rank) if few else (tokens, beside_rows)
+    return (tokens * top_k, members * rank) if few else (tokens * (top_k if slots else 1), beside_rows)
 
 
 def arguments(beside: Beside | None, tokens: int, cut: LeanCut) -> dict[str, Any]:
     """What product_kernel is told about experts."""
     if beside is None:
-        nothing = dict.fromkeys(("p_A", "p_B", "p_index", "p_weight", "p_h", "p_logits", "p_flags"))
+        nothing = dict.fromkeys(
+            ("p_A", "p_B", "p_index", "p_weight", "p_h", "p_logits", "p_flags", "p_slots")
+        )
         numbers = dict.fromkeys(("turn", "logits_stride"), 0) | {"scaling": 0.0}
-        sizes = dict.fromkeys(("FRONT", "ROWS_A", "ROWS_B", "G"), 0) | dict.fromkeys(("E", "K", "R"), 1)
+        sizes = dict.fromkeys(("FRONT", "ROWS_A", "ROWS_B", "G"), 0) | dict.fromkeys(
+            ("E", "K", "R", "ROUTERS"), 1
+        )
         flags = dict.fromkeys(("CHOSEN", "EXPAND", "ROUTED", "RAW", "GELU", "READY"), False)
         return nothing | numbers | sizes | flags | _edges([]) | {"FRONT_ROWS": 1}
     routed, groups = beside.logits is not None, len(beside.members)
@@ -78,6 +85,7 @@ def arguments(beside: Beside | None, tokens: int, cut: LeanCut) -> dict[str, Any
         "p_h": beside.h,
         "p_logits": beside.logits,
         "p_flags": beside.flags,
+        "p_slots": beside.slots,
         "turn": beside.turn,
         "logits_stride": beside.logits.stride(0) if beside.logits is not None else 0,
         "scaling": beside.scaling,
@@ -91,6 +99,7 @@ def arguments(beside: Beside | None, tokens: int, cut: LeanCut) -> dict[str, Any
         "CHOSEN": chosen,
         "EXPAND": beside.lora_B_EOR is not None,
         "ROUTED": routed,
+        "ROUTERS": beside.index.shape[1] if routed else 1,
         "RAW": beside.raw,
         "GELU": beside.gelu,
         "READY": beside.ready,
@@ -107,15 +116,17 @@ def _edges(members: Members) -> dict[str, int]:
 
 @triton.jit
 def front(
-    i_program, p_x, p_squares, p_A, p_index, p_weight, p_h, p_flags, turn, eps,
+    i_program, p_x, p_squares, p_A, p_index, p_weight, p_h, p_flags, p_slots, turn, eps,
     T: tl.constexpr, PADDED: tl.constexpr, INPUTS: tl.constexpr, PARTS: tl.constexpr, FRONT_ROWS: tl.constexpr,
     ROWS_A: tl.constexpr, G: tl.constexpr, E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr,
     EXPAND: tl.constexpr, READY: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
     TENSOR_CORES: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """h = A x of some rows, scaled as the norm says: of one (token, choice) pair's expert, or of all for all tokens."""
-    OWN: tl.constexpr = 1 if CHOSEN else T
-    OWN_PADDED: tl.constexpr = 1 if CHOSEN else PADDED
+    ROWS: tl.constexpr = T * K if p_slots is not None else T
+    OWN: tl.constexpr = 1 if CHOSEN else ROWS
+    LEAST: tl.constexpr = triton.next_power_of_2(ROWS)
+    OWN_PADDED: tl.constexpr = 1 if CHOSEN else (PADDED if PADDED > LEAST else LEAST)
     if CHOSEN:
         TILES: tl.constexpr = (G * R + FRONT_ROWS - 1) // FRONT_ROWS
         i_pair = i_program // TILES
@@ -136,6 +147,10 @@ def front(
     o_t = tl.arange(0, OWN_PADDED)
     p_rows = p_A + o_row.to(tl.int64) * INPUTS
     p_own = p_x + i_t * INPUTS
+    if p_slots is not None:
+        p_own = p_slots
+        if CHOSEN:
+            p_own += i_pair * INPUTS
     b_A = load_rows(p_rows, m_row, 0, INPUTS, BLOCK, False, TENSOR_CORES)
     if PDL and (READY or not CHOSEN):
         gdc_wait()
@@ -152,8 +167,8 @@ def front(
 @triton.jit
 def few_gates(
     p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_first, known,
-    T: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr, E: tl.constexpr, K: tl.constexpr, R: tl.constexpr,
-    ROUTED: tl.constexpr, RAW: tl.constexpr,
+    T: tl.constexpr, PADDED: tl.constexpr, ROUTERS: tl.constexpr, E: tl.constexpr, K: tl.constexpr,
+    R: tl.constexpr, ROUTED: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
     """Expert and gate of each term of each row, [T, rows, K * R] (choices side by side), for few tokens; zeros where
     there is none, or not `known`.
@@ -166,15 +181,16 @@ def few_gates(
     m_term = (o_t < T) & (b_g >= 0)[None, :, None] & (tl.arange(0, TERMS) < K * R)[None, None, :] & known
     if ROUTED:
         o_row = tl.arange(0, PADDED)[:, None]
-        b_own = tl.maximum(b_g, 0)[None, :]
+        # of members that share a router the first tells
+        b_own = tl.minimum(tl.maximum(b_g, 0), ROUTERS - 1)[None, :]
         b_index, b_share = choose_alone(
             p_logits + tl.minimum(o_row, T - 1) * logits_stride + b_own * E, E, K, RAW
         )
         b_e = tl.zeros((PADDED, b_g.shape[0], TERMS), tl.int32)
         b_gate = tl.zeros((PADDED, b_g.shape[0], TERMS), tl.float32)
-        m_told = (o_row < T) & m_first[None, :] & known
+        m_told = (o_row < T) & m_first[None, :] & (b_g < ROUTERS)[None, :] & known
         for k in tl.static_range(K):
-            o_told = (o_row * G + b_own) * K + k
+            o_told = (o_row * ROUTERS + b_own) * K + k
             tl.store(p_index + o_told, b_index[k].to(tl.int64), mask=m_told)
             tl.store(p_weight + o_told, b_share[k], mask=m_told)
             b_e = tl.where(o_k == k, b_index[k][:, :, None], b_e)
@@ -211,7 +227,7 @@ def few_lows(
 
 @triton.jit
 def few_sum(b_B, b_gate, b_h, scaling, GELU: tl.constexpr):
-    """[T, rows] of scaling * sum_k gate_k B[e_k] h_k."""
+    """[T, rows] of scaling * sum_k gate_k B[e_k] h_k, for any factor `b_gate` of the terms."""
     if GELU:
         b_h = _exact_gelu(b_h)
     return tl.sum(b_B.to(tl.float32) * (b_h * (b_gate * scaling)), 2)
@@ -220,9 +236,9 @@ def few_sum(b_B, b_gate, b_h, scaling, GELU: tl.constexpr):
 @triton.jit
 def expand_all(
     b_first, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, i_g, exists, o_B, m_own, starts,
-    ROWS_A: tl.constexpr, ROWS_B: tl.constexpr, T: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr,
+    ROWS_A: tl.constexpr, ROWS_B: tl.constexpr, T: tl.constexpr, PADDED: tl.constexpr, ROUTERS: tl.constexpr,
     E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, ROUTED: tl.constexpr, RAW: tl.constexpr,
-    GELU: tl.constexpr, BLOCK_C: tl.constexpr, DOT: tl.constexpr,
+    GELU: tl.constexpr, SLOT: tl.constexpr, OF_SLOTS: tl.constexpr, BLOCK_C: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """The same for many tokens, on the tensor cores: one contraction over all experts and ranks, in which a gate is a
     factor of h. Of an expert that nobody chose neither h nor B counts, whatever they hold. `b_first` are the first
@@ -230,18 +246,23 @@ def expand_all(
     """
     o_t = tl.arange(0, PADDED)
     m_t = o_t < T
-    o_slot = (o_t * G + i_g) * K if ROUTED else o_t * K
+    i_router = tl.minimum(i_g, ROUTERS - 1)
+    o_slot = (o_t * ROUTERS + i_router) * K
     if ROUTED:
-        p_own = p_logits + tl.minimum(o_t, T - 1) * logits_stride + i_g * E
+        p_own = p_logits + tl.minimum(o_t, T - 1) * logits_stride + i_router * E
         b_index, b_share = choose_alone(p_own, E, K, RAW)
         for k in tl.static_range(K):
-            tl.store(p_index + o_slot + k, b_index[k].to(tl.int64), mask=m_t & starts & exists)
-            tl.store(p_weight + o_slot + k, b_share[k], mask=m_t & starts & exists)
+            m_told = m_t & starts & exists & (i_g < ROUTERS)
+            tl.store(p_index + o_slot + k, b_index[k].to(tl.int64), mask=m_told)
+            tl.store(p_weight + o_slot + k, b_share[k], mask=m_told)
     b_sum = tl.zeros((o_B.shape[0], PADDED), tl.float32)
     for first in tl.static_range(0, E * R, BLOCK_C):
         o_c = first + tl.arange(0, BLOCK_C)
         o_e = o_c // R
+        o_h = (i_g * E * R + o_c)[None, :]
+        m_h = m_t[:, None] & (o_c < E * R)[None, :] & exists
         b_gate = tl.zeros((PADDED, BLOCK_C), tl.float32)
+        b_gated = tl.zeros((PADDED, BLOCK_C), tl.float32)
         for k in tl.static_range(K):
             if ROUTED:
                 b_e = b_index[k]
@@ -249,18 +270,25 @@ def expand_all(
             else:
                 b_e = tl.load(p_index + o_slot + k, mask=m_t, other=-1).to(tl.int32)
                 b_weight = tl.load(p_weight + o_slot + k, mask=m_t, other=0.0)
+            if SLOT >= 0:
+                # of one choice alone, as if it had all the weight
+                b_weight = tl.where(is_slot(b_weight), 1.0 if k == SLOT else 0.0, 0.0)
             b_own = tl.where(m_t & exists, b_weight * scaling, 0.0)
-            b_gate += tl.where(o_e[None, :] == b_e[:, None], b_own[:, None], 0.0)
+            b_own = tl.where(o_e[None, :] == b_e[:, None], b_own[:, None], 0.0)
+            b_gate += b_own
+            if OF_SLOTS:
+                p_low = p_h + (o_t * K + k)[:, None] * ROWS_A + o_h
+                b_h = tl.load(p_low, mask=m_h & (b_own != 0), other=0.0, cache_modifier=".cg")
+                b_gated += b_h * b_own
+        if not OF_SLOTS:
+            b_h = tl.load(p_h + o_t[:, None] * ROWS_A + o_h, mask=m_h, other=0.0, cache_modifier=".cg")
+            if GELU:
+                b_h = _exact_gelu(b_h)
+            b_gated = tl.where(b_gate != 0, b_h * b_gate, 0.0)
         m_used = (o_c < E * R) & (tl.max((b_gate != 0).to(tl.int32), 0) > 0)
-        p_low = p_h + o_t[:, None] * ROWS_A + (i_g * E * R + o_c)[None, :]
-        m_h = m_t[:, None] & (o_c < E * R)[None, :] & exists
-        b_h = tl.load(p_low, mask=m_h, other=0.0, cache_modifier=".cg")
-        if GELU:
-            b_h = _exact_gelu(b_h)
         b_rows = b_first if first == 0 else load_terms(p_B, first, o_B, m_own, ROWS_B, E, R, BLOCK_C)
         b_rows = tl.where(m_used[None, :], b_rows, 0.0).to(DOT)
-        b_gated = tl.where(b_gate != 0, b_h * b_gate, 0.0).to(DOT)
-        b_sum = tl.dot(b_rows, tl.trans(b_gated), b_sum, input_precision="ieee")
+        b_sum = tl.dot(b_rows, tl.trans(b_gated.to(DOT)), b_sum, input_precision="ieee")
     return tl.trans(b_sum)
 
 

@@ -36,6 +36,7 @@ from adafuse.kernels.beside import (
 )
 from adafuse.kernels.config import GEMV_TOKENS, LeanCut, cdiv, fit_lean, lean_cut
 from adafuse.kernels.gather import _dot_type
+from adafuse.kernels.route import choose_alone
 from adafuse.kernels.times import load_rows, rstd, times_x
 
 INDEPENDENT = {"PDL": False}
@@ -157,7 +158,7 @@ def _hopper(index: int) -> bool:
 @triton.jit(do_not_specialize=["turn", "logits_stride"])
 def product_kernel(
     p_x, p_W, p_bias, p_y, p_squares, p_sum, p_norm, p_next, p_squares_next,
-    p_A, p_B, p_index, p_weight, p_h, p_logits, p_flags,
+    p_A, p_B, p_index, p_weight, p_h, p_logits, p_flags, p_slots,
     turn, logits_stride, eps, scaling,
     COLUMN_0: tl.constexpr, WIDTH_0: tl.constexpr, COLUMN_1: tl.constexpr, WIDTH_1: tl.constexpr,
     COLUMN_2: tl.constexpr, WIDTH_2: tl.constexpr,
@@ -165,7 +166,7 @@ def product_kernel(
     GATED: tl.constexpr,
     FRONT: tl.constexpr, FRONT_ROWS: tl.constexpr, ROWS_A: tl.constexpr, ROWS_B: tl.constexpr, G: tl.constexpr,
     E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr, EXPAND: tl.constexpr,
-    ROUTED: tl.constexpr, RAW: tl.constexpr, GELU: tl.constexpr, READY: tl.constexpr,
+    ROUTED: tl.constexpr, ROUTERS: tl.constexpr, RAW: tl.constexpr, GELU: tl.constexpr, READY: tl.constexpr,
     ROWS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
     TENSOR_CORES: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -184,7 +185,7 @@ def product_kernel(
     if FRONT > 0:
         if i_program < FRONT:
             front(
-                i_program, p_x, p_squares, p_A, p_index, p_weight, p_h, p_flags, turn, eps,
+                i_program, p_x, p_squares, p_A, p_index, p_weight, p_h, p_flags, None if GATED else p_slots, turn, eps,
                 T, PADDED, INPUTS, PARTS, FRONT_ROWS, ROWS_A, G, E, K, R, CHOSEN, EXPAND, READY, BLOCK, STAGES,
                 TENSOR_CORES, DOT, PDL,
             )  # fmt: skip
@@ -193,6 +194,7 @@ def product_kernel(
     WIDTH: tl.constexpr = OUTPUTS // 2 if GATED else OUTPUTS
     WHOLE: tl.constexpr = OUTPUTS % ROWS == 0
     FEW: tl.constexpr = EXPAND and not TENSOR_CORES
+    MIXED: tl.constexpr = GATED and p_slots is not None
     # whether the flag is raised: once a program has seen it there is nothing to wait for
     seen = False
     for tile in tl.static_range(TILES):
@@ -247,7 +249,7 @@ def product_kernel(
             if ROUTED:
                 b_e, b_gate = few_gates(
                     p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_first, seen,
-                    T, PADDED, G, E, K, R, True, RAW,
+                    T, PADDED, ROUTERS, E, K, R, True, RAW,
                 )  # fmt: skip
                 b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
             b_h = few_lows(p_h, b_e, b_gate, b_g, seen, PADDED, ROWS_A, G, E, K, R, CHOSEN)
@@ -279,33 +281,65 @@ def product_kernel(
                     if ROUTED:
                         b_e, b_gate = few_gates(
                             p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_first, True,
-                            T, PADDED, G, E, K, R, True, RAW,
+                            T, PADDED, ROUTERS, E, K, R, True, RAW,
                         )  # fmt: skip
                         b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
                     b_h = few_lows(p_h, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, CHOSEN)
-        if FEW:
+        o_out = o_t[:, None] * WIDTH + o_y[None, :]
+        starts = i_tile == 0
+        if not GATED:
+            starts = i_tile * ROWS == member_start(i_g, COLUMN_0, COLUMN_1, COLUMN_2)
+        if FEW and not MIXED:
             b_y += few_sum(b_B, b_gate, b_h, scaling, GELU)
         b_up = b_y
-        if GATED:
+        if GATED and not (FEW and MIXED):
             b_y, b_up = tl.split(tl.reshape(b_y, (PADDED, HALF, 2)))
-        if TENSOR_CORES and EXPAND:
-            starts = i_tile == 0
-            if not GATED:
-                starts = i_tile * ROWS == member_start(i_g, COLUMN_0, COLUMN_1, COLUMN_2)
+        if MIXED:
+            # each choice has an MLP of its own, up to here
+            b_mix = tl.zeros((PADDED, HALF), tl.float32)
+            if TENSOR_CORES:
+                p_own = p_logits + tl.minimum(o_t, T - 1) * logits_stride
+                _b_index, b_share = choose_alone(p_own, E, K, RAW)
+            for k in tl.static_range(K):
+                if FEW:
+                    b_share_k = tl.where(
+                        (tl.arange(0, b_gate.shape[2]) // R == k)[None, None, :], b_gate, 0.0
+                    )
+                    b_all = b_y + few_sum(b_B, (b_share_k != 0).to(tl.float32), b_h, scaling, GELU)
+                    b_own, b_own_up = tl.split(tl.reshape(b_all, (PADDED, HALF, 2)))
+                    b_weight, _b_same = tl.split(tl.reshape(tl.max(b_share_k, 2), (PADDED, HALF, 2)))
+                else:
+                    b_own = b_y + expand_all(
+                        b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, tl.maximum(i_g, 0),
+                        i_g >= 0, o_y + shift, m_y & (i_g >= 0), starts,
+                        ROWS_A, ROWS_B, T, PADDED, ROUTERS, E, K, R, ROUTED, RAW, GELU, k, False, BLOCK_C, DOT,
+                    )  # fmt: skip
+                    b_own_up = b_up + expand_all(
+                        b_B_up, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, tl.maximum(i_up, 0),
+                        i_up >= 0, o_y + WIDTH + shift_up, m_y & (i_up >= 0), starts,
+                        ROWS_A, ROWS_B, T, PADDED, ROUTERS, E, K, R, ROUTED, RAW, GELU, k, False, BLOCK_C, DOT,
+                    )  # fmt: skip
+                    b_weight = b_share[k][:, None]
+                b_own = b_own / (1.0 + tl.exp(-b_own)) * b_own_up
+                p_slot = p_slots + (o_t * K + k)[:, None] * WIDTH + o_y[None, :]
+                tl.store(p_slot, b_own.to(p_slots.dtype.element_ty), mask=m_out)
+                b_mix += b_own * b_weight
+            b_y = b_mix
+        elif TENSOR_CORES and EXPAND:
+            OF_SLOTS: tl.constexpr = p_slots is not None
             b_y += expand_all(
                 b_B, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, tl.maximum(i_g, 0), i_g >= 0,
                 o_y + shift, m_y & (i_g >= 0), starts,
-                ROWS_A, ROWS_B, T, PADDED, G, E, K, R, ROUTED, RAW, GELU, BLOCK_C, DOT,
+                ROWS_A, ROWS_B, T, PADDED, ROUTERS, E, K, R, ROUTED, RAW, GELU, -1, OF_SLOTS, BLOCK_C, DOT,
             )  # fmt: skip
             if GATED:
                 b_up += expand_all(
                     b_B_up, p_B, p_index, p_weight, p_h, p_logits, logits_stride, scaling, tl.maximum(i_up, 0),
                     i_up >= 0, o_y + WIDTH + shift_up, m_y & (i_up >= 0), starts,
-                    ROWS_A, ROWS_B, T, PADDED, G, E, K, R, ROUTED, RAW, GELU, BLOCK_C, DOT,
+                    ROWS_A, ROWS_B, T, PADDED, ROUTERS, E, K, R, ROUTED, RAW, GELU, -1, False, BLOCK_C, DOT,
                 )  # fmt: skip
-        if GATED:
+        if GATED and not MIXED:
             b_y = b_y / (1.0 + tl.exp(-b_y)) * b_up
-        o_out = o_t[:, None] * WIDTH + o_y[None, :]
         if p_sum is not None:
             b_sum = tl.load(p_sum + o_out, mask=m_out, other=0.0) + b_y
             tl.store(p_sum + o_out, b_sum, mask=m_out)

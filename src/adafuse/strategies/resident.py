@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.experts import LoraExperts
 from adafuse.adapters.forward import UnmergedDense
-from adafuse.adapters.layers import AdaptedLinear, SerialMlp
+from adafuse.adapters.layers import MixtureMlp, SerialMlp
 from adafuse.adapters.router import Router
+from adafuse.config import LINEARS
 from adafuse.kernels.config import Members
 
 
@@ -66,7 +68,9 @@ class Factors:
 
 
 class Resident(UnmergedDense):
-    """`of` holds the factors by the paths of a projection's linears, or by PESC's MLP alone."""
+    """`of` holds the factors by the paths of a projection's linears, or by PESC's MLP alone. MixLoRA's gate and up
+    share the router of their block; what its down is given engine/lean.py says.
+    """
 
     def prepare(self, adapter: Adapter) -> None:
         adapted, top_k = adapter.adapted(), adapter.geometry.top_k
@@ -80,10 +84,22 @@ class Resident(UnmergedDense):
             }
             if members:
                 columns = [(first, width) for first, width in members.values()]
-                self.of[projection.paths] = _of_linears(columns, [adapted[path] for path in members], top_k)
+                sites = [adapted[path] for path in members]
+                routers = [site.router for site in sites if site.router is not None]
+                chosen = min(top_k, sites[0].lora.count) if sites[0].gated else 1
+                self.of[projection.paths] = _of_loras(columns, [site.lora for site in sites], routers, chosen)
         for path, site in adapter.sites.items():
             if isinstance(site, SerialMlp):
                 self.of[(path,)] = _of_serial(site)
+            elif isinstance(site, MixtureMlp):
+                wide = [site.experts.gate_proj, site.experts.up_proj]
+                inner, outer = wide[0].lora_B.shape[1], site.experts.down_proj.lora_B.shape[1]
+                names = [f"{path}.{name}" for name in LINEARS[4:]]
+                columns = [(0, inner), (inner, inner)]
+                self.of[tuple(names[:2])] = _of_loras(columns, wide, [site.router], site.router.top_k)
+                self.of[(names[2],)] = _of_loras(
+                    [(0, outer)], [site.experts.down_proj], [], site.router.top_k
+                )
         super().prepare(adapter)
 
     def enter(self) -> None:
@@ -91,14 +107,12 @@ class Resident(UnmergedDense):
             factors.fill()
 
 
-def _of_linears(members: Members, sites: Sequence[AdaptedLinear], top_k: int) -> Factors:
-    down, up = [site.lora.lora_A for site in sites], [site.lora.lora_B for site in sites]
-    routers = [site.router for site in sites if site.router is not None]
-    chosen = min(top_k, sites[0].lora.count) if sites[0].gated else 1
+def _of_loras(members: Members, loras: Sequence[LoraExperts], routers: list[Router], top_k: int) -> Factors:
+    down, up = [lora.lora_A for lora in loras], [lora.lora_B for lora in loras]
     rows = sum(factor.shape[0] * factor.shape[1] for factor in down) + sum(len(r.weight) for r in routers)
     rows_SI = down[0].new_empty(rows, down[0].shape[2])
     lora_B_EOR = up[0].new_empty(len(up[0]), sum(width for _, width in members), up[0].shape[2])
-    return Factors(members, down, up, routers, sites[0].lora.scaling, chosen, rows_SI, lora_B_EOR, None)
+    return Factors(members, down, up, routers, loras[0].scaling, top_k, rows_SI, lora_B_EOR, None)
 
 
 def _of_serial(site: SerialMlp) -> Factors:
