@@ -42,6 +42,7 @@ VARIANTS = [
     ["method=adafuse", "method.router_input=embedding"],
     ["method=adafuse", "method.router_input=block0_output"],
     ["method=adafuse", "method.first_expert_block=1"],
+    ["method=adafuse", "method.router_input=block_output", "method.router_block=1", "experts.count=3"],
     ["method=adafuse", "method.router_input=embedding", "method.router_norm=true"],
     ["method=adafuse", "method.normalisation=softmax_topk_raw"],
     ["method=adafuse", "method.null_expert=true", "method.bypass_penalty=0.1"],

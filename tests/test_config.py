@@ -224,6 +224,8 @@ IMPOSSIBLE = [
     ),
     ("method=adafuse method.blocks_per_decision=2 method.null_expert=true", "blocks_per_decision=0"),
     ("method=adafuse method.blocks_per_decision=-1", "at least 0"),
+    ("method=adafuse method.router_block=2", "goes with router_input=block_output"),
+    ("method=adafuse method.router_input=block_output", "router_block, from 1 on"),
     ("method=adafuse method.blocks_per_decision=1 evaluate_strategy=switch", "later blocks decide later"),
     ("method=adafuse evaluate_restore=false", "evaluate_strategy=switch"),
     ("data.level=4", "data.level"),

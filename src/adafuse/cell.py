@@ -35,6 +35,7 @@ LATER: dict[str, Any] = {
     "bypass_penalty": 0.0,
     "first_expert_block": 0,
     "blocks_per_decision": 0,
+    "router_block": 0,
     "bypass_share": 0.0,
     "learning_rate_factor": 1.0,
     "full": False,

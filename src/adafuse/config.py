@@ -17,7 +17,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 Task = Enum("Task", "pretrain train evaluate latency memory trace layer kernel drift fit_speed")
 Weights = Enum("Weights", "scratch random hub")
 Routing = Enum("Routing", "none layerwise blockwise token")
-RouterInput = Enum("RouterInput", "first_linear embedding block0_output")
+RouterInput = Enum("RouterInput", "first_linear embedding block0_output block_output")
 Normalisation = Enum("Normalisation", "softmax_topk_renorm topk_softmax softmax_topk_raw")
 ExpertKind = Enum("ExpertKind", "lora mlp_lora bottleneck")
 StrategyName = Enum(
@@ -77,6 +77,8 @@ class Method:
     routing: Routing = MISSING
     # where routing=token takes its one decision
     router_input: RouterInput = RouterInput.first_linear
+    # of which block, with router_input=block_output: no block up to it has experts
+    router_block: int = 0
     # routing=token: it decides anew at the first adapted linear of every so many adapted blocks; 0: once for all
     blocks_per_decision: int = 0
     # the token router reads its input at a root mean square of 1, wherever it looks: places differ in scale

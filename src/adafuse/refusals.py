@@ -243,6 +243,9 @@ def _of_decisions(method: Method) -> Iterator[str]:
         yield "null_expert leaves a whole token to the backbone: use method=adafuse and softmax_topk_renorm"
     if method.router_norm and not token:
         yield "router_norm is of the one router that decides for all layers: use method=adafuse"
+    at_block = method.router_input is RouterInput.block_output
+    if at_block != (method.router_block > 0):
+        yield "router_block, from 1 on, goes with router_input=block_output (block0_output is that of the first)"
     if every < 0:
         yield f"blocks_per_decision={every} must be at least 0 (0: one decision for all blocks)"
     if every and not (token and method.router_input is RouterInput.first_linear):

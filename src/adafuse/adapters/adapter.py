@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adafuse.adapters.build import build_sites, build_token_routers
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
 from adafuse.adapters.forward import Strategy, UnmergedDense
+from adafuse.adapters.geometry import watched_block
 from adafuse.adapters.hosted import Host
 from adafuse.adapters.layers import AdaptedLinear, Context
 from adafuse.adapters.router import Gates, Router, ungated
@@ -174,15 +175,15 @@ class Adapter:
             self.remove()
 
     def _watch_router_input(self) -> None:
-        """Token routing from the embedding or from block 0's output: decide as soon as it is there."""
+        """Token routing from the embedding or from a block's output: decide as soon as it is there."""
         router, point = self.token_router, self.method.router_input
         if router is None or point is RouterInput.first_linear:
             return
         # a child of the model, so that optimisers and DDP find it
         self.model.add_module("token_router", router)
         self._undo.callback(delattr, self.model, "token_router")
-        embedding = point is RouterInput.embedding
-        watched = self.model.get_input_embeddings() if embedding else blocks_of(self.model)[0]
+        block = watched_block(self.method)
+        watched = self.model.get_input_embeddings() if block is None else blocks_of(self.model)[block]
 
         def decide(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
             self.context.decide(router, output[0] if isinstance(output, tuple) else output)

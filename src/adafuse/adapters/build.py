@@ -46,6 +46,10 @@ def build_token_routers(
     if method.routing is not Routing.token:
         return found
     depth = len(blocks_of(model))
+    if method.router_block >= depth:
+        raise ValueError(
+            f"router_block={method.router_block}: the backbone has {depth} blocks, numbered from 0"
+        )
     starts = decision_blocks(method, geometry, depth)
     knobs = geometry.count, geometry.top_k, method.normalisation, method.null_expert, method.router_norm
     if method.router_input is not RouterInput.first_linear:

@@ -23,11 +23,19 @@ def expert_count(method: Method, geometry: Experts, block: int, depth: int) -> i
 
 def expert_targets(method: Method, geometry: Experts, block: int) -> list[str]:
     """Linears with experts in a block; none where the gates are not known yet."""
-    late = method.routing is Routing.token and method.router_input is RouterInput.block0_output
-    first = max(method.first_expert_block, int(late))
+    watched = watched_block(method)
+    first = max(method.first_expert_block, 0 if watched is None else watched + 1)
     if method.expert_kind is not ExpertKind.lora or block < first:
         return []
     return geometry.targets if method.expert_targets is None else method.expert_targets
+
+
+def watched_block(method: Method) -> int | None:
+    """The block whose output the gate of all later ones is taken from, if it is taken there."""
+    token, point = method.routing is Routing.token, method.router_input
+    if not token or point not in (RouterInput.block0_output, RouterInput.block_output):
+        return None
+    return method.router_block if point is RouterInput.block_output else 0
 
 
 def decision_blocks(method: Method, geometry: Experts, depth: int) -> list[int]:

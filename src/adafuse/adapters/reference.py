@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import LoraExperts
+from adafuse.adapters.geometry import watched_block
 from adafuse.adapters.layers import AdaptedLinear, MixtureMlp, SerialMlp
 from adafuse.adapters.router import NORM_EPS, Router
 from adafuse.config import Normalisation, RouterInput
@@ -82,8 +83,8 @@ class Reference:
         handles: list[RemovableHandle] = []
         token, point = adapter.token_router, adapter.method.router_input
         if token is not None and point is not RouterInput.first_linear:
-            embedding = point is RouterInput.embedding
-            watched = self._oracle.get_input_embeddings() if embedding else blocks_of(self._oracle)[0]
+            block = watched_block(adapter.method)
+            watched = self._oracle.get_input_embeddings() if block is None else blocks_of(self._oracle)[block]
             handles.append(watched.register_forward_hook(partial(self._share, token)))
         forms = {AdaptedLinear: self._linear, SerialMlp: self._serial, MixtureMlp: self._mixture}
         for path, site in adapter.sites.items():

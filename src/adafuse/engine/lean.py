@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from adafuse.adapters.adapter import Adapter
-from adafuse.adapters.geometry import decision_blocks
+from adafuse.adapters.geometry import decision_blocks, watched_block
 from adafuse.adapters.layers import MixtureMlp
 from adafuse.adapters.router import NORM_EPS, Gates, Router
 from adafuse.config import RouterInput, Runtime, StrategyName
@@ -373,11 +373,10 @@ def _share_gates(decoder: Lean, adapter: Adapter, plan: Plan, flow: Flow, router
 
 def _decides_before(decoder: Lean, adapter: Adapter, plan: Plan, router: Router) -> tuple[Block | Plan, str]:
     """Whose product comes right behind the decision, and its name there."""
-    point = adapter.method.router_input
-    if point is RouterInput.embedding:
-        return plan.blocks[0], "qkv"
-    if point is RouterInput.block0_output:
-        return (plan.blocks[1], "qkv") if len(plan.blocks) > 1 else (plan, "head")
+    if adapter.method.router_input is not RouterInput.first_linear:
+        watched = watched_block(adapter.method)
+        begin = 0 if watched is None else watched + 1
+        return (plan.blocks[begin], "qkv") if begin < len(plan.blocks) else (plan, "head")
     path = next(path for path, site in adapter.sites.items() if site.decides is router)
     place = next(i for i, own in enumerate(decoder._projections) if path in own.paths)
     return plan.blocks[place // 4], ("qkv", "out", "gate_up", "down")[place % 4]

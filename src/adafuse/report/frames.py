@@ -26,12 +26,14 @@ Json = dict[str, Any]
 # What records were made with that are older than a setting: of a whole configuration, and of a method.
 BEFORE: Json = {"strategy": "dense", "evaluate_dtype": "float32", "restored": True, "budget": "published"}
 BEFORE |= {"gates": "router", "bypass_share": 0.0, "queries": False, "trained_adapters": False, "level": 1}
+BEFORE |= {"blocks_per_decision": 0}
 LATER: Json = {"router_norm": False, "null_expert": False, "bypass_penalty": 0.0, "first_expert_block": 0}
-LATER |= {"learning_rate_factor": 1.0, "full": False, "blocks_per_decision": 0}
+LATER |= {"learning_rate_factor": 1.0, "full": False, "blocks_per_decision": 0, "router_block": 0}
 # Columns of `Frames.runs`, by where they stand in a configuration.
 SETTINGS = {"": ["batch", "context", "evaluate_dtype", "budget"], "model.": ["path", "dtype", "shape"]}
 SETTINGS |= {"experts.": ["rank", "count", "top_k"], "data.": ["level", "train_items"]}
 SETTINGS |= {"latency.": ["gates", "bypass_share", "queries", "block_tokens", "trained_adapters"]}
+SETTINGS |= {"methods.adafuse.": ["blocks_per_decision"]}
 PATHS = {name: group + name for group, names in SETTINGS.items() for name in names}
 PATHS |= {"strategy": "evaluate_strategy", "restored": "evaluate_restore"}
 PATHS |= {"arms": "arms.name", "method": "method.name"}

@@ -25,7 +25,16 @@ ALL_LINEARS = "q, k, v, o, gate, up, down"
 
 # What a cell's key holds, by task: records that share it are replicates where they share an experiment.
 GEOMETRY = ("targets", "rank", "count", "top_k")
-WORKLOAD = ("batch", "context", "arms", "gates", "bypass_share", "queries", "trained_adapters")
+WORKLOAD = (
+    "batch",
+    "context",
+    "arms",
+    "gates",
+    "bypass_share",
+    "queries",
+    "trained_adapters",
+    "blocks_per_decision",
+)
 KEYS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("latency", "trace"), ("dtype", *GEOMETRY, *WORKLOAD)),
     "memory": ("dtype", *GEOMETRY, "batch", "context"),
@@ -39,7 +48,13 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 # how a part of a key is written, and what is left out of it
 LETTERS = {"rank": "r", "count": "x", "top_k": "top", "batch": "b", "context": "c", "level": "level"}
-MARKS = LETTERS | {"ranks": "r", "gates": "gates=", "bypass_share": "bypass=", "queries": "queries="}
+MARKS = LETTERS | {
+    "blocks_per_decision": "decision/",
+    "ranks": "r",
+    "gates": "gates=",
+    "bypass_share": "bypass=",
+    "queries": "queries=",
+}
 USUAL = BEFORE | {"count": 8, "top_k": 2}
 
 
