@@ -125,6 +125,15 @@ def method_settings(method: Json | None) -> Json:
     return {name: own for name, own in (method or {}).items() if name not in LATER or own != LATER[name]}
 
 
+def host_id(header: Json) -> str:
+    """Which host a record is of: its card. An older record, and one without a card, tells the kind of machine and the
+    commit alone, and those of one commit on one kind count as of one host: each was measured in one sitting.
+    """
+    machine = header["machine"]
+    parts = [machine.get(name) for name in ("cpu", "cores", "memory_gib", "os", "driver")]
+    return machine.get("gpu_id") or " ".join(map(str, [*parts, header.get("commit")]))
+
+
 def _withdrawn(header: Json, withdrawn: Iterable[Json]) -> Json:
     """Why a record is withdrawn, by the first rule that holds of it, and the tasks by which it is."""
     for rule in withdrawn:
@@ -155,6 +164,7 @@ def _run(record: Record) -> Json:
         **{name: run.get(name) or 0 for name in ("seed", "replicate")},
         "machine": machine.get("gpu") or "CPU",
         "folder": str(machine.get("name")),
+        "host_id": host_id(run),
         "host": f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB",
         **{name: machine.get(name) for name in ("cpu", "driver")},
         **{name: versions.get(name) for name in ("torch", "python")},
