@@ -7,6 +7,7 @@ import pytest
 
 from adafuse.report.frames import frames, host_id, method_settings
 from adafuse.report.membership import COLUMNS
+from synthetic.report import GPU
 
 METRIC = {"kind": "metric", "suite_task": "copy", "metric": "acc", "value": 0.5, "stderr": 0.1, "n": 4}
 
@@ -131,3 +132,18 @@ def test_two_processors_under_one_name_are_two_machines(made):
     machine = {"name": "cpu", "cores": 2, "memory_gib": 8.0, "gpu": None}
     records = [made(key * 12, header={"machine": machine | {"cpu": key}}) for key in "abb"[:2]]
     assert list(frames(records).runs["folder"]) == ["cpu/a", "cpu/b"]
+
+
+def test_a_row_of_the_membership_names_the_record_of_each_card(made):
+    cards = [{"machine": {**GPU, "gpu_id": key * 12}} for key in "12"]
+    records = [
+        made("aaaaaaaaaaaa"),
+        *(made("aaaaaaaaaaaa", header=own) for own in cards),
+        made("bbbbbbbbbbbb"),
+    ]
+    rows = pd.DataFrame([["table1", "gpu", "latency", "", "aaaaaaaaaaaa"]], columns=COLUMNS)
+    found = frames(records, rows)
+    keys = ["aaaaaaaaaaaa", "aaaaaaaaaaaa.111111111111", "aaaaaaaaaaaa.222222222222"]
+    assert list(found.runs.index) == [*keys, "bbbbbbbbbbbb"] and found.unlisted == ["bbbbbbbbbbbb"]
+    assert list(found.members["record"]) == [*keys, "bbbbbbbbbbbb"]
+    assert not found.left_out

@@ -50,7 +50,11 @@ def test_a_check_is_one_line_whose_high_is_its_bound(tmp_path):
 
 @pytest.mark.parametrize(
     ("hashes", "written"),
-    [("a1b2c3d4e5f6 a1b2c3ffffff", "a1b2c3d a1b2c3f"), ("00000000a000 00000000b000", "00000000a 00000000b")],
+    [
+        ("a1b2c3d4e5f6 a1b2c3ffffff", "a1b2c3d a1b2c3f"),
+        ("00000000a000 00000000b000", "00000000a 00000000b"),
+        ("00000000a000.11111111a111 00000000a000.22222222a222", "0000000.1111111 0000000.2222222"),
+    ],
 )
 def test_records_are_written_by_the_digits_that_tell_them_apart(tmp_path, hashes, written):
     number = Measurement("a", "b", "arm", "ratio", 1.0, records=tuple(hashes.split()))

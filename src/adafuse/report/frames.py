@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from adafuse.records import FIELDS, Record
+from adafuse.records import FIELDS, Record, card
 from adafuse.report import membership as memberships
 
 Json = dict[str, Any]
@@ -40,10 +40,11 @@ PATHS |= {"arms": "arms.name", "method": "method.name"}
 # two are the same only if they are one: what is derived from one is kept by it
 @dataclass(eq=False)
 class Frames:
-    """`records`: those with a sound header, by hash. `runs`: their headers, a row each, indexed by hash; `withdrawn` is
-    why, and `wrong` are the tasks by which it is. `members`: membership joined with `runs`, a row for each (experiment,
-    record), without withdrawn ones that were measured anew. `unlisted`: records that no row of the membership names;
-    they serve the experiment of their own header. `left_out`: what is no record, and why.
+    """`records`: those with a sound header, by key: the hash, and after a point the card, if that is told (HASH.CARD).
+    `runs`: their headers, a row each, indexed by key; `withdrawn` is why, and `wrong` are the tasks by which it is.
+    `members`: membership joined with `runs`, a row for each (experiment, record), without withdrawn ones that were
+    measured anew. `unlisted`: records that no row of the membership names; they serve the experiment of their own
+    header. `left_out`: what is no record, and why.
     """
 
     records: dict[str, Record]
@@ -90,6 +91,7 @@ def frames(
     for record in records:
         key, name = memberships.hash_of(record.path), "/".join(record.path.parts[-2:])
         try:
+            key += f".{own}" if (own := card(record.run)) else ""
             row = {"name": name, **_run(record), **_withdrawn(record.run, withdrawn)}
         except (AttributeError, KeyError, TypeError):
             left_out[name] = "its header is that of no record"
@@ -105,8 +107,12 @@ def frames(
     # a machine's short name that stands for several processors tells them apart
     alone = runs.groupby("folder")["cpu"].transform("nunique") <= 1
     runs["folder"] = runs["folder"].where(alone, runs["folder"] + "/" + runs["cpu"].astype(str))
-    unlisted = sorted(set(sound) - set([] if membership is None else membership["record"]))
-    listed = pd.concat([membership, memberships.of_headers(sound[key] for key in unlisted)])
+    keys = pd.DataFrame({"hash": [key.partition(".")[0] for key in sound], "key": list(sound)})
+    named = memberships.of_headers([]) if membership is None else membership
+    named = named.merge(keys, left_on="record", right_on="hash").assign(record=lambda own: own["key"])
+    unlisted = sorted(set(sound) - set(named["record"]))
+    own_rows = memberships.of_headers(sound[key] for key in unlisted).assign(record=unlisted)
+    listed = pd.concat([named[memberships.COLUMNS], own_rows])
     listed = listed.sort_values(memberships.COLUMNS).drop(columns=["profile", "task"])
     members = listed.join(runs, on="record", how="inner").reset_index(drop=True)
     return Frames(sound, runs, _without_replaced(members), [] if membership is None else unlisted, left_out)

@@ -8,14 +8,17 @@ In: what latency.py, accuracy.py and routing.py measured. Out: a frame with the 
 `row` is an arm, a method or what else a cell is made of; `quantity` a name with its unit; `low` and `high` the 95 %
 interval, empty where there is none (of a check, check.NAME, `high` is the bound); `n` the processes or seeds behind the
 value; `reason` says why there is no value, how an interval was made, or, where a fact is a word (the cause of an
-exclusion, a checksum), that word; `records` are the hashes of the records behind it, space-separated: in the file the
-first digits that tell them apart; `withdrawn` says why the number is not to be relied on until it is measured anew, and
-is empty for all others.
+exclusion, a checksum), that word; `records` are the keys (frames.py) of the records behind it, space-separated: in the
+file the first digits that tell them apart; `withdrawn` says why the number is not to be relied on until it is measured
+anew, and is empty for all others.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -81,10 +84,15 @@ def write(found: pd.DataFrame, path: Path) -> None:
     """
     told = found[~found["quantity"].str.startswith(("spread.", "minus90."))].sort_values(KEY, kind="stable")
     hashes = {record for records in told["records"].unique() for record in records.split()}
-    digits = next(n for n in range(7, 65) if len({record[:n] for record in hashes}) == len(hashes))
-    told["records"] = told["records"].str.replace(rf"(\w{{{digits}}})\w+", r"\1", regex=True)
+    short = next(own for own in map(_shortened, range(7, 65)) if len(set(map(own, hashes))) == len(hashes))
+    told["records"] = told["records"].map(short)
     path.parent.mkdir(parents=True, exist_ok=True)
     told.to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
+
+
+def _shortened(digits: int) -> Callable[[str], str]:
+    """What leaves so many digits of each hash and card."""
+    return partial(re.compile(rf"(\w{{{digits}}})\w+").sub, r"\1")
 
 
 def load_measurements(path: Path | str) -> pd.DataFrame:
