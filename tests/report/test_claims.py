@@ -136,10 +136,11 @@ def test_a_gpu_stands_first_and_a_shared_cell_once(made):
 
 def test_captured_arms_leave_the_verdicts_as_they_are(made):
     place = paper_cell(made)
-    before = [replace(claim, cell=None, paper=0.0) for claim in claims(made).values()]
+    # as text, because nan is no nan
+    before = [str(replace(claim, cell=None)) for claim in claims(made).values()]
     made.row(place, "adafuse_gather_graph", {"ms_per_token": 1.0, "ratio": around(0.1)}, runtime="graph")
     made.cell("graph", "captured")
-    assert [replace(claim, cell=None, paper=0.0) for claim in claims(made).values()] == before
+    assert [str(replace(claim, cell=None)) for claim in claims(made).values()] == before
 
 
 def test_memory_of_a_workload_that_nobody_timed_is_judged(made):

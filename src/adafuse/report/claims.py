@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from adafuse.report import formats, rules
-from adafuse.report.measurements import CellName, Measured, RowName
+from adafuse.report.measurements import OF_HOSTS, CellName, Measured, RowName
 from adafuse.report.rules import NOT_TESTABLE, Difference, Number, Verdict
 
 Json = dict[str, Any]
@@ -98,8 +98,9 @@ def cells(measured: Measured, runs: pd.DataFrame) -> list[Cell]:
         every[row.experiment, row.cell].found[row.row] = {}
     for one in list[Any](measured.values.itertuples(index=False)):
         if cell := every.get((one.experiment, one.cell)):
-            n, records = 0 if pd.isna(one.n) else one.n, tuple(one.records.split())
-            number = Number(one.value, one.low, one.high, n, one.reason, records, withdrawn=one.withdrawn)
+            n, hosts = (0 if pd.isna(count) else count for count in (one.n, one.hosts))
+            more = {name: getattr(one, name) for name in ("withdrawn", *OF_HOSTS)} | {"hosts": hosts}
+            number = Number(one.value, one.low, one.high, n, one.reason, tuple(one.records.split()), **more)
             cell.found[one.row][one.quantity] = number
     known = frozenset(runs.index)
     for cell in every.values():

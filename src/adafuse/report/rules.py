@@ -28,8 +28,9 @@ MARGIN = 2.0
 class Number:
     """A measured number over `n` processes or seeds; false where there is none, as `reason` says.
 
-    `low` and `high` are nan without an interval; else `reason` says how that was made. `withdrawn`: why it is not to be
-    relied on, until it is measured anew.
+    `low` and `high` are nan without an interval; else `reason` says how that was made. Of a ratio of times, `hosts`:
+    how many it is over, and if several, where the next host's would lie, and the interval within these (stats.py).
+    `withdrawn`: why it is not to be relied on, until it is measured anew.
     """
 
     value: float = math.nan
@@ -39,6 +40,11 @@ class Number:
     reason: str = NOT_MEASURED
     records: tuple[str, ...] = ()
     withdrawn: str = field(default="", kw_only=True)
+    hosts: int = field(default=0, kw_only=True)
+    predict_low: float = field(default=math.nan, kw_only=True)
+    predict_high: float = field(default=math.nan, kw_only=True)
+    within_low: float = field(default=math.nan, kw_only=True)
+    within_high: float = field(default=math.nan, kw_only=True)
 
     def __bool__(self) -> bool:
         return not math.isnan(self.value)
