@@ -109,8 +109,8 @@ def test_every_number_has_a_name_of_its_own(made):
 
 @pytest.fixture(scope="module")
 def golden():
-    """Numbers of the tables of commit d45f24b, which pooled records by another rule: some of each table. Those of ratios
-    over two hosts are as they are since hosts are the units of an interval.
+    """Numbers of the tables of commit d45f24b, which pooled records by another rule: some of each table. Those of
+    ratios over two hosts are as they are since hosts are the units of an interval.
     """
     return pd.read_csv(
         Path(__file__).parent / "golden.csv", keep_default_na=False, na_values={"low": "", "high": ""}

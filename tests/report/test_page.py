@@ -44,7 +44,7 @@ def test_there_are_at_most_six_sentences_and_none_without_records(board):
 @pytest.mark.parametrize(
     ("factor", "words"),
     [
-        (3.5, "is replicated on an NVIDIA H200"),
+        (3.1, "is replicated on an NVIDIA H200"),
         (2.0, "is replicated in part on"),
         (1.0, "is not replicated on"),
     ],

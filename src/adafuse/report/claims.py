@@ -210,7 +210,11 @@ def _compared(cell: Cell, spec: Json, paper: Json, row: str, more: str = "") -> 
     else:
         seen = not number or kind != "time" or cell.resolved(row, number)
         close = rules.CLOSE_MEMORY if kind == "memory" else rules.CLOSE
-        verdict = rules.judge_ratio(value, number, rule, seen, close)
+        verdict, *before = (
+            rules.judge_ratio(value, number, one, seen, close) for one in (rule, *spec.get("before", []))
+        )
+        others = [one.verdict for one in before if one.verdict != verdict.verdict]
+        verdict = replace(verdict, before=", ".join(others))
     return _claim(cell, spec, words, row, number, replace(verdict, why=verdict.why + more))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from adafuse.report import rules
-from adafuse.report.rules import MIN_SEEDS, Difference, Number, judge_difference
+from adafuse.report.rules import MIN_SEEDS, Difference, Number, Verdict, judge_difference
 
 GAP, MARK = "–", "withdrawn: "
 UNITS = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
@@ -56,6 +56,11 @@ def ratio_text(found: Number) -> str:
     if found.low == found.high:
         return f"{found.value:.4f}" + (f" ({found.reason})" if found.reason else "")
     return f"{found.value:.{_places(found)}f} {_ends(found, found.low, found.high)}"
+
+
+def verdict_text(found: Verdict) -> str:
+    """The word, and that of the rule before where it is another."""
+    return found.verdict + (f" (before {rules.SINCE}: {found.before})" if found.before else "")
 
 
 def hosts_text(found: Number) -> str:
@@ -152,6 +157,6 @@ def environment(autoescape: bool = False) -> jinja2.Environment:
     found = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     found.loader, found.autoescape = jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape
     found.filters |= {"ratio": hosts_text, "points": points_text, "ours": ours_text, "unit": with_unit}
-    found.filters |= {"share": partial(plain, "share"), "digits": digits}
+    found.filters |= {"share": partial(plain, "share"), "digits": digits, "verdict": verdict_text}
     found.globals |= {"rules": rules}
     return found

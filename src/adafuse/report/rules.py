@@ -1,16 +1,24 @@
 """The rules of judgement, written down: when a printed number counts as replicated.
 
 In: the paper's number and ours with its interval. Out: a `Verdict`. In prose, and why they are so:
-templates/rules.md.j2. Next: claims.py.
+templates/rules.md.j2. They are frozen: `SHA256` is their `digest`. Who changes one gives it a new date, and leaves the
+old one in claims.yaml as what counted `before`. Next: claims.py.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from adafuse.stats import LEVEL, MOST_SEEDS, SIZE, seeds_needed
 
+SINCE = "2026-12-01"
+SHA256 = "67133e485246825c13e9b1fb5734a9a8b85e6ea9e2e4f05eaeb512c08fd1574b"
 REPLICATED, IN_PART, NOT_REPLICATED = "replicated", "replicated in part", "not replicated"
 NOT_DECIDED, NOT_TESTABLE, WITHDRAWN = "not decided", "not testable here", "withdrawn"
 VERDICTS = (REPLICATED, IN_PART, NOT_REPLICATED, NOT_DECIDED, NOT_TESTABLE, WITHDRAWN)
@@ -62,15 +70,19 @@ class Difference(Number):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a rule says, why in words, and the finer word that sentences use of accuracy and of goals."""
+    """What a rule says, why in words, and the finer word that sentences use of accuracy and of goals; what the rule
+    before `SINCE` says, if that is something else.
+    """
 
     verdict: str
     why: str
     word: str = ""
+    before: str = ""
 
 
 def judge_ratio(paper: float, ours: Number, sense: str, seen: bool = True, close: float = CLOSE) -> Verdict:
-    """Judge a ratio that is printed as `about`, `at_most` or `at_least` a number, or as `above_one`.
+    """Judge a ratio that is printed as `about` a number, or as `above_one`; until `SINCE` also as `at_most` or
+    `at_least` one, by its better side.
 
     The first case that holds counts. `seen`: the A/A arm tells ours from 1.
     """
@@ -83,16 +95,25 @@ def judge_ratio(paper: float, ours: Number, sense: str, seen: bool = True, close
     both = low <= 1 <= high and low <= paper <= high and not bottom <= 1 <= top
     wide = high > WIDE * low
     if wide and sense == "about":
-        wide = len({judge_ratio(paper, Number(end), sense, close=close).verdict for end in (low, high)}) > 1
+        wide = (
+            len(
+                {
+                    judge_ratio(paper, Number(end), sense, close=close).verdict
+                    for end in (low, ours.value, high)
+                }
+            )
+            > 1
+        )
     away = (low > 1) != (paper > 1) or (high > 1) != (paper > 1)
     excess = (ours.value - 1) / (paper - 1)
     most, least = f"{top:.2f}, the printed bound + {band}", f"{bottom:.2f}, the printed bound within {band}"
     ends, starts = ("value lies", "value lies") if point else ("interval ends", "interval starts")
+    alike = f"no difference that the A/A arm resolves, where the paper has {100 * (paper - 1):+.0f} %"
     cases = {
         "about": (
             (both, NOT_DECIDED, "the interval holds both 1 and the paper's number"),
             (wide, NOT_DECIDED, f"the interval spans a factor of {high / low:.1f}"),
-            (unseen, NOT_REPLICATED, "no difference that the A/A arm resolves"),
+            (unseen, NOT_REPLICATED, alike),
             (bottom <= ours.value <= top, REPLICATED, f"our value lies within the paper's number ± {band}"),
             (away, NOT_REPLICATED, "another direction than printed"),
             (True, _in_part(excess), f"same direction, {excess:.2g} times what the paper has above 1"),
@@ -103,7 +124,7 @@ def judge_ratio(paper: float, ours: Number, sense: str, seen: bool = True, close
             (True, NOT_REPLICATED, f"our {starts} above {most}"),
         ),
         "at_least": (
-            (unseen, NOT_REPLICATED, "no difference that the A/A arm resolves"),
+            (unseen, NOT_REPLICATED, alike),
             (low >= bottom, REPLICATED, f"our interval starts above {least}"),
             (low > 1, IN_PART, f"a gain, but our interval starts at {low:.3f}, below {bottom:.3f}"),
             (high >= bottom, NOT_DECIDED, "the interval holds both 1 and the paper's number"),
@@ -185,9 +206,20 @@ def on_cpu(found: Verdict, of_time: bool, model: str) -> Verdict:
     """A time or memory of a CPU judges no claim about a GPU; a count or an accuracy does, and says where."""
     where = f"on CPU, {model} backbone"
     if not of_time or found.verdict == NOT_TESTABLE:
-        return replace(found, why=f"{where}: {found.why}")
+        return replace(found, why=f"{where}: {found.why}", before="")
     why = f"{where}: needs a GPU; here the rule gives “{found.verdict}”: {found.why}"
-    return replace(found, verdict=NOT_TESTABLE, why=why)
+    return replace(found, verdict=NOT_TESTABLE, why=why, before="")
+
+
+def digest(groups: Iterable[dict[str, Any]]) -> str:
+    """SHA-256 over the rules, but for white space: the functions that judge claims, their constants, and by which rule
+    each claim in the `groups` of claims.yaml is judged.
+    """
+    judging = (judge_ratio, judge_order, judge_cost, judge_difference, on_cpu, _in_part)
+    constants = (LEVEL, SIZE, CLOSE, PART, WIDE, CLOSE_MEMORY, COST_PARAMS, MIN_SEEDS, MARGIN)
+    ruled = [(claim["id"], claim["kind"], claim["rule"]) for group in groups for claim in group["claims"]]
+    text = json.dumps([[" ".join(inspect.getsource(one).split()) for one in judging], constants, ruled])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _in_part(excess: float) -> str:
