@@ -18,7 +18,7 @@ from typing import Any
 from adafuse.stats import LEVEL, MOST_SEEDS, SIZE, seeds_needed
 
 SINCE = "2026-12-01"
-SHA256 = "67133e485246825c13e9b1fb5734a9a8b85e6ea9e2e4f05eaeb512c08fd1574b"
+SHA256 = "07556454549fb374c37f61651db5258985e5b5215df304a3fe9c5c3be625762f"
 REPLICATED, IN_PART, NOT_REPLICATED = "replicated", "replicated in part", "not replicated"
 NOT_DECIDED, NOT_TESTABLE, WITHDRAWN = "not decided", "not testable here", "withdrawn"
 VERDICTS = (REPLICATED, IN_PART, NOT_REPLICATED, NOT_DECIDED, NOT_TESTABLE, WITHDRAWN)
