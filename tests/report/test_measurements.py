@@ -10,7 +10,7 @@ import pytest
 from adafuse import report
 from adafuse.report import latency
 from adafuse.report.frames import frames
-from adafuse.report.measurements import COLUMNS, load_measurements, write
+from adafuse.report.measurements import COLUMNS, is_behind, load_measurements, write
 from adafuse.report.naming import KEYS
 from synthetic.board import Measurement, frame_of
 
@@ -62,6 +62,8 @@ def test_records_are_written_by_the_digits_that_tell_them_apart(tmp_path, hashes
     number = Measurement("a", "b", "arm", "ratio", 1.0, records=tuple(hashes.split()))
     write(frame_of([number]), tmp_path / "measurements.csv")
     assert load_measurements(tmp_path / "measurements.csv")["records"].tolist() == [written]
+    assert all(is_behind(key, written) for key in hashes.split())
+    assert not is_behind("b" * 12, written) and not is_behind("00000000a000.33333333a333", written)
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", ",".join(COLUMNS) + "\na,b,c,d,much,,,,,\n"])

@@ -40,7 +40,7 @@ PATHS |= {"arms": "arms.name", "method": "method.name"}
 # two are the same only if they are one: what is derived from one is kept by it
 @dataclass(eq=False)
 class Frames:
-    """`records`: those with a sound header, by key: the hash, and after a point the card, if that is told (HASH.CARD).
+    """`records`: those with a sound header, by key (`key_of`).
     `runs`: their headers, a row each, indexed by key; `withdrawn` is why, and `wrong` are the tasks by which it is.
     `members`: membership joined with `runs`, a row for each (experiment, record), without withdrawn ones that were
     measured anew. `unlisted`: records that no row of the membership names; they serve the experiment of their own
@@ -91,7 +91,7 @@ def frames(
     for record in records:
         key, name = memberships.hash_of(record.path), "/".join(record.path.parts[-2:])
         try:
-            key += f".{own}" if (own := card(record.run)) else ""
+            key = key_of(record)
             row = {"name": name, **_run(record), **_withdrawn(record.run, withdrawn)}
         except (AttributeError, KeyError, TypeError):
             left_out[name] = "its header is that of no record"
@@ -116,6 +116,12 @@ def frames(
     listed = listed.sort_values(memberships.COLUMNS).drop(columns=["profile", "task"])
     members = listed.join(runs, on="record", how="inner").reset_index(drop=True)
     return Frames(sound, runs, _without_replaced(members), [] if membership is None else unlisted, left_out)
+
+
+def key_of(record: Record) -> str:
+    """What a record is called: the hash that its file bears, and its card, if that is told (HASH.CARD)."""
+    own, key = card(record.run), memberships.hash_of(record.path)
+    return f"{key}.{own}" if own else key
 
 
 def setting(config: Json, path: str) -> Any:

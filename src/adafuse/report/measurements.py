@@ -97,6 +97,13 @@ def write(found: pd.DataFrame, path: Path) -> None:
     told.to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
 
 
+def is_behind(key: str, records: str) -> bool:
+    """Whether a record (by its key, frames.py) is one of a number's, which a file names by their first digits."""
+    own, names = key.split("."), [name.split(".") for name in records.split()]
+    alike = [zip(own, name, strict=True) for name in names if len(name) == len(own)]
+    return any(all(part.startswith(digits) for part, digits in parts) for parts in alike)
+
+
 def _lacking(found: pd.DataFrame) -> dict[str, pd.Series]:
     names = [name for name in ("hosts", *OF_HOSTS) if name not in found]
     return {name: pd.Series(None, found.index, NUMBERS[name]) for name in names}
