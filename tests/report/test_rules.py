@@ -146,6 +146,10 @@ def test_order():
     assert rules.judge_order([step, ("B > C", False, "")]) == Verdict(IN_PART, "does not hold: B > C")
     assert rules.judge_order([step, ("B > C", None, "no memory")]).why == "not timed: B > C (no memory)"
     assert rules.judge_order([("A > B", False, "")]).verdict == NOT_REPLICATED
+    alike = ("B > C", False, "not told apart")
+    assert rules.judge_order([alike]) == Verdict(NOT_DECIDED, "not told apart: B > C")
+    assert rules.judge_order([("A > B", False, ""), alike]).verdict == NOT_REPLICATED
+    assert rules.judge_order([step, alike]).verdict == IN_PART
     assert rules.judge_order([("A > B", None, "not run")]).verdict == NOT_TESTABLE
 
 

@@ -226,6 +226,9 @@ def _order(cell: Cell, spec: Json) -> Claim:
         times = [cell.number(row, "ms_per_token") for row in (slow, fast)]
         reason = next((time.reason for time in times if not time), times[0].reason)
         slower = found.low > 1 and cell.resolved(slow, found) if found else None
+        if found:
+            # beyond interval and A/A arm, or neither
+            reason = "" if found.high < 1 and cell.resolved(slow, found) else "not told apart"
         steps.append((f"{cell.row(slow).label} > {cell.row(fast).label}", slower, reason))
     held = f"{sum(bool(slower) for _, slower, _ in steps)} of {len(steps)} steps"
     words = {"labels": " > ".join(cell.row(row).label for row in rows), "steps": len(steps)}

@@ -18,7 +18,7 @@ from typing import Any
 from adafuse.stats import LEVEL, MOST_SEEDS, SIZE, seeds_needed
 
 SINCE = "2026-12-01"
-SHA256 = "07556454549fb374c37f61651db5258985e5b5215df304a3fe9c5c3be625762f"
+SHA256 = "6f3a22ab9a5a54666567682bf4fe1a0633152d80e68b3b8c1773b750c3dd170b"
 REPLICATED, IN_PART, NOT_REPLICATED = "replicated", "replicated in part", "not replicated"
 NOT_DECIDED, NOT_TESTABLE, WITHDRAWN = "not decided", "not testable here", "withdrawn"
 VERDICTS = (REPLICATED, IN_PART, NOT_REPLICATED, NOT_DECIDED, NOT_TESTABLE, WITHDRAWN)
@@ -142,16 +142,21 @@ def judge_ratio(paper: float, ours: Number, sense: str, seen: bool = True, close
 
 
 def judge_order(steps: list[tuple[str, bool | None, str]]) -> Verdict:
-    """Judge an order of rows by its steps: a name, whether it is slower (None without a time), why not."""
+    """Judge an order of rows by its steps: a name, whether it is slower (None without a time), and why that cannot be
+    told; no reason where it is faster.
+    """
     absent = [f"{step} ({reason})" for step, slower, reason in steps if slower is None]
-    wrong = [step for step, slower, _ in steps if slower is False]
+    wrong = [step for step, slower, reason in steps if slower is False and not reason]
+    alike = [step for step, slower, reason in steps if slower is False and reason]
     if len(absent) == len(steps):
         return Verdict(NOT_TESTABLE, f"no step was timed: {absent[0]}")
-    if not absent and not wrong:
+    if not absent and not wrong and not alike:
         return Verdict(REPLICATED, "every step is slower beyond its interval")
-    told = [f"does not hold: {', '.join(wrong)}"] if wrong else []
-    told += [f"not timed: {', '.join(absent)}"] if absent else []
-    return Verdict(IN_PART if len(absent) + len(wrong) < len(steps) else NOT_REPLICATED, "; ".join(told))
+    parts = {"does not hold": wrong, "not told apart": alike, "not timed": absent}
+    why = "; ".join(f"{word}: {', '.join(own)}" for word, own in parts.items() if own)
+    if any(slower for _, slower, _ in steps):
+        return Verdict(IN_PART, why)
+    return Verdict(NOT_REPLICATED if wrong else NOT_DECIDED, why)
 
 
 def judge_cost(paper: float, ours: Number, base_params: Number) -> Verdict:
