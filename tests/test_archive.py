@@ -161,6 +161,28 @@ def test_two_different_records_of_one_name_are_refused(folder: Path, tmp_path: P
         unpack(tmp_path / "out", tmp_path / "there")
 
 
+def test_a_replicate_of_one_number_on_each_card(tmp_path: Path) -> None:
+    """Records of one name from two cards lie side by side; two of one card do not, nor two fits of one cell."""
+    name = "cell-s0-r0-aaaaaaaaaaaa.jsonl"
+    for folder, card in (("one", "1" * 12), ("two", "2" * 12)):
+        write_one(tmp_path / folder / name, machine={"name": "h200", "gpu_id": card})
+        write_one(tmp_path / f"{folder} fit" / name, machine={"name": "h200", "gpu_id": card}, task="train")
+    pack([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
+    names = [f"{name.removesuffix('.jsonl')}.{card * 12}.jsonl" for card in "12"]
+    assert [row.name for row in archive.rows(tmp_path / "out" / "h200" / "latency.parquet")] == names
+    assert unpack(tmp_path / "out", tmp_path / "again") == 2
+    assert pack([tmp_path / "again", tmp_path / "two"], tmp_path / "out") == [], "packed once, under any name"
+    unpacked = contents(tmp_path / "again")
+    assert unpacked == {
+        names[0]: contents(tmp_path / "one")[name],
+        names[1]: contents(tmp_path / "two")[name],
+    }
+    write_one(tmp_path / "later" / name, machine={"name": "h200", "gpu_id": "1" * 12}, seed=1)
+    for sources in ([tmp_path / "later"], [tmp_path / "one fit", tmp_path / "two fit"]):
+        with pytest.raises(ValueError, match="two different records are called cell-s0-r0"):
+            pack(sources, tmp_path / "out")
+
+
 def damaged(path: Path, change: str) -> None:
     """One byte of the file, or one column of its first row."""
     if change in ("cut", "byte"):

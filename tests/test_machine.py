@@ -16,7 +16,7 @@ from adafuse import machine
 
 def test_machine_without_a_gpu():
     found = machine.machine("cpu")
-    assert found["name"] == "cpu" and found["gpu"] is None
+    assert found["name"] == "cpu" and found["gpu"] is None and "gpu_id" not in found
     assert found["cores"] >= 1 and found["memory_gib"] > 0 and found["cpu"]
 
 
@@ -26,6 +26,19 @@ def test_machine_without_a_gpu():
 )
 def test_folder_name(gpu, name):
     assert machine.folder_name(gpu) == name
+
+
+def test_a_card_is_told_from_others_and_never_named() -> None:
+    """The hash is `printf GPU-... | sha256sum | head -c 12`, so that whoever has the card can find its records."""
+    uuid = "6a3d1c52-8c0f-4b1e-9d57-0f6f0a1b2c3d"
+    properties = SimpleNamespace(name="NVIDIA H200", uuid=uuid)
+    cuda = {"is_available": lambda: True, "current_device": lambda: 0}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, made_up in {**cuda, "get_device_properties": lambda _: properties}.items():
+            patch.setattr(f"torch.cuda.{name}", made_up)
+        found = machine.machine()
+    assert found["gpu_id"] == "b6f6bc844e40" and uuid not in str(found)
+    assert machine.gpu_id("NVIDIA H200 MIG 1g.18gb", uuid) is None, "a slice does not tell the card"
 
 
 def test_versions_name_what_can_change_a_number():

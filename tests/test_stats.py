@@ -11,6 +11,7 @@ from adafuse.stats import (
     mean_interval,
     paired_difference,
     paired_ratio,
+    prediction_interval,
     resolution,
     seeds_needed,
     share_interval,
@@ -40,6 +41,63 @@ def test_several_processes_cover_offsets_and_drift():
     assert 0.92 <= coverage(3, spread=0.02, drift=0.06) <= 0.98
 
 
+def hosts(rng, count: int, spread: float, each: int = 2):
+    """Ratios of `count` hosts, each the mean of its processes, which differ by less than hosts do."""
+    return rng.normal(math.log(TRUE_RATIO), spread, count) + rng.normal(0, spread / 4, (each, count)).mean(0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+def test_the_next_host_lies_where_it_is_predicted_to_lie(count):
+    rng = np.random.default_rng(8)
+    seen = []
+    for _ in range(4000):
+        *known, new = hosts(rng, count + 1, 0.02)
+        low, high = prediction_interval(known)
+        seen.append(low <= new <= high)
+    assert 0.93 <= np.mean(seen) <= 0.97
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_over_hosts_the_truth_and_the_next_host_are_covered_and_within_one_neither_is(count):
+    rng, trials, every = np.random.default_rng(9), 400, []
+    for _ in range(trials):
+        offsets = rng.normal(0, 0.02, count + 1)
+        made = [[processes(rng, 1, 9, 0.002)[0] for _ in range(3)] for _ in offsets[:-1]]
+        moved = [
+            (arm * math.exp(own), base)
+            for own, host in zip(offsets, made, strict=False)
+            for arm, base in host
+        ]
+        found = paired_ratio(moved, [number for number in range(count) for _ in range(3)])
+        next_one = TRUE_RATIO * math.exp(offsets[-1])
+        every.append(
+            [
+                found.low <= TRUE_RATIO <= found.high,
+                found.predict_low <= next_one <= found.predict_high,
+                found.within_low <= TRUE_RATIO <= found.within_high,
+            ]
+        )
+    truth, following, within = np.mean(every, axis=0)
+    assert 0.92 <= truth <= 0.98 and 0.92 <= following <= 0.98
+    assert within <= 0.5, "why an interval of one host is called so"
+
+
+def test_hosts_count_alike_and_what_varies_within_them_stands_beside():
+    one = [1.0, 1.0]
+    pairs = [([2.0] * 2, one), ([2.2] * 2, one), ([3.0] * 2, one)]
+    found = paired_ratio(pairs, ["a", "a", "b"])
+    assert found.ratio == pytest.approx(math.sqrt(math.sqrt(2.0 * 2.2) * 3.0))
+    assert (found.n_hosts, found.n_processes, found.method) == (2, 3, "t over 2 hosts")
+    # by hand: t(1) is 12.706, and the variance within is half the square of log 1.1, over 2 processes and over 1
+    error = math.log(1.1) * math.sqrt(0.75) / 2
+    assert math.log(found.within_high / found.ratio) == pytest.approx(12.7062 * error, rel=1e-4)
+    half = 12.7062 * abs(math.log(3.0 / math.sqrt(4.4))) / 2
+    assert math.log(found.high / found.ratio) == pytest.approx(half, rel=1e-4)
+    assert math.log(found.predict_high / found.ratio) == pytest.approx(half * math.sqrt(3), rel=1e-4)
+    alone = paired_ratio(pairs[1:], ["a", "b"])
+    assert math.isnan(alone.within_low) and math.isnan(paired_ratio(pairs).predict_low)
+
+
 def test_one_process_covers_drift_but_not_offsets():
     assert coverage(1, drift=0.06) >= 0.90
     # why the method says "rounds only", and why claims want more processes
@@ -53,7 +111,7 @@ def test_ratio_is_the_median_of_paired_rounds():
     assert (
         found.ratio == pytest.approx(2) and found.low == pytest.approx(2) and found.high == pytest.approx(2)
     )
-    assert (found.n_processes, found.n_rounds, found.method) == (2, 10, "t over 2 processes")
+    assert (found.n_processes, found.n_rounds, found.method) == (2, 10, "t over 2 processes of one host")
 
 
 def test_one_process_says_so():

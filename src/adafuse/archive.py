@@ -1,8 +1,9 @@
 """Many records at once: read from folders and archives alike, or packed into one Parquet file a machine and kind.
 
 In: folders of *.jsonl, single records, archives. Out: records, and a line on each file that is none; or the archives
-`<folder>/<machine>/<task>.parquet` with a row a record: its file name, the SHA-256 of its bytes, the bytes. Half of the
-bytes are headers that hardly differ, so all rows are compressed together: 87 MB become 5.4. Next: report/.
+`<folder>/<machine>/<task>.parquet` with a row a record: its file name, the SHA-256 of its bytes, the bytes. To the
+name of what was measured on a GPU its card is added (CELL-HASH.CARD.jsonl): each host has replicates of its own. Half
+of the bytes are headers that hardly differ, so all rows are compressed together: 87 MB become 5.4. Next: report/.
 
     python -m adafuse.archive pack results/runs/records --out results/reference
     python -m adafuse.archive unpack results/reference --out FOLDER
@@ -118,10 +119,9 @@ def pack(sources: Iterable[Path | str], out: Path) -> list[Path]:
                 kept[archive] = (
                     {row.name: row.record().data for row in rows(archive)} if archive.exists() else {}
                 )
-            if kept[archive].setdefault(record.path.name, record.data) != record.data:
-                raise ValueError(
-                    f"two different records are called {record.path.name} in {archive}: publish one of them"
-                )
+            name = _name(record)
+            if kept[archive].setdefault(name, record.data) != record.data:
+                raise ValueError(f"two different records are called {name} in {archive}: publish one of them")
     return [archive for archive, contents in sorted(kept.items()) if _write(archive, contents)]
 
 
@@ -199,6 +199,12 @@ def _archive_of(record: Record, out: Path) -> Path:
     if not PLAIN.fullmatch(str(machine)) or not PLAIN.fullmatch(run["task"]):
         raise ValueError(f"record {record.path} names no machine and task that a folder can be called")
     return out / str(machine) / f"{run['task']}.parquet"
+
+
+def _name(record: Record) -> str:
+    name, card = record.path.name, records.card(record.run)
+    own = f"{name.removesuffix('.jsonl').removesuffix(f'.{card}')}.{card}.jsonl"
+    return own if card else name
 
 
 def _write(archive: Path, contents: dict[str, bytes]) -> bool:

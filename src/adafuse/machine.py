@@ -120,14 +120,23 @@ def nvml_handle(uuid: str) -> tuple[Any, Any] | None:
         return None
 
 
+def gpu_id(name: str, uuid: str) -> str | None:
+    """Which card this is without saying whose: 12 hex digits of the SHA-256 of its UUID as the driver writes it.
+
+    None for a slice of a card (MIG): it may have a UUID of its own, which does not tell the card.
+    """
+    return None if "MIG" in name.split() else hashlib.sha256(f"GPU-{uuid}".encode()).hexdigest()[:12]
+
+
 def _gpu() -> dict[str, Any] | None:
     import torch
 
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    driver, limit_w = _driver(str(properties.uuid))
-    return {"gpu": properties.name, "driver": driver, "power_limit_w": limit_w}
+    name, uuid = properties.name, str(properties.uuid)
+    driver, limit_w = _driver(uuid)
+    return {"gpu": name, "gpu_id": gpu_id(name, uuid), "driver": driver, "power_limit_w": limit_w}
 
 
 def _driver(uuid: str) -> tuple[str | None, float | None]:

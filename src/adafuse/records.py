@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import resource
 import stat
 import time
@@ -65,6 +66,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "error": ("where", "message", "traceback"),
     "end": ("status", "seconds", "peak_rss_gib", "sha256"),
 }
+# Tasks that say what a machine does: on another card the same cell is another record.
+OF_A_CARD = ("latency", "memory", "trace", "layer", "kernel", "drift", "fit_speed")
 # The last field of a file; every byte before it is under the checksum.
 SEAL = b', "sha256": "'
 
@@ -224,6 +227,12 @@ def parse(path: Path, data: bytes) -> Record:
     if end["kind"] != "end" or end["status"] not in ("ok", "error"):
         raise _damaged(path, "does not end with the line that says how it ended")
     return Record(path, run, end["status"], data)
+
+
+def card(run: dict[str, Any]) -> str:
+    """The card whose replicate a header is of (`machine.gpu_id`); "" where it does not matter, or was not told."""
+    told = str(run["machine"].get("gpu_id") or "") if run["task"] in OF_A_CARD else ""
+    return told if re.fullmatch("[0-9a-f]{12}", told) else ""
 
 
 def check_lines(record: Record) -> None:

@@ -1,12 +1,14 @@
 """Intervals: how large a ratio of latencies or a difference of accuracies is, and how well it is known.
 
-In: rounds of paired times, one pair of arrays for each process; or items right and wrong, per seed and task.
-Out: an `Interval` of the ratio or a `Difference`, each with a word on what varied; whether a difference is small
+In: rounds of paired times, one pair of arrays for each process, with its host; or items right and wrong, per seed and
+task. Out: an `Interval` of the ratio or a `Difference`, each with a word on what varied; whether a difference is small
 enough to be none. Next: tracking.py.
 
-Times are compared inside a round, because machines drift; processes are the units of the interval, because a
-process can be a few per cent slower than its twin for its whole life (design: three fresh processes, five for
-headline rows). Accuracies are compared item by item, and seeds are the units: each seed has trained an adapter of its
+Times are compared inside a round, because machines drift. Hosts are the units of the interval: another GPU of the same
+kind gives another ratio, by more than its processes differ. Of one host alone processes are, because a process can be a
+few per cent slower than its twin for its whole life; that says nothing of the next host.
+
+Accuracies are compared item by item, and seeds are the units: each seed has trained an adapter of its
 own and has drawn items of its own, so the differences between seeds hold both what training and what items vary.
 """
 
@@ -29,7 +31,12 @@ MOST_SEEDS = 1000
 
 @dataclass(frozen=True)
 class Interval:
-    """A ratio with its 95 % interval; `low` and `high` are nan where nothing varied."""
+    """A ratio with its 95 % interval; `low` and `high` are nan where nothing varied.
+
+    Of two hosts or more that is for the mean over hosts; `predict_low` and `predict_high` are where the next host's
+    ratio would lie (measured with as many processes); `within_low` and `within_high` are for the mean of these very
+    hosts, as their processes vary, where one has more than one.
+    """
 
     ratio: float
     low: float
@@ -37,6 +44,11 @@ class Interval:
     n_processes: int
     n_rounds: int
     method: str
+    n_hosts: int = 1
+    predict_low: float = math.nan
+    predict_high: float = math.nan
+    within_low: float = math.nan
+    within_high: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -66,27 +78,37 @@ class Equivalence:
     high: float
 
 
-def paired_ratio(processes: Sequence[tuple[ArrayLike, ArrayLike]]) -> Interval:
+def paired_ratio(processes: Sequence[tuple[ArrayLike, ArrayLike]], hosts: Sequence[object] = ()) -> Interval:
     """The ratio arm / base from `(arm_ms, base_ms)` of each process, both indexed by round.
 
-    Per process: the median over rounds of the log ratio. Two or more processes: a t interval over these
-    medians. One: a bootstrap over rounds, which says nothing about the next process. Raises ValueError
-    without any round.
+    Per process: the median over rounds of the log ratio. `hosts`: what tells the host of each process; all are of one
+    if it is left out. Two or more hosts: a t interval over the means of their processes. One with two or more
+    processes: over these medians. One process: a bootstrap over rounds, which says nothing about the next process.
+    Raises ValueError without any round.
     """
     logs = [np.log(np.asarray(arm, float)) - np.log(np.asarray(base, float)) for arm, base in processes]
+    of_host: dict[object, list[float]] = {}
+    for host, process in zip(hosts or [None] * len(logs), logs, strict=True):
+        if process.size:
+            of_host.setdefault(host, []).append(float(np.median(process)))
     logs = [process for process in logs if process.size]
     if not logs:
         raise ValueError("no round holds both arms: nothing to compare")
-    n_rounds = sum(process.size for process in logs)
-    medians = np.array([np.median(process) for process in logs])
+    n_rounds, medians = sum(process.size for process in logs), [*of_host.values()]
+    if len(medians) > 1:
+        means = [np.mean(own) for own in medians]
+        ends = (*mean_interval(means)[1:], *prediction_interval(means), *_within(medians))
+        low, high, *more = map(math.exp, ends)
+        method, ratio = f"t over {len(means)} hosts", math.exp(np.mean(means))
+        return Interval(ratio, low, high, len(logs), n_rounds, method, len(means), *more)
     if len(logs) > 1:
-        centre, low, high = mean_interval(medians)
-        method = f"t over {len(logs)} processes"
+        centre, low, high = mean_interval(medians[0])
+        method = f"t over {len(logs)} processes of one host"
     elif logs[0].size > 1:
-        centre, (low, high) = medians[0], _bootstrap_median(logs[0])
+        centre, (low, high) = medians[0][0], _bootstrap_median(logs[0])
         method = "one process: rounds only"
     else:
-        centre, low, high, method = medians[0], math.nan, math.nan, "one process, one round: no interval"
+        centre, low, high, method = medians[0][0], math.nan, math.nan, "one process, one round: no interval"
     return Interval(math.exp(centre), math.exp(low), math.exp(high), len(logs), n_rounds, method)
 
 
@@ -150,12 +172,34 @@ def mean_interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float
     return centre, centre - half, centre + half
 
 
+def prediction_interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
+    """Where the next value lies as often as `level` says, drawn as these were; at least two, normally distributed."""
+    known = np.asarray(values, float)
+    centre, spread = float(known.mean()), float(known.std(ddof=1)) * math.sqrt(1 + 1 / len(known))
+    half = float(special.stdtrit(len(known) - 1, (1 + level) / 2)) * spread
+    return centre - half, centre + half
+
+
 def share_interval(share: float, n: int) -> tuple[float, float, float]:
     """A share of `n` items and the ends of its Wilson interval, which has a width where all or none are right."""
     z = float(special.ndtri((1 + LEVEL) / 2))
     centre, scale = share + z * z / (2 * n), 1 + z * z / n
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return share, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def _within(hosts: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """A t interval for the mean over these very hosts, from how processes of one differ; nan where each has but one."""
+    freedom = sum(map(len, hosts)) - len(hosts)
+    if not freedom:
+        return math.nan, math.nan
+    variance = sum(float(np.var(own)) * len(own) for own in hosts) / freedom
+    error = math.sqrt(variance * sum(1 / len(own) for own in hosts)) / len(hosts)
+    centre, half = (
+        float(np.mean([np.mean(own) for own in hosts])),
+        float(special.stdtrit(freedom, (1 + LEVEL) / 2)),
+    )
+    return centre - half * error, centre + half * error
 
 
 def _items_error(tasks: Sequence[NDArray[np.float64]]) -> float:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from adafuse.paths import without_paths
-from adafuse.records import Record, read
+from adafuse.records import Record, card, read
 
 if TYPE_CHECKING:
     import wandb
@@ -222,7 +222,7 @@ def _figures(record: Record) -> Iterator[tuple[str, Any]]:
 def run_settings(
     record: Record, settings: dict[str, Any] | None = None, *, full: bool = False
 ) -> dict[str, Any]:
-    """What names the run: group = experiment, job = task, name = cell; its id is that of the cell and the machine."""
+    """What names the run: group = experiment, job = task, name = cell; its id is that of cell and card (or machine)."""
     run, config = record.run, record.run["config"]
     arms = config.get("arms", {}) if run["task"] in ("latency", "memory", "trace") else {}
     methods = [arms["table"][arm]["method"] for arm in arms.get("run", [])]
@@ -235,7 +235,7 @@ def run_settings(
         "group": run.get("experiment") or run["task"],
         "job_type": run["task"],
         "name": run["cell_id"],
-        "id": f"{run['config_hash']}-{machine}",
+        "id": f"{run['config_hash']}-{card(run) or machine}",
         # wandb refuses tags of more than 64 characters
         "tags": list(dict.fromkeys(str(tag)[:64] for tag in tags if tag)),
         "config": {**about, "machine": run["machine"], **(settings or config)},

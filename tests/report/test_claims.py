@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from adafuse.report.claims import all_claims, all_goals
+from adafuse.report.formats import verdict_text
 from adafuse.report.rules import IN_PART, NOT_DECIDED, NOT_REPLICATED, NOT_TESTABLE, REPLICATED
 from synthetic.board import FACTORS, LLAMA, PAPER, SPECS, Made, around, minus, paper_cell
 
@@ -28,20 +29,19 @@ def test_where_the_paper_is_right_every_claim_of_cost_is_replicated(made):
     paper_cell(made)
     found = claims(made)
     judged = {name: claim.verdict.verdict for name, claim in found.items() if name != "absolute_ms"}
-    assert len(judged) == 20 and set(judged.values()) == {REPLICATED}, judged
+    # the abstract's 2.4 is not what the paper's own tables give
+    assert judged.pop("gain.fastest") == IN_PART
+    assert len(judged) == 19 and set(judged.values()) == {REPLICATED}, judged
     assert (
         found["absolute_ms"].verdict.verdict == NOT_TESTABLE
         and "never compared" in found["absolute_ms"].verdict.why
     )
     assert found["absolute_ms"].ours == "backbone 10.0 ms" and "MOLA 25.3" in found["absolute_ms"].printed
     assert all(claim.records for claim in found.values())
+    assert found["gain.pesc_loop"].text == "PESC over AdaFuse (switch): a token costs 2.74 times as much"
     assert (
-        found["gain.pesc_loop"].text
-        == "PESC over AdaFuse (switch): a token costs at least 2.74 times as much"
-    )
-    assert (
-        found["gain.pesc_loop"].printed == "≥ 2.74 (+174 %)"
-        and found["gain.fastest"].printed == "≥ 2.40 (+140 %)"
+        found["gain.pesc_loop"].printed == "2.74 (+174 %)"
+        and found["gain.fastest"].printed == "2.40 (+140 %)"
     )
     assert found["ablation.order"].ours == "4 of 4 steps"
 
@@ -75,6 +75,16 @@ def test_a_slower_adafuse_is_reported_as_such(made):
     assert "AdaFuse (simple merge) > AdaFuse (switch)" in found["ablation.order"].verdict.why
 
 
+def test_what_the_rule_before_said_stands_beside_where_it_is_something_else(made):
+    paper_cell(made, {"adafuse_switch": 1.02})
+    found = claims(made)["time.adafuse_switch"].verdict
+    assert (found.verdict, found.before) == (NOT_REPLICATED, REPLICATED)
+    assert verdict_text(found) == "not replicated (before 2026-12-01: replicated)"
+    assert not claims(made)["time.pesc_loop"].verdict.before
+    paper_cell(made, {"adafuse_switch": 1.02}, machine="CPU", model="tiny")
+    assert not claims(made)["time.adafuse_switch"].verdict.before, "a CPU judges nothing, by whatever rule"
+
+
 def test_the_fastest_other_is_chosen_by_our_own_times(made):
     paper_cell(made, {"mola_loop": 2.0})
     found = claims(made)["gain.fastest"]
@@ -99,10 +109,13 @@ def test_failed_arms_are_not_judged(made):
 
 
 def test_noise_decides_nothing(made):
-    place = paper_cell(made, width=1.2)
+    paper_cell(made, width=1.2)
     assert claims(made)["time.pesc_loop"].verdict.verdict == NOT_DECIDED
-    made.numbers(place, "eager", {"resolution": 3.0})
-    assert "A/A" in claims(made)["gain.pesc_loop"].verdict.why
+    assert claims(made)["gain.pesc_loop"].verdict.verdict == NOT_DECIDED
+    known = Made()
+    place = paper_cell(known)
+    known.numbers(place, "eager", {"resolution": 3.0})
+    assert "A/A" in claims(known)["gain.pesc_loop"].verdict.why
 
 
 def test_a_cpu_judges_counts_alone(made):
@@ -136,20 +149,21 @@ def test_a_gpu_stands_first_and_a_shared_cell_once(made):
 
 def test_captured_arms_leave_the_verdicts_as_they_are(made):
     place = paper_cell(made)
-    before = [replace(claim, cell=None, paper=0.0) for claim in claims(made).values()]
+    # as text, because nan is no nan
+    before = [str(replace(claim, cell=None)) for claim in claims(made).values()]
     made.row(place, "adafuse_gather_graph", {"ms_per_token": 1.0, "ratio": around(0.1)}, runtime="graph")
     made.cell("graph", "captured")
-    assert [replace(claim, cell=None, paper=0.0) for claim in claims(made).values()] == before
+    assert [str(replace(claim, cell=None)) for claim in claims(made).values()] == before
 
 
 def test_memory_of_a_workload_that_nobody_timed_is_judged(made):
     place = made.cell("table5", "alone")
-    for row, peak in (("base", 10.0), ("mola_loop", 20.4), ("adafuse_switch", 12.0)):
+    for row, peak in (("base", 10.0), ("mola_loop", 20.4), ("adafuse_switch", 13.0)):
         made.row(place, row, {"peak_gib": peak})
     found = claims(made)
     assert found["memory.mola_loop"].verdict.verdict == REPLICATED
     assert found["memory.adafuse_switch"].verdict.verdict == NOT_REPLICATED
-    assert found["memory.adafuse_switch"].verdict.why.startswith("our value lies above")
+    assert found["memory.adafuse_switch"].verdict.why.startswith("same direction, 4.3 times")
     paper_cell(made)
     assert {claim.cell.name.experiment for claim in claims(made).values()} == {"table1"}
 
@@ -187,8 +201,10 @@ def test_a_layer_is_judged_row_by_row(made):
 def test_what_was_not_run_says_so(made):
     paper_cell(made)
     found = [claim for claim in all_claims(made.cells, SPECS["claims"], PAPER) if claim.cell is None]
-    assert [claim.where for claim in found] == ["Table 2", "Table 3", "Table 4", "Figure 1", "Figure 2"]
-    assert found[1].verdict.why == "not run in this profile: experiment=table3"
+    tables = ["Table 2", "Table 3", "Table 4", "Figure 1", "Figure 2"]
+    # of rivals in their best forms: eager, graph, lean
+    assert [claim.where for claim in found] == ["Abstract"] * 3 + tables
+    assert found[4].verdict.why == "not run in this profile: experiment=table3"
     made.cell("table1", "another", task="latency")
     assert len(claims(made)) == 21, "a cell without the paper's arms has no claim"
 

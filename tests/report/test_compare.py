@@ -58,3 +58,14 @@ def test_another_cell_has_nothing_in_common():
         Measurement("table1", "h100 llama b8 paper", "mola_loop", "ratio", 2.0, 1.9, 2.1, 3)
     )
     assert not found and "No experiment and cell is in both" in text
+
+
+def test_a_published_ratio_over_hosts_is_compared_with_what_it_says_of_the_next():
+    own = Measurement("graph", "h100 llama b1 graph", "adafuse_gather_graph", "ratio", 1.09, 1.089, 1.091, 3)
+    published = frame_of(PUBLISHED)
+    assert compare.compare(frame_of([own]), published)["outcome"].tolist() == [compare.DIFFERENT]
+    wider = published.assign(
+        hosts=4, predict_low=published["low"] - 0.02, predict_high=published["high"] + 0.02
+    )
+    found = compare.compare(frame_of([own]), wider)
+    assert found["outcome"].tolist() == [compare.SAME] and "next host 1.03–1.09" in found["text_published"][0]

@@ -23,6 +23,21 @@ def test_a_ratio_has_the_decimals_that_its_interval_deserves(number, said):
     assert formats.ratio_text(number) == said
 
 
+def test_an_interval_says_of_how_many_hosts_it_is():
+    own = {"predict_low": 1.2, "predict_high": 1.4, "within_low": 1.28, "within_high": 1.3}
+    one, several = (Number(1.29, 1.25, 1.33, 5, hosts=hosts, **own) for hosts in (1, 4))
+    assert formats.ours_text(one) == "1.29 [1.25, 1.33; one host]"
+    assert formats.ours_text(several) == "1.29 [1.25, 1.33; next host 1.20–1.40]"
+    assert formats.ours_text(Number(1.29, 1.25, 1.33)) == "1.29 [1.25, 1.33]"
+    told = [
+        [formats.shown(form, own) for form in ("predicted", "within", "hosts")]
+        for own in (several, Number(1.0))
+    ]
+    assert told == [["[1.20, 1.40]", "[1.28, 1.30]", "4"], ["–", "–", ""]]
+    alone = Number(1.29, 1.25, 1.33, 5, hosts=1)
+    assert [formats.shown(form, alone) for form in ("predicted", "within")] == ["–", "[1.25, 1.33]"]
+
+
 def test_what_is_missing_says_so():
     assert formats.ours_text(Number()) == "–" and formats.ours_text("2 of 4 steps") == "2 of 4 steps"
 

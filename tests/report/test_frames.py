@@ -5,8 +5,9 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from adafuse.report.frames import frames, method_settings
+from adafuse.report.frames import frames, host_id, method_settings
 from adafuse.report.membership import COLUMNS
+from synthetic.report import GPU
 
 METRIC = {"kind": "metric", "suite_task": "copy", "metric": "acc", "value": 0.5, "stderr": 0.1, "n": 4}
 
@@ -20,6 +21,21 @@ def test_a_run_is_a_row(made):
     )
     assert (run["targets"], run["rank"], run["batch"]) == ("q, k, v, o, gate, up, down", 16, 1)
     assert run["host"] == "Xeon, 16 cores, 125.9 GiB"
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same"),
+    [
+        ({"machine": {"gpu_id": "a"}, "commit": "1"}, {"machine": {"gpu_id": "a"}, "commit": "2"}, True),
+        ({"machine": {"gpu_id": "a"}}, {"machine": {"gpu_id": "b"}}, False),
+        ({"machine": {"cores": 4}, "commit": "1"}, {"machine": {"cores": 4}, "commit": "1"}, True),
+        ({"machine": {"cores": 4}, "commit": "1"}, {"machine": {"cores": 4}, "commit": "2"}, False),
+        ({"machine": {"cores": 4}}, {"machine": {"cores": 8}}, False),
+        ({"machine": {"gpu_id": "a", "cores": 4}}, {"machine": {"cores": 4}}, False),
+    ],
+)
+def test_a_host_is_a_card_and_before_those_were_told_a_kind_of_machine_at_one_commit(one, two, same):
+    assert (host_id(one) == host_id(two)) is same
 
 
 def test_settings_that_an_older_record_lacks_have_the_value_it_was_made_with(made):
@@ -116,3 +132,18 @@ def test_two_processors_under_one_name_are_two_machines(made):
     machine = {"name": "cpu", "cores": 2, "memory_gib": 8.0, "gpu": None}
     records = [made(key * 12, header={"machine": machine | {"cpu": key}}) for key in "abb"[:2]]
     assert list(frames(records).runs["folder"]) == ["cpu/a", "cpu/b"]
+
+
+def test_a_row_of_the_membership_names_the_record_of_each_card(made):
+    cards = [{"machine": {**GPU, "gpu_id": key * 12}} for key in "12"]
+    records = [
+        made("aaaaaaaaaaaa"),
+        *(made("aaaaaaaaaaaa", header=own) for own in cards),
+        made("bbbbbbbbbbbb"),
+    ]
+    rows = pd.DataFrame([["table1", "gpu", "latency", "", "aaaaaaaaaaaa"]], columns=COLUMNS)
+    found = frames(records, rows)
+    keys = ["aaaaaaaaaaaa", "aaaaaaaaaaaa.111111111111", "aaaaaaaaaaaa.222222222222"]
+    assert list(found.runs.index) == [*keys, "bbbbbbbbbbbb"] and found.unlisted == ["bbbbbbbbbbbb"]
+    assert list(found.members["record"]) == [*keys, "bbbbbbbbbbbb"]
+    assert not found.left_out

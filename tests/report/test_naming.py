@@ -58,7 +58,8 @@ def test_a_caption_says_where_numbers_come_from_and_what_was_left_out(made):
     records = [made("a"), made("b", status="unfinished", header={"commit": None, "dirty": True})]
     assert caption(frames(records).runs) == (
         "Xeon, 16 cores, 125.9 GiB · NVIDIA H200, driver 580.1 · torch 2.11.0 · profile gpu · "
-        "commit 0123456789ab, unknown (dirty) · 1 record · left out as unfinished: latency/tiny-b.jsonl.partial"
+        "commit 0123456789ab, unknown (dirty) · 1 record of 1 host · "
+        "left out as unfinished: latency/tiny-b.jsonl.partial"
     )
 
 

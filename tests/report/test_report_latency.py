@@ -9,6 +9,7 @@ import pytest
 from adafuse.report import latency
 from adafuse.report.frames import frames
 from adafuse.report.membership import COLUMNS
+from synthetic.report import GPU
 
 STATE = {"sm_mhz": 1980.0, "power_w": 400.0, "foreign_processes": 0}
 
@@ -56,11 +57,22 @@ def test_a_ratio_is_paired_by_round_and_its_interval_is_over_processes(made):
     found = values([made("a", lines=process(TIMES)), made("b", lines=process(faster, offset=3.0))])
     ratio = found["adafuse_switch", "ratio"]
     assert ratio.value == pytest.approx(math.sqrt(2.0 * 1.9)) and ratio.n == 2
-    assert ratio.low < ratio.value < ratio.high and ratio.reason == "t over 2 processes"
+    assert ratio.low < ratio.value < ratio.high and ratio.reason == "t over 2 processes of one host"
     assert ratio.records == "a b"
     # the median over processes of each one's median
     assert found["adafuse_switch", "ms_per_token"].value == pytest.approx(np.median([2.2, 3 * 2.09]))
     assert ("base", "ratio") not in found
+
+
+def test_processes_of_several_hosts_are_an_interval_over_hosts(made):
+    cards = [{"machine": GPU | {"gpu_id": key * 12}} for key in "112"]
+    faster = {**TIMES, "adafuse_switch": [1.9, 2.09, 2.28]}
+    own = zip("abc", cards, (TIMES, TIMES, faster), strict=True)
+    found = values([made(key, header=card, lines=process(times)) for key, card, times in own])
+    ratio = found["adafuse_switch", "ratio"]
+    assert (ratio.n, ratio.hosts, ratio.reason) == (3, 2, "t over 2 hosts")
+    assert ratio.value == pytest.approx(math.sqrt(2.0 * 1.9))
+    assert ratio.predict_low < ratio.low < ratio.within_low <= ratio.value
 
 
 def test_blocks_that_do_not_count_change_nothing(made):

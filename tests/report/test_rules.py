@@ -1,11 +1,12 @@
 """Verdicts follow the written rules, at their edges, in both directions."""
 
 import math
+from datetime import date
 
 import numpy as np
 import pytest
 
-from adafuse.report import rules
+from adafuse.report import rules, specification
 from adafuse.report.rules import (
     BETTER,
     IN_PART,
@@ -75,6 +76,34 @@ def test_ratios(sense, paper, low, high, verdict):
     assert judge_ratio(paper, interval(low, high), sense).verdict == verdict
 
 
+def test_the_rules_are_those_that_were_frozen(monkeypatch):
+    """Who changes one on purpose: a new SINCE and SHA256, and the old rule as `before` in claims.yaml."""
+    groups = specification("claims")["groups"]
+    assert rules.digest(groups) == rules.SHA256
+    assert date.fromisoformat(rules.SINCE) == date(2026, 12, 1)
+    changed = [{"claims": [{"id": "a", "kind": "time", "rule": "about"}]}]
+    assert rules.digest(changed) != rules.digest([{"claims": [changed[0]["claims"][0] | {"rule": "order"}]}])
+    monkeypatch.setattr(rules, "CLOSE", 1.11)
+    assert rules.digest(groups) != rules.SHA256
+
+
+def test_a_printed_ratio_is_judged_alike_whoever_it_is_of():
+    ruled = [claim for group in specification("claims")["groups"] for claim in group["claims"]]
+    ratios = [claim["rule"] for claim in ruled if claim["kind"] in ("time", "memory") and "paper" in claim]
+    assert len(ratios) >= 10 and set(ratios) == {"about"}
+    # as far below the printed number as above, and a bound's better side is no excuse
+    for factor, verdict in ((1.05, REPLICATED), (1.25, IN_PART)):
+        for ours in (2.4 * factor, 2.4 / factor):
+            assert judge_ratio(2.4, interval(ours * 0.999, ours * 1.001), "about").verdict == verdict
+
+
+def test_a_wide_interval_decides_only_what_value_and_ends_all_say():
+    assert judge_ratio(2.4, interval(1.94, 3.48), "about").verdict == NOT_DECIDED, (
+        "ends in part, value replicated"
+    )
+    assert judge_ratio(2.4, interval(3.0, 5.0), "about").verdict == IN_PART
+
+
 def test_a_ratio_in_the_noise_is_not_replicated():
     found = judge_ratio(3.5, interval(1.005, 1.01), "about", seen=False)
     assert found.verdict == NOT_REPLICATED and "A/A" in found.why
@@ -117,6 +146,10 @@ def test_order():
     assert rules.judge_order([step, ("B > C", False, "")]) == Verdict(IN_PART, "does not hold: B > C")
     assert rules.judge_order([step, ("B > C", None, "no memory")]).why == "not timed: B > C (no memory)"
     assert rules.judge_order([("A > B", False, "")]).verdict == NOT_REPLICATED
+    alike = ("B > C", False, "not told apart")
+    assert rules.judge_order([alike]) == Verdict(NOT_DECIDED, "not told apart: B > C")
+    assert rules.judge_order([("A > B", False, ""), alike]).verdict == NOT_REPLICATED
+    assert rules.judge_order([step, alike]).verdict == IN_PART
     assert rules.judge_order([("A > B", None, "not run")]).verdict == NOT_TESTABLE
 
 

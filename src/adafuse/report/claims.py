@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from adafuse.report import formats, rules
-from adafuse.report.measurements import CellName, Measured, RowName
+from adafuse.report.measurements import OF_HOSTS, CellName, Measured, RowName
 from adafuse.report.rules import NOT_TESTABLE, Difference, Number, Verdict
 
 Json = dict[str, Any]
@@ -98,8 +98,9 @@ def cells(measured: Measured, runs: pd.DataFrame) -> list[Cell]:
         every[row.experiment, row.cell].found[row.row] = {}
     for one in list[Any](measured.values.itertuples(index=False)):
         if cell := every.get((one.experiment, one.cell)):
-            n, records = 0 if pd.isna(one.n) else one.n, tuple(one.records.split())
-            number = Number(one.value, one.low, one.high, n, one.reason, records, withdrawn=one.withdrawn)
+            n, hosts = (0 if pd.isna(count) else count for count in (one.n, one.hosts))
+            more = {name: getattr(one, name) for name in ("withdrawn", *OF_HOSTS)} | {"hosts": hosts}
+            number = Number(one.value, one.low, one.high, n, one.reason, tuple(one.records.split()), **more)
             cell.found[one.row][one.quantity] = number
     known = frozenset(runs.index)
     for cell in every.values():
@@ -209,7 +210,11 @@ def _compared(cell: Cell, spec: Json, paper: Json, row: str, more: str = "") -> 
     else:
         seen = not number or kind != "time" or cell.resolved(row, number)
         close = rules.CLOSE_MEMORY if kind == "memory" else rules.CLOSE
-        verdict = rules.judge_ratio(value, number, rule, seen, close)
+        verdict, *before = (
+            rules.judge_ratio(value, number, one, seen, close) for one in (rule, *spec.get("before", []))
+        )
+        others = [one.verdict for one in before if one.verdict != verdict.verdict]
+        verdict = replace(verdict, before=", ".join(others))
     return _claim(cell, spec, words, row, number, replace(verdict, why=verdict.why + more))
 
 
@@ -221,6 +226,9 @@ def _order(cell: Cell, spec: Json) -> Claim:
         times = [cell.number(row, "ms_per_token") for row in (slow, fast)]
         reason = next((time.reason for time in times if not time), times[0].reason)
         slower = found.low > 1 and cell.resolved(slow, found) if found else None
+        if found:
+            # beyond interval and A/A arm, or neither
+            reason = "" if found.high < 1 and cell.resolved(slow, found) else "not told apart"
         steps.append((f"{cell.row(slow).label} > {cell.row(fast).label}", slower, reason))
     held = f"{sum(bool(slower) for _, slower, _ in steps)} of {len(steps)} steps"
     words = {"labels": " > ".join(cell.row(row).label for row in rows), "steps": len(steps)}

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from adafuse.report import rules
-from adafuse.report.rules import MIN_SEEDS, Difference, Number, judge_difference
+from adafuse.report.rules import MIN_SEEDS, Difference, Number, Verdict, judge_difference
 
 GAP, MARK = "–", "withdrawn: "
 UNITS = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
@@ -25,8 +25,8 @@ SCALED |= {"share": (100, "{:.0f} %"), "tenths": (100, "{:.1f} %"), "resolution"
 
 def shown(form: str, found: Number) -> str:
     """A number as a column of tables.yaml wants it, with its mark if it is withdrawn."""
-    if form == "n":
-        return str(found.n)
+    if form in ("n", "hosts"):
+        return str(getattr(found, form) or "")
     told = WITH_INTERVAL[form](found) if form in WITH_INTERVAL else plain(form, found.value)
     return MARK * bool(found.withdrawn) + told
 
@@ -45,7 +45,7 @@ def ours_text(found: Number | str) -> str:
     """Our side of a claim."""
     if isinstance(found, str) or not found:
         return str(found or GAP)
-    text = f"{points_text(found)} points" if isinstance(found, Difference) else ratio_text(found)
+    text = f"{points_text(found)} points" if isinstance(found, Difference) else hosts_text(found)
     return MARK * bool(found.withdrawn) + text
 
 
@@ -55,8 +55,40 @@ def ratio_text(found: Number) -> str:
         return f"{digits(found.value)} (no interval)"
     if found.low == found.high:
         return f"{found.value:.4f}" + (f" ({found.reason})" if found.reason else "")
-    places = min(4, max(2, math.ceil(-math.log10(found.high - found.low))))
-    return f"{found.value:.{places}f} [{found.low:.{places}f}, {found.high:.{places}f}]"
+    return f"{found.value:.{_places(found)}f} {_ends(found, found.low, found.high)}"
+
+
+def verdict_text(found: Verdict) -> str:
+    """The word, and that of the rule before where it is another."""
+    return found.verdict + (f" (before {rules.SINCE}: {found.before})" if found.before else "")
+
+
+def hosts_text(found: Number) -> str:
+    """A ratio, and of what its interval is: 1.29 [1.25, 1.33; one host]; of several where the next one would lie."""
+    if not found.hosts or not found.low < found.high:
+        return ratio_text(found)
+    low, high = (f"{end:.{_places(found)}f}" for end in (found.predict_low, found.predict_high))
+    return f"{ratio_text(found)[:-1]}; {f'next host {low}–{high}' if found.hosts > 1 else 'one host'}]"
+
+
+def predicted_text(found: Number) -> str:
+    """Where the next host's ratio would lie: [1.21, 1.38]."""
+    return _ends(found, found.predict_low, found.predict_high)
+
+
+def within_text(found: Number) -> str:
+    """The interval of these very hosts; of one it is the only one."""
+    ends = (found.within_low, found.within_high) if found.hosts > 1 else (found.low, found.high)
+    return _ends(found, *ends)
+
+
+def _ends(found: Number, low: float, high: float) -> str:
+    places = _places(found)
+    return GAP if math.isnan(low) else f"[{low:.{places}f}, {high:.{places}f}]"
+
+
+def _places(found: Number) -> int:
+    return min(4, max(2, math.ceil(-math.log10(found.high - found.low)))) if found.low < found.high else 4
 
 
 def signed_text(found: Number, scale: float, places: int) -> str:
@@ -76,7 +108,12 @@ def judged_text(found: Number) -> str:
 
 
 WITH_INTERVAL: dict[str, Callable[[Number], str]] = {"interval": ratio_text, "points": points_text}
-WITH_INTERVAL |= {"nats": nats_text, "judged": judged_text}
+WITH_INTERVAL |= {
+    "nats": nats_text,
+    "judged": judged_text,
+    "predicted": predicted_text,
+    "within": within_text,
+}
 # the worst value of a check, and its bound
 WITH_INTERVAL |= {"bounded": lambda found: f"{plain('short', found.value)} of {plain('short', found.high)}"}
 
@@ -84,7 +121,7 @@ WITH_INTERVAL |= {"bounded": lambda found: f"{plain('short', found.value)} of {p
 def with_unit(found: Number, unit: str) -> str:
     """A number of a goal: a ratio where there is no unit."""
     if found.low < found.high and not unit:
-        return ratio_text(found)
+        return hosts_text(found)
     return plain("tenths", found.value) if unit == "%" else f"{digits(found.value)} {unit}".strip()
 
 
@@ -119,7 +156,7 @@ def environment(autoescape: bool = False) -> jinja2.Environment:
     """Of the templates, with formats as filters."""
     found = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     found.loader, found.autoescape = jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape
-    found.filters |= {"ratio": ratio_text, "points": points_text, "ours": ours_text, "unit": with_unit}
-    found.filters |= {"share": partial(plain, "share"), "digits": digits}
+    found.filters |= {"ratio": hosts_text, "points": points_text, "ours": ours_text, "unit": with_unit}
+    found.filters |= {"share": partial(plain, "share"), "digits": digits, "verdict": verdict_text}
     found.globals |= {"rules": rules}
     return found

@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from adafuse.records import FIELDS, Record
+from adafuse.records import FIELDS, Record, card
 from adafuse.report import membership as memberships
 
 Json = dict[str, Any]
@@ -42,10 +42,11 @@ PATHS |= {"arms": "arms.name", "method": "method.name"}
 # two are the same only if they are one: what is derived from one is kept by it
 @dataclass(eq=False)
 class Frames:
-    """`records`: those with a sound header, by hash. `runs`: their headers, a row each, indexed by hash; `withdrawn` is
-    why, and `wrong` are the tasks by which it is. `members`: membership joined with `runs`, a row for each (experiment,
-    record), without withdrawn ones that were measured anew. `unlisted`: records that no row of the membership names;
-    they serve the experiment of their own header. `left_out`: what is no record, and why.
+    """`records`: those with a sound header, by key (`key_of`).
+    `runs`: their headers, a row each, indexed by key; `withdrawn` is why, and `wrong` are the tasks by which it is.
+    `members`: membership joined with `runs`, a row for each (experiment, record), without withdrawn ones that were
+    measured anew. `unlisted`: records that no row of the membership names; they serve the experiment of their own
+    header. `left_out`: what is no record, and why.
     """
 
     records: dict[str, Record]
@@ -92,6 +93,7 @@ def frames(
     for record in records:
         key, name = memberships.hash_of(record.path), "/".join(record.path.parts[-2:])
         try:
+            key = key_of(record)
             row = {"name": name, **_run(record), **_withdrawn(record.run, withdrawn)}
         except (AttributeError, KeyError, TypeError):
             left_out[name] = "its header is that of no record"
@@ -107,11 +109,21 @@ def frames(
     # a machine's short name that stands for several processors tells them apart
     alone = runs.groupby("folder")["cpu"].transform("nunique") <= 1
     runs["folder"] = runs["folder"].where(alone, runs["folder"] + "/" + runs["cpu"].astype(str))
-    unlisted = sorted(set(sound) - set([] if membership is None else membership["record"]))
-    listed = pd.concat([membership, memberships.of_headers(sound[key] for key in unlisted)])
+    keys = pd.DataFrame({"hash": [key.partition(".")[0] for key in sound], "key": list(sound)})
+    named = memberships.of_headers([]) if membership is None else membership
+    named = named.merge(keys, left_on="record", right_on="hash").assign(record=lambda own: own["key"])
+    unlisted = sorted(set(sound) - set(named["record"]))
+    own_rows = memberships.of_headers(sound[key] for key in unlisted).assign(record=unlisted)
+    listed = pd.concat([named[memberships.COLUMNS], own_rows])
     listed = listed.sort_values(memberships.COLUMNS).drop(columns=["profile", "task"])
     members = listed.join(runs, on="record", how="inner").reset_index(drop=True)
     return Frames(sound, runs, _without_replaced(members), [] if membership is None else unlisted, left_out)
+
+
+def key_of(record: Record) -> str:
+    """What a record is called: the hash that its file bears, and its card, if that is told (HASH.CARD)."""
+    own, key = card(record.run), memberships.hash_of(record.path)
+    return f"{key}.{own}" if own else key
 
 
 def setting(config: Json, path: str) -> Any:
@@ -125,6 +137,15 @@ def setting(config: Json, path: str) -> Any:
 def method_settings(method: Json | None) -> Json:
     """The settings of a method without those that older records lack and that are as they were before."""
     return {name: own for name, own in (method or {}).items() if name not in LATER or own != LATER[name]}
+
+
+def host_id(header: Json) -> str:
+    """Which host a record is of: its card. An older record, and one without a card, tells the kind of machine and the
+    commit alone, and those of one commit on one kind count as of one host: each was measured in one sitting.
+    """
+    machine = header["machine"]
+    parts = [machine.get(name) for name in ("cpu", "cores", "memory_gib", "os", "driver")]
+    return machine.get("gpu_id") or " ".join(map(str, [*parts, header.get("commit")]))
 
 
 def _withdrawn(header: Json, withdrawn: Iterable[Json]) -> Json:
@@ -157,6 +178,7 @@ def _run(record: Record) -> Json:
         **{name: run.get(name) or 0 for name in ("seed", "replicate")},
         "machine": machine.get("gpu") or "CPU",
         "folder": str(machine.get("name")),
+        "host_id": host_id(run),
         "host": f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB",
         **{name: machine.get(name) for name in ("cpu", "driver")},
         **{name: versions.get(name) for name in ("torch", "python")},

@@ -3,7 +3,7 @@ memory, calibration, backbones, and each record's own time.
 
 In: `Frames`. Out: `Measured`, by experiment and cell (backbones and records under none). An arm is compared with the
 plain backbone in its own runtime, so that no adapter gets the credit for a CUDA graph; ratios are paired by round
-within a process, and processes are the units of an interval. Next: accuracy.py.
+within a process, and hosts are the units of an interval, of one host its processes. Next: accuracy.py.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ import numpy as np
 import pandas as pd
 
 from adafuse.report.frames import Frames, method_settings, setting
-from adafuse.report.measurements import ROWS, CellName, Measured, RowName, told
+from adafuse.report.measurements import OF_HOSTS, ROWS, CellName, Measured, RowName, told
 from adafuse.report.membership import coordinates
 from adafuse.report.naming import ADAFUSE, BASE, GEOMETRY, KEYS, TWIN, Arm, arms_of, caption, cell_key, title
 from adafuse.stats import Interval, paired_ratio, resolution
 
 PLACE = ["experiment", "cell", "task"]
 ARM = [*PLACE, "row"]
-NUMBER = [*ARM, "quantity", "value", "low", "high", "n", "rounds", "reason"]
+# as in Interval; a line that says nothing of hosts ends before them
+NUMBER = [*ARM, "quantity", "value", "low", "high", "n", "rounds", "reason", "hosts", *OF_HOSTS]
 OF_ARMS = ["latency", "memory", "trace"]
 CALIBRATED = ["read_gbps", "copy_gbps", "rmw_gbps", "launch_us", "empty_node_us", "tiny_node_us"]
 CALIBRATED += ["graph_launch_us"]
@@ -67,7 +68,7 @@ class Cells:
 def measure(frames: Frames) -> Measured:
     """All that was timed or counted, under each experiment that it serves; backbones and records under none."""
     cells = _cells(frames)
-    times = pd.DataFrame(_times(cells), columns=NUMBER)
+    times = pd.DataFrame([dict(zip(NUMBER, one, strict=False)) for one in _times(cells)], columns=NUMBER)
     parts = [part(cells) for part in (_checks, _timing, _memory, _kernel, _trace, _backbones, _of_records)]
     of_lines = {"calibration": _calibration, "layer": _layer, "drift": _drift, "fit_speed": _fit_speed}
     parts += [part(cells) for kind, part in of_lines.items() if len(cells.lines(kind))]
@@ -158,7 +159,8 @@ def _times(cells: Cells) -> Iterator[tuple[Any, ...]]:
         times[str(record)] = {arm: rounds for arm, rounds in timed if np.isfinite(rounds).any()}
     records: Any = behind(cells.records, PLACE)
     for place, own in cells.arms[cells.arms["task"] == "latency"].groupby(PLACE, sort=False):
-        processes = [times[record] for record in records[place] if record in times]
+        known = [record for record in records[place] if record in times]
+        processes, hosts = [times[record] for record in known], list(cells.frames.runs["host_id"].loc[known])
         arms: dict[str, Any] = {arm.row: arm for arm in list[Any](own.itertuples(index=False))}
         none = [math.nan, math.nan, math.nan, None, 0]
         for name, arm in arms.items():
@@ -167,7 +169,7 @@ def _times(cells: Cells) -> Iterator[tuple[Any, ...]]:
             numbers = [np.median(medians), math.nan, math.nan, len(medians), 0] if medians else none
             yield *place, name, "ms_per_token", *numbers, why
             for quantity, other in _others(arm, list(arms.values())).items():
-                found = _paired(processes, name, other)
+                found = _paired(processes, hosts, name, other)
                 row, quantity = (arm.runtime, quantity) if quantity == "again_ratio" else (name, quantity)
                 if found:
                     yield *place, row, quantity, *vars(found).values()
@@ -203,11 +205,21 @@ def _others(arm: Any, arms: list[Any]) -> dict[str, str]:
     return found
 
 
-def _paired(processes: list[dict[str, Any]], arm: str, other: str) -> Interval | None:
+def _paired(processes: list[dict[str, Any]], hosts: list[str], arm: str, other: str) -> Interval | None:
     """Time of `arm` over that of `other`, paired by round within each process; None if no round has both."""
-    own = [(times[arm], times[other]) for times in processes if {arm, other} <= times.keys()]
-    both = [(one[known], two[known]) for one, two in own if (known := np.isfinite(one / two)).any()]
-    return paired_ratio(both) if both else None
+    every = zip(processes, hosts, strict=True)
+    own = [(times[arm], times[other], host) for times, host in every if {arm, other} <= times.keys()]
+    both = [
+        (one[known], two[known], host) for one, two, host in own if (known := np.isfinite(one / two)).any()
+    ]
+    return paired_ratio([pair[:2] for pair in both], [host for *_, host in both]) if both else None
+
+
+def _over_hosts(cells: Cells, both: pd.DataFrame, one: str, two: str) -> list[Any]:
+    """Column `one` over column `two`, of lines by record."""
+    processes = [(own[one], own[two]) for _, own in both.groupby(level="record", sort=False)]
+    hosts = [cells.frames.runs.at[record, "host_id"] for record in both.index.unique("record")]
+    return [*vars(paired_ratio(processes, hosts)).values()]
 
 
 def _why(cells: Cells, place: Any, arm: str) -> str:
@@ -346,8 +358,7 @@ def _layer(cells: Cells) -> pd.DataFrame:
     wide = both.groupby(each, sort=False).median().groupby(each[:-1], sort=False).median()
     ratios = []
     for point, own in both.groupby(ARM, sort=False):
-        processes = [(one["adapters_ms"], one["backbone_ms"]) for _, one in own.groupby("record", sort=False)]
-        ratios.append((*point, "ratio", *vars(paired_ratio(processes)).values()))
+        ratios.append((*point, "ratio", *_over_hosts(cells, own, "adapters_ms", "backbone_ms")))
     found = pd.concat([_long(wide), pd.DataFrame(ratios, columns=NUMBER)])
     return found.join(behind(both.reset_index(), ARM), on=ARM)
 
@@ -384,9 +395,8 @@ def _fit_speed(cells: Cells) -> pd.DataFrame:
     for place, own in ms.groupby(level=PLACE, sort=False):
         for arm in own.columns.drop(PEFT, errors="ignore"):
             both = own.reindex(columns=[PEFT, arm]).dropna()
-            processes = [(one[PEFT], one[arm]) for _, one in both.groupby(level="record", sort=False)]
-            if processes:
-                ratios.append((*place, arm, "ratio", *vars(paired_ratio(processes)).values()))
+            if len(both):
+                ratios.append((*place, arm, "ratio", *_over_hosts(cells, both, PEFT, arm)))
     found = pd.concat([_long(_grouped(lines, ARM, OF_FIT).median()), pd.DataFrame(ratios, columns=NUMBER)])
     return found.join(behind(lines, ARM), on=ARM)
 

@@ -7,21 +7,28 @@ In: what latency.py, accuracy.py and routing.py measured. Out: a frame with the 
 
 `row` is an arm, a method or what else a cell is made of; `quantity` a name with its unit; `low` and `high` the 95 %
 interval, empty where there is none (of a check, check.NAME, `high` is the bound); `n` the processes or seeds behind the
-value; `reason` says why there is no value, how an interval was made, or, where a fact is a word (the cause of an
-exclusion, a checksum), that word; `records` are the hashes of the records behind it, space-separated: in the file the
-first digits that tell them apart; `withdrawn` says why the number is not to be relied on until it is measured anew, and
-is empty for all others.
+value, of ratios of times on how many `hosts`, and if these are several, `predict_low` and `predict_high` where the next
+host's would lie, `within_low` and `within_high` the interval as if there were these hosts alone; `reason` says why
+there is no value, how an interval was made, or, where a fact is a word (the cause of an exclusion, a checksum), that
+word; `records` are the keys (frames.py) of the records behind it, space-separated: in the file the first digits that
+tell them apart; `withdrawn` says why the number is not to be relied on until it is measured anew, and is empty for all
+others.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 KEY = ["experiment", "cell", "row", "quantity"]
-NUMBERS = dict.fromkeys(("value", "low", "high"), "float64") | {"n": "Int64"}
+OF_HOSTS = ["predict_low", "predict_high", "within_low", "within_high"]
+NUMBERS = dict.fromkeys(("value", "low", "high"), "float64") | {"n": "Int64", "hosts": "Int64"}
+NUMBERS |= dict.fromkeys(OF_HOSTS, "float64")
 COLUMNS = [*KEY, *NUMBERS, "reason", "records", "withdrawn"]
 
 
@@ -77,14 +84,34 @@ def write(found: pd.DataFrame, path: Path) -> None:
     """Write the frame with 6 significant digits, the same bytes for the same records in any order.
 
     The 90 % interval of a difference and its deviation between seeds are left out: they follow from the 95 % interval
-    and `n`.
+    and `n`; and so are the words of a check that was met, which are the same for all that bear its name.
     """
     told = found[~found["quantity"].str.startswith(("spread.", "minus90."))].sort_values(KEY, kind="stable")
+    told["reason"] = told["reason"].mask(
+        told["quantity"].str.startswith("check.") & (told["value"] <= told["high"]), ""
+    )
     hashes = {record for records in told["records"].unique() for record in records.split()}
-    digits = next(n for n in range(7, 65) if len({record[:n] for record in hashes}) == len(hashes))
-    told["records"] = told["records"].str.replace(rf"(\w{{{digits}}})\w+", r"\1", regex=True)
+    short = next(own for own in map(_shortened, range(7, 65)) if len(set(map(own, hashes))) == len(hashes))
+    told["records"] = told["records"].map(short)
     path.parent.mkdir(parents=True, exist_ok=True)
     told.to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
+
+
+def is_behind(key: str, records: str) -> bool:
+    """Whether a record (by its key, frames.py) is one of a number's, which a file names by their first digits."""
+    own, names = key.split("."), [name.split(".") for name in records.split()]
+    alike = [zip(own, name, strict=True) for name in names if len(name) == len(own)]
+    return any(all(part.startswith(digits) for part, digits in parts) for parts in alike)
+
+
+def _lacking(found: pd.DataFrame) -> dict[str, pd.Series]:
+    names = [name for name in ("hosts", *OF_HOSTS) if name not in found]
+    return {name: pd.Series(None, found.index, NUMBERS[name]) for name in names}
+
+
+def _shortened(digits: int) -> Callable[[str], str]:
+    """What leaves so many digits of each hash and card."""
+    return partial(re.compile(rf"(\w{{{digits}}})\w+").sub, r"\1")
 
 
 def load_measurements(path: Path | str) -> pd.DataFrame:
@@ -92,7 +119,7 @@ def load_measurements(path: Path | str) -> pd.DataFrame:
     kinds, empty = dict.fromkeys(COLUMNS, "str") | NUMBERS, {name: [""] for name in NUMBERS}
     try:
         found = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=empty)
-        # a file from before anything was withdrawn has no such column
-        return found.assign(withdrawn=found.get("withdrawn", ""))[COLUMNS]
+        # what older files lack: nothing was withdrawn, and hosts were not told
+        return found.assign(withdrawn=found.get("withdrawn", ""), **_lacking(found))[COLUMNS]
     except (KeyError, OSError, ValueError) as exc:
         raise ValueError(f"measurements {path} cannot be read: {' '.join(str(exc).split())}") from exc

@@ -48,8 +48,8 @@ def of_headers(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def hash_of(path: Path) -> str:
-    """The hash at the end of a record's file name."""
-    return path.name.split(".jsonl")[0].rpartition("-")[2]
+    """The hash at the end of a record's file name, before its card if that is told (archive.py)."""
+    return path.name.split(".jsonl")[0].rpartition("-")[2].partition(".")[0]
 
 
 def coordinates(overrides: str) -> dict[str, str]:

@@ -97,7 +97,8 @@ def caption(runs: pd.DataFrame) -> str:
     count = len(runs) - len(left)
     parts = [" and ".join(sorted(set(runs["host"]))), _distinct(cards), f"torch {_distinct(runs['torch'])}"]
     parts += [f"profile {_distinct(runs['profile'])}", f"commit {_distinct(sources)}"]
-    parts += [f"{count} record{'s' * (count != 1)}"]
+    hosts = runs.loc[runs["status"] != "unfinished", "host_id"].nunique()
+    parts += [f"{count} record{'s' * (count != 1)} of {hosts} host{'s' * (hosts != 1)}"]
     parts += [f"left out as unfinished: {', '.join(left)}"] if left else []
     return " · ".join(filter(None, parts))
 

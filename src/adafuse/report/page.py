@@ -23,7 +23,7 @@ from adafuse.report.formats import environment, rendered
 from adafuse.report.rules import WITHDRAWN, Difference, Number
 
 # what the README's block may hold of its 15 KB
-BLOCK_BYTES = 5_200
+BLOCK_BYTES = 6_500
 # where a claim's number stands on the page, by kind
 SHOWN_IN = {"time": ("table6", "table1", "layers"), "memory": ("table5",), "count": ("table1",)}
 SHOWN_IN |= {"accuracy": ("table2", "table3", "table4"), "goal": ("attribution", "kernels")}
@@ -64,7 +64,10 @@ def write(found: Page, out: Path) -> list[figures.Planned]:
     rows = []
     for one in [*found.claims, *found.goals]:
         number = one.ours if isinstance(one.ours, Number) else Number()
-        ends = {"value": number.value, "low": number.low, "high": number.high}
+        ends = {
+            name: getattr(number, name) for name in ("value", "low", "high", "predict_low", "predict_high")
+        }
+        ends |= {"hosts": number.hosts or None}
         own = {"cell": one.cell and one.cell.name.cell, "records": " ".join(one.records)}
         rows.append(vars(one) | vars(one.verdict) | own | {"ours": formats.ours_text(one.ours)} | ends)
     verdicts = pd.DataFrame(rows)
@@ -115,10 +118,9 @@ def sentence(cells: list[Cell], spec: Json, judged: list[Claim]) -> str:
     evaluated, own = environment().compile_expression, of(cells, spec["experiments"])
     own = [cell for cell in own if not cell.name.is_cpu or spec.get("only") != "gpu"]
     for cell in sorted(own, key=lambda cell: not agrees(cell.facts, spec.get("prefer", {}))):
-        claimed = [
-            one for one in judged if one.cell is cell and one.ours and one.verdict.verdict != WITHDRAWN
-        ]
-        words: Json = {"claim": {claim.id: claim for claim in claimed}}
+        told = [one for one in judged if one.cell and one.ours and one.verdict.verdict != WITHDRAWN]
+        words: Json = {"claim": {claim.id: claim for claim in told if claim.cell is cell}}
+        words |= {"elsewhere": partial(_elsewhere, told)}
         words |= {"number": partial(_number, cell), "best": partial(_best, cell)}
         words |= {"spared": partial(_spared, cell), "studies": partial(_studies, cells)}
         values = {name: evaluated(how)(**words) for name, how in spec["values"].items()}
@@ -127,6 +129,11 @@ def sentence(cells: list[Cell], spec: Json, judged: list[Claim]) -> str:
             text = spec["text" if evaluated(spec["holds"])(**values) else "turned"]
             return environment().from_string(text).render(**values)
     return ""
+
+
+def _elsewhere(judged: list[Claim], name: str) -> list[Claim]:
+    """The claims of this id on a GPU, in their order."""
+    return [one for one in judged if one.id == name and one.cell and not one.cell.name.is_cpu]
 
 
 def _number(cell: Cell, row: str, quantity: str) -> Number:

@@ -1,16 +1,24 @@
 """The rules of judgement, written down: when a printed number counts as replicated.
 
 In: the paper's number and ours with its interval. Out: a `Verdict`. In prose, and why they are so:
-templates/rules.md.j2. Next: claims.py.
+templates/rules.md.j2. They are frozen: `SHA256` is their `digest`. Who changes one gives it a new date, and leaves the
+old one in claims.yaml as what counted `before`. Next: claims.py.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from adafuse.stats import LEVEL, MOST_SEEDS, SIZE, seeds_needed
 
+SINCE = "2026-12-01"
+SHA256 = "6f3a22ab9a5a54666567682bf4fe1a0633152d80e68b3b8c1773b750c3dd170b"
 REPLICATED, IN_PART, NOT_REPLICATED = "replicated", "replicated in part", "not replicated"
 NOT_DECIDED, NOT_TESTABLE, WITHDRAWN = "not decided", "not testable here", "withdrawn"
 VERDICTS = (REPLICATED, IN_PART, NOT_REPLICATED, NOT_DECIDED, NOT_TESTABLE, WITHDRAWN)
@@ -28,8 +36,9 @@ MARGIN = 2.0
 class Number:
     """A measured number over `n` processes or seeds; false where there is none, as `reason` says.
 
-    `low` and `high` are nan without an interval; else `reason` says how that was made. `withdrawn`: why it is not to be
-    relied on, until it is measured anew.
+    `low` and `high` are nan without an interval; else `reason` says how that was made. Of a ratio of times, `hosts`:
+    how many it is over, and if several, where the next host's would lie, and the interval within these (stats.py).
+    `withdrawn`: why it is not to be relied on, until it is measured anew.
     """
 
     value: float = math.nan
@@ -39,6 +48,11 @@ class Number:
     reason: str = NOT_MEASURED
     records: tuple[str, ...] = ()
     withdrawn: str = field(default="", kw_only=True)
+    hosts: int = field(default=0, kw_only=True)
+    predict_low: float = field(default=math.nan, kw_only=True)
+    predict_high: float = field(default=math.nan, kw_only=True)
+    within_low: float = field(default=math.nan, kw_only=True)
+    within_high: float = field(default=math.nan, kw_only=True)
 
     def __bool__(self) -> bool:
         return not math.isnan(self.value)
@@ -56,15 +70,19 @@ class Difference(Number):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a rule says, why in words, and the finer word that sentences use of accuracy and of goals."""
+    """What a rule says, why in words, and the finer word that sentences use of accuracy and of goals; what the rule
+    before `SINCE` says, if that is something else.
+    """
 
     verdict: str
     why: str
     word: str = ""
+    before: str = ""
 
 
 def judge_ratio(paper: float, ours: Number, sense: str, seen: bool = True, close: float = CLOSE) -> Verdict:
-    """Judge a ratio that is printed as `about`, `at_most` or `at_least` a number, or as `above_one`.
+    """Judge a ratio that is printed as `about` a number, or as `above_one`; until `SINCE` also as `at_most` or
+    `at_least` one, by its better side.
 
     The first case that holds counts. `seen`: the A/A arm tells ours from 1.
     """
@@ -77,16 +95,25 @@ def judge_ratio(paper: float, ours: Number, sense: str, seen: bool = True, close
     both = low <= 1 <= high and low <= paper <= high and not bottom <= 1 <= top
     wide = high > WIDE * low
     if wide and sense == "about":
-        wide = len({judge_ratio(paper, Number(end), sense, close=close).verdict for end in (low, high)}) > 1
+        wide = (
+            len(
+                {
+                    judge_ratio(paper, Number(end), sense, close=close).verdict
+                    for end in (low, ours.value, high)
+                }
+            )
+            > 1
+        )
     away = (low > 1) != (paper > 1) or (high > 1) != (paper > 1)
     excess = (ours.value - 1) / (paper - 1)
     most, least = f"{top:.2f}, the printed bound + {band}", f"{bottom:.2f}, the printed bound within {band}"
     ends, starts = ("value lies", "value lies") if point else ("interval ends", "interval starts")
+    alike = f"no difference that the A/A arm resolves, where the paper has {100 * (paper - 1):+.0f} %"
     cases = {
         "about": (
             (both, NOT_DECIDED, "the interval holds both 1 and the paper's number"),
             (wide, NOT_DECIDED, f"the interval spans a factor of {high / low:.1f}"),
-            (unseen, NOT_REPLICATED, "no difference that the A/A arm resolves"),
+            (unseen, NOT_REPLICATED, alike),
             (bottom <= ours.value <= top, REPLICATED, f"our value lies within the paper's number ± {band}"),
             (away, NOT_REPLICATED, "another direction than printed"),
             (True, _in_part(excess), f"same direction, {excess:.2g} times what the paper has above 1"),
@@ -97,7 +124,7 @@ def judge_ratio(paper: float, ours: Number, sense: str, seen: bool = True, close
             (True, NOT_REPLICATED, f"our {starts} above {most}"),
         ),
         "at_least": (
-            (unseen, NOT_REPLICATED, "no difference that the A/A arm resolves"),
+            (unseen, NOT_REPLICATED, alike),
             (low >= bottom, REPLICATED, f"our interval starts above {least}"),
             (low > 1, IN_PART, f"a gain, but our interval starts at {low:.3f}, below {bottom:.3f}"),
             (high >= bottom, NOT_DECIDED, "the interval holds both 1 and the paper's number"),
@@ -115,16 +142,21 @@ def judge_ratio(paper: float, ours: Number, sense: str, seen: bool = True, close
 
 
 def judge_order(steps: list[tuple[str, bool | None, str]]) -> Verdict:
-    """Judge an order of rows by its steps: a name, whether it is slower (None without a time), why not."""
+    """Judge an order of rows by its steps: a name, whether it is slower (None without a time), and why that cannot be
+    told; no reason where it is faster.
+    """
     absent = [f"{step} ({reason})" for step, slower, reason in steps if slower is None]
-    wrong = [step for step, slower, _ in steps if slower is False]
+    wrong = [step for step, slower, reason in steps if slower is False and not reason]
+    alike = [step for step, slower, reason in steps if slower is False and reason]
     if len(absent) == len(steps):
         return Verdict(NOT_TESTABLE, f"no step was timed: {absent[0]}")
-    if not absent and not wrong:
+    if not absent and not wrong and not alike:
         return Verdict(REPLICATED, "every step is slower beyond its interval")
-    told = [f"does not hold: {', '.join(wrong)}"] if wrong else []
-    told += [f"not timed: {', '.join(absent)}"] if absent else []
-    return Verdict(IN_PART if len(absent) + len(wrong) < len(steps) else NOT_REPLICATED, "; ".join(told))
+    parts = {"does not hold": wrong, "not told apart": alike, "not timed": absent}
+    why = "; ".join(f"{word}: {', '.join(own)}" for word, own in parts.items() if own)
+    if any(slower for _, slower, _ in steps):
+        return Verdict(IN_PART, why)
+    return Verdict(NOT_REPLICATED if wrong else NOT_DECIDED, why)
 
 
 def judge_cost(paper: float, ours: Number, base_params: Number) -> Verdict:
@@ -179,9 +211,20 @@ def on_cpu(found: Verdict, of_time: bool, model: str) -> Verdict:
     """A time or memory of a CPU judges no claim about a GPU; a count or an accuracy does, and says where."""
     where = f"on CPU, {model} backbone"
     if not of_time or found.verdict == NOT_TESTABLE:
-        return replace(found, why=f"{where}: {found.why}")
+        return replace(found, why=f"{where}: {found.why}", before="")
     why = f"{where}: needs a GPU; here the rule gives “{found.verdict}”: {found.why}"
-    return replace(found, verdict=NOT_TESTABLE, why=why)
+    return replace(found, verdict=NOT_TESTABLE, why=why, before="")
+
+
+def digest(groups: Iterable[dict[str, Any]]) -> str:
+    """SHA-256 over the rules, but for white space: the functions that judge claims, their constants, and by which rule
+    each claim in the `groups` of claims.yaml is judged.
+    """
+    judging = (judge_ratio, judge_order, judge_cost, judge_difference, on_cpu, _in_part)
+    constants = (LEVEL, SIZE, CLOSE, PART, WIDE, CLOSE_MEMORY, COST_PARAMS, MIN_SEEDS, MARGIN)
+    ruled = [(claim["id"], claim["kind"], claim["rule"]) for group in groups for claim in group["claims"]]
+    text = json.dumps([[" ".join(inspect.getsource(one).split()) for one in judging], constants, ruled])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _in_part(excess: float) -> str:
