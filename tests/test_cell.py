@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from adafuse import cell, stages
-from adafuse.config import Config, Task
+from adafuse.config import Arm, Config, Runtime, StrategyName, Task, arm_version
 from adafuse.data import items
 from synthetic.configurations import ROOT, compose
 
@@ -256,6 +256,43 @@ def test_needed_cells_are_the_ones_a_cell_stands_on() -> None:
     assert not list(cell.needs(compose("task=layer")))
 
 
+# arms whose code takes another time than when the first records were published
+MENDED = {
+    *(
+        "mola_gather",
+        "moral_gather",
+        "pesc_gather",
+        "mixlora_gather",
+        "adafuse_gather",
+        "adafuse_layerwise_gather",
+    ),
+    *("mola_dense", "adafuse_layerwise_dense", "moral_simple_merge", "adafuse_layerwise_simple_merge"),
+    "adafuse_simple_merge",
+}
+
+
+def test_an_arm_whose_code_was_mended_is_another_cell_and_no_other_arm() -> None:
+    config = compose("model.weights=random", "latency.trained_adapters=false")
+    every = dataclasses.replace(config, arms=dataclasses.replace(config.arms, run=list(config.arms.table)))
+    for task in (Task.latency, Task.trace, Task.memory):
+        now, older = cell.identity(of(every, task)), cell.outdated_hashes(of(every, task))
+        assert {name for name, own in now["arms"].items() if own[3:] == [2]} == MENDED
+        # what is published keeps its name: a first version is not written down
+        before = now | {"arms": {name: own[:3] for name, own in now["arms"].items()}}
+        assert older == [cell.content_hash(before)] and len(now["arms"]["adafuse_switch"]) == 3
+        assert not set(older) & set(cell.known_records(of(every, task)).values())
+        assert cell.outdated_hashes(of(compose("arms=graph"), task)) == []
+    said = stages.run_fields(of(every, Task.latency), "")["arm_versions"]
+    assert said == {name: 1 + (name in MENDED) for name in every.arms.run}
+    # a captured merge shifts its shared gates as rarely; captured gathering never went through torch's dispatcher
+    for strategy, runtime, version in (("simple_merge", "graph", 2), ("gather", "graph", 1)):
+        arm = Arm("adafuse", StrategyName[strategy], Runtime[runtime], "")
+        assert arm_version(arm, config.methods["adafuse"]) == version
+    # what is right or wrong does not hang on how fast it is
+    assert cell.outdated_hashes(compose("task=evaluate", "method=adafuse", "evaluate_strategy=gather")) == []
+    assert stages.run_fields(compose("task=evaluate"), "")["arm_versions"] == {}
+
+
 def test_the_python_that_runs_has_no_part_in_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     config = compose(TRAINED)
     before = hashes(config)
@@ -414,16 +451,17 @@ def test_published_records_are_found_by_what_their_experiment_composes(
     chosen += [f"model.path={smollm2}"] if row["profile"] == "real" else []
     # as a GPU settles it for weights that are stored so
     chosen += ["model.dtype=bfloat16"] if row["experiment"] == "own_model" else []
-    known, withdrawn = set(), set()
+    known, replaced = set(), set()
     files = cell._files
     for tokenizer in TOKENIZERS if row["profile"] == "real" else TOKENIZERS[:1]:
         there = {smollm2: WEIGHTS | tokenizer}
         monkeypatch.setattr(cell, "_files", lambda path, there=there: files(path) | there.get(path, {}))
         for one in cell.with_needs(compose(*chosen)):
             known |= {(one.task.name, key) for key in (cell.cell_hash(one), *cell.former_hashes(one))}
-            withdrawn |= {(one.task.name, key) for key in cell.withdrawn_hashes(one)}
-    assert not known & withdrawn
-    assert (row["task"], row["record"]) in known | withdrawn
+            older = [*cell.withdrawn_hashes(one), *cell.outdated_hashes(one)]
+            replaced |= {(one.task.name, key) for key in older}
+    assert not known & replaced
+    assert (row["task"], row["record"]) in known | replaced
 
 
 def test_a_checkpoint_without_a_readable_config_is_named(tmp_path: Path) -> None:

@@ -67,6 +67,16 @@ def test_rows_are_found_again(records: list[Record], tmp_path: Path) -> None:
     assert membership.read(tmp_path / "m.csv") == rows
 
 
+def test_a_record_of_older_arms_keeps_its_rows(tmp_path: Path) -> None:
+    """It no longer stands for the cell, and still is what the experiments were measured by."""
+    (older, *_) = cell.outdated_hashes(compose("experiment=table1", "replicate=1"))
+    record = made(tmp_path, older, "latency", experiment="table1")
+    rows = rebuild.rebuild([record], ["cpu"], ["table1", "table6"])
+    assert [(row.experiment, row.overrides, row.record) for row in rows] == [
+        (name, "replicate=1", older) for name in ("table1", "table6")
+    ]
+
+
 def test_a_sweep_is_what_hydra_makes_of_it() -> None:
     import hydra
 

@@ -17,7 +17,7 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any
 
-from adafuse.config import Config, Fit, Method, Routing, Task, Weights
+from adafuse.config import Config, Fit, Method, Routing, Task, Weights, arm_version
 from adafuse.data import rows
 from adafuse.data.items import PREPARED, former_text, is_mended, pretraining_version, recipe, wrong_text
 from adafuse.records import as_plain
@@ -87,10 +87,7 @@ def former_hashes(config: Config, *, other_pythons: bool = True) -> list[str]:
     built on (`other_pythons=False`) must hold this Python's own text.
     """
     now = identity(config)
-    saved = _as_saved(now, config)
-    pythons = [None, *(PUBLISHED_PYTHONS if other_pythons else ())]
-    found = [_as_before(saved, partial(former_text, python=python), config) for python in pythons]
-    return _hashes_but(now, [*found, saved])
+    return _hashes_but(now, _formerly(now, config, other_pythons))
 
 
 def withdrawn_hashes(config: Config) -> list[str]:
@@ -104,6 +101,18 @@ def withdrawn_hashes(config: Config) -> list[str]:
     wrong = _as_before(now, wrong_text, config)
     by_python = [partial(former_text, python=python, wrong=True) for python in PUBLISHED_PYTHONS]
     return _hashes_but(now, [wrong, *(_as_before(now, text, config) for text in by_python)])
+
+
+def outdated_hashes(config: Config) -> list[str]:
+    """The hashes of records of this cell from before any of its arms was mended (`arm_version`); mostly none.
+
+    Like withdrawn ones they are no records of the cell, but of the experiments that it serves.
+    """
+    now = identity(config)
+    before = now | {"arms": {name: own[:3] for name, own in now.get("arms", {}).items()}}
+    return (
+        [] if "arms" not in now or before == now else _hashes_but(now, [before, *_formerly(before, config)])
+    )
 
 
 def text(config: Config) -> str | None:
@@ -180,6 +189,12 @@ def methods_of_arms(config: Config) -> dict[str, Method]:
     return {arm.method: config.methods[arm.method] for arm in config.arms.chosen.values()}
 
 
+def versions_of_arms(config: Config) -> dict[str, int]:
+    """Of the code of each arm that runs, by name (config.py)."""
+    chosen = config.arms.chosen.items()
+    return {name: arm_version(arm, config.methods[arm.method]) for name, arm in chosen}
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a whole file, in hex."""
     with path.open("rb") as stream:
@@ -237,6 +252,13 @@ def _recipes(value: Any) -> Iterator[dict[str, Any]]:
             yield value
         for inner in value.values():
             yield from _recipes(inner)
+
+
+def _formerly(now: Any, config: Config, other_pythons: bool = True) -> list[Any]:
+    """An identity as earlier versions of this code would have it."""
+    saved = _as_saved(now, config)
+    pythons = [None, *(PUBLISHED_PYTHONS if other_pythons else ())]
+    return [*(_as_before(saved, partial(former_text, python=python), config) for python in pythons), saved]
 
 
 def _hashes_but(now: Any, others: list[Any]) -> list[str]:
@@ -327,7 +349,7 @@ def _hash_at(path: Path, size: int, time_ns: int) -> str:
 
 def _of_arms(config: Config, knobs: Any) -> dict[str, Any]:
     """Arms, adapters and workload, whatever of them is measured."""
-    methods = methods_of_arms(config)
+    methods, versions = methods_of_arms(config), versions_of_arms(config)
     adapters: dict[str, Any] = {
         "experts": _experts(config, *methods.values()),
         "methods": {name: dataclasses.replace(m, learning_rate_factor=1.0) for name, m in methods.items()},
@@ -342,7 +364,10 @@ def _of_arms(config: Config, knobs: Any) -> dict[str, Any]:
     return {
         "backbone": _backbone(config),
         # a label is prose: it may change without the cell being measured again
-        "arms": {name: [arm.method, arm.strategy, arm.runtime] for name, arm in config.arms.chosen.items()},
+        "arms": {
+            name: [arm.method, arm.strategy, arm.runtime, *([versions[name]] if versions[name] > 1 else [])]
+            for name, arm in config.arms.chosen.items()
+        },
         "adapters": adapters,
         "batch": config.batch,
         "context": config.context,

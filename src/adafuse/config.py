@@ -17,6 +17,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 Task = Enum("Task", "pretrain train evaluate latency memory trace layer kernel drift fit_speed")
 Weights = Enum("Weights", "scratch random hub")
 Routing = Enum("Routing", "none layerwise blockwise token")
+LAYER_BY_LAYER = (Routing.layerwise, Routing.blockwise)
 RouterInput = Enum("RouterInput", "first_linear embedding block0_output block_output")
 Normalisation = Enum("Normalisation", "softmax_topk_renorm topk_softmax softmax_topk_raw")
 ExpertKind = Enum("ExpertKind", "lora mlp_lora bottleneck")
@@ -127,6 +128,20 @@ class Arm:
     strategy: StrategyName = StrategyName.dense
     runtime: Runtime = Runtime.eager
     label: str = MISSING
+
+
+def arm_version(arm: Arm, method: Method) -> int:
+    """Of an arm's code: one more with every mend that changes its time, so that it is measured anew, and never pooled
+    with its older self. 1 is that of the first published records, which do not say.
+    """
+    strategy, routing = arm.strategy, method.routing
+    # gates that all linears share are shifted once a token, not at each of them
+    if strategy is StrategyName.simple_merge and routing is Routing.token:
+        return 2
+    # kernels that every layer launches are called directly, not through torch's dispatcher: where the host waits for it
+    routed = strategy in (StrategyName.dense, StrategyName.simple_merge) and routing in LAYER_BY_LAYER
+    launches = strategy in (StrategyName.gather, StrategyName.fused) or routed
+    return 2 if launches and arm.runtime is Runtime.eager else 1
 
 
 @dataclass

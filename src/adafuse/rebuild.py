@@ -83,8 +83,8 @@ def _jobs(experiment: str, profile: str) -> Iterator[list[str]]:
 
 
 def _keys(experiment: str, profile: str, overrides: Sequence[str]) -> list[Key]:
-    """What the records of a job, and of the cells that it stands on, may be called, withdrawn ones last; none for a job
-    that is refused.
+    """What the records of a job, and of the cells that it stands on, may be called, withdrawn and outdated ones last;
+    none for a job that is refused.
     """
     try:
         config = _config(experiment, profile, overrides)
@@ -93,7 +93,8 @@ def _keys(experiment: str, profile: str, overrides: Sequence[str]) -> list[Key]:
     return [
         (one.task.name, known)
         for one in cell.with_needs(config)
-        for known in (*cell.known_records(one).values(), *cell.withdrawn_hashes(one))
+        for names in (cell.known_records(one).values(), cell.withdrawn_hashes(one), cell.outdated_hashes(one))
+        for known in names
     ]
 
 

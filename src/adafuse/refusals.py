@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any
 
 from adafuse.config import (
+    LAYER_BY_LAYER,
     LINEARS,
     Arm,
     Config,
@@ -70,7 +71,6 @@ SOME_OF: dict[str, Collection[str]] = {
     "kernel.kernels": KERNELS,
     "kernel.targets": KERNEL_TARGETS,
 }
-LAYER_BY_LAYER = (Routing.layerwise, Routing.blockwise)
 
 
 def validate(config: Config) -> None:

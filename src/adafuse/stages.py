@@ -25,7 +25,7 @@ from adafuse.distributed import MAIN_PROCESS, Silent, join, wait_for_everyone
 from adafuse.locking import Busy, disk_error, wait_for_writer
 from adafuse.model import backbone
 from adafuse.model.checkpoint import dtype_of
-from adafuse.model.declared import check_cell
+from adafuse.model.declared import OF_ARMS, check_cell
 from adafuse.records import Recorder
 from adafuse.refusals import refuse_device, refuse_processes, refuse_untrained
 
@@ -139,6 +139,7 @@ def run_fields(config: Config, command: str, experiment: str | None = None) -> d
         "cell_id": cell.cell_id(config),
         "config_hash": cell.cell_hash(config),
         "text": cell.text(config),
+        "arm_versions": cell.versions_of_arms(config) if config.task in OF_ARMS else {},
         "experiment": experiment,
         "profile": config.profile,
         "commit": commit,

@@ -64,9 +64,11 @@ def test_a_caption_says_where_numbers_come_from_and_what_was_left_out(made):
 
 
 def test_arms_are_called_as_their_own_record_has_it(made):
-    found = arms_of(run_of(made("a", arms=["base", "adafuse_switch", "unheard_of"])))
+    mended = {"arm_versions": {"base": 1, "adafuse_switch": 2}}
+    found = arms_of(run_of(made("a", arms=["base", "adafuse_switch", "unheard_of"], header=mended)))
     assert list(found) == ["base", "adafuse_switch", "unheard_of"]
-    assert found["adafuse_switch"] == ("AdaFuse (switch)", "adafuse", "token", "switch", "eager")
+    assert found["adafuse_switch"] == ("AdaFuse (switch)", "adafuse", "token", "switch", "eager", 2)
+    assert (found["base"].version, found["unheard_of"].version) == (1, 1)
     assert found["unheard_of"].label == "unheard_of"
 
 

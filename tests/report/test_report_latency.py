@@ -211,9 +211,9 @@ def test_cost_floor_and_share_of_the_measured_bandwidth(made):
     assert ("machine", "tiny_node_us") not in found
 
 
-def memory(made, key, arm, peak_gib=2.0, **changes):
+def memory(made, key, arm, peak_gib=2.0, version=1, **changes):
     sizes = {"weights_gib": 1.0, "peak_gib": peak_gib, "process_gib": 3.0, "note": ""}
-    header = {"experiment": "table5"}
+    header = {"experiment": "table5", "arm_versions": {arm: version}}
     return made(
         key, "memory", [{"kind": "memory", "arm": arm, **sizes}], arms=[arm], header=header, **changes
     )
@@ -237,6 +237,54 @@ def test_memory_is_joined_by_workload_and_by_what_the_arm_is(made):
     )
     assert found["adafuse_switch", "base_peak_gib"].value == 1.5
     assert values(records, "table5")["base", "peak_gib"].value == 1.5
+
+
+MENDED = {"arm_versions": {"base": 1, "adafuse_switch": 2}}
+
+
+def test_versions_of_an_arm_are_never_pooled_and_the_newest_is_shown(made):
+    """Of an older record the arms that nobody mended stay replicates of today's."""
+    old = {"base": [1.0] * 3, "base_again": [1.0] * 3, "adafuse_switch": [9.0] * 3}
+    new = {"base": [3.0] * 3, "base_again": [3.0] * 3, "adafuse_switch": [6.0] * 3}
+    extra = [check("adafuse_switch", value=0.9), cost("adafuse_switch", 7.0)]
+    records = [made("a", lines=[*process(old), *extra, check("base", value=0.4)])]
+    assert values(records)["adafuse_switch", "ms_per_token"].value == 9.0
+    unfinished = made("c", lines=process(new), header=MENDED, status="unfinished")
+    found = values([*records, unfinished])
+    assert (found["adafuse_switch", "ms_per_token"].value, found["adafuse_switch", "floor_ms"].value) == (
+        9,
+        7,
+    )
+    records.append(made("b", lines=[*process(new), check("adafuse_switch", value=0.2)], header=MENDED))
+    found = values([*records, unfinished])
+    ms, ratio = found["adafuse_switch", "ms_per_token"], found["adafuse_switch", "ratio"]
+    assert (ms.value, ms.n, ms.records) == (6.0, 1, "b")
+    assert ratio.value == pytest.approx(2.0) and (ratio.n, ratio.records) == (1, "b")
+    assert found["adafuse_switch", "check.logits"].value == 0.2
+    assert ("adafuse_switch", "floor_ms") not in found
+    base = found["base", "ms_per_token"]
+    assert (base.value, base.n, base.records) == (2.0, 2, "a b") and found["eager", "processes"].value == 2
+    assert found["base", "check.logits"].value == 0.4
+    (cell,) = measured([*records, unfinished]).cells
+    said = "left out for a newer version of the arm's code: adafuse_switch of 1 record"
+    assert cell.caption.endswith(said) and "newer" not in measured(records[:1]).cells[0].caption
+
+
+def test_a_mended_arm_that_fails_is_not_answered_with_its_older_time(made):
+    failed = [*process({"base": [1.0]}), check("adafuse_switch", value=0.5, bound=0.1, passed=False)]
+    found = values([made("a", lines=process(TIMES)), made("b", lines=failed, header=MENDED)])
+    ms = found["adafuse_switch", "ms_per_token"]
+    assert math.isnan(ms.value) and ms.reason == "check failed: logits 0.5, bound 0.1"
+
+
+def test_memory_of_another_version_of_an_arm_is_none_of_its(made):
+    timed = made("a", lines=process(TIMES), header=MENDED)
+    old = memory(made, "b", "adafuse_switch", 9.0)
+    assert values([timed, old], "table1")["adafuse_switch", "peak_gib"].reason.startswith("not measured")
+    new = memory(made, "c", "adafuse_switch", 2.0, version=2)
+    for experiment in ("table1", "table5"):
+        found = values([timed, old, new], experiment)["adafuse_switch", "peak_gib"]
+        assert (found.value, found.records) == (2.0, "c")
 
 
 def test_memory_that_is_missing_says_why(made):

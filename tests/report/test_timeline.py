@@ -29,7 +29,7 @@ def spans_of(arm):
     return [[0.0, 2000.0, "switch"], *([2000 + start, own, part] for start, own, part in spans[1:])]
 
 
-def traced(made, key, slower=1.0, failed=()):
+def traced(made, key, slower=1.0, failed=(), **header):
     """One trace record; `slower` stretches every time."""
     lines = []
     for arm, (_, _, gap) in PACE.items():
@@ -45,7 +45,7 @@ def traced(made, key, slower=1.0, failed=()):
         }
         if arm not in failed:
             lines += [{"kind": "trace", "arm": arm, **words}, {"kind": "spans", "arm": arm, "spans": spans}]
-    return made(key, "trace", lines, arms=PACE)
+    return made(key, "trace", lines, arms=PACE, header=header)
 
 
 def planned(records):
@@ -80,6 +80,12 @@ def test_the_backbone_stands_on_top_and_once_its_twin_where_there_is_one(own):
 def test_of_several_records_the_token_of_median_length(made):
     own = planned([traced(made, key, slower) for key, slower in (("a", 1.0), ("b", 3.0), ("c", 1.5))])
     assert [lane.token_ms for lane in lanes_of(own)] == pytest.approx([0.6, 60.0, 3.615])
+
+
+def test_the_token_of_a_mended_arm_is_of_its_newest_code(made):
+    mended = {"arm_versions": {"mola_loop": 2}}
+    own = planned([traced(made, "a", 1.5), traced(made, "b", 1.0), traced(made, "c", 3.0, **mended)])
+    assert [lane.token_ms for lane in lanes_of(own)] == pytest.approx([0.6, 120.0, 3.615])
 
 
 def test_an_arm_that_failed_has_no_lane(made):

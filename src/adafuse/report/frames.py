@@ -95,7 +95,7 @@ def frames(
         try:
             key = key_of(record)
             row = {"name": name, **_run(record), **_withdrawn(record.run, withdrawn)}
-        except (AttributeError, KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             left_out[name] = "its header is that of no record"
             continue
         if key in sound:
@@ -176,6 +176,7 @@ def _run(record: Record) -> Json:
         "status": record.status,
         **{name: run.get(name) for name in ("task", "profile", "commit", "dirty")},
         **{name: run.get(name) or 0 for name in ("seed", "replicate")},
+        "arm_versions": {arm: int(version) for arm, version in (run.get("arm_versions") or {}).items()},
         "machine": machine.get("gpu") or "CPU",
         "folder": str(machine.get("name")),
         "host_id": host_id(run),

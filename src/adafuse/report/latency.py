@@ -21,7 +21,19 @@ import pandas as pd
 from adafuse.report.frames import Frames, method_settings, setting
 from adafuse.report.measurements import OF_HOSTS, ROWS, CellName, Measured, RowName, told
 from adafuse.report.membership import coordinates
-from adafuse.report.naming import ADAFUSE, BASE, GEOMETRY, KEYS, TWIN, Arm, arms_of, caption, cell_key, title
+from adafuse.report.naming import (
+    ADAFUSE,
+    BASE,
+    GEOMETRY,
+    KEYS,
+    TWIN,
+    Arm,
+    arms_of,
+    caption,
+    cell_key,
+    outdated,
+    title,
+)
 from adafuse.stats import Interval, paired_ratio, resolution
 
 PLACE = ["experiment", "cell", "task"]
@@ -50,11 +62,13 @@ UNFINISHED = "unfinished record: run the same command again"
 class Cells:
     """`records`: a line for each record in a cell, with its settings; cells in the order of tables (those of a GPU
     first, then by title), records by name. `arms`: a line for each arm that a cell was to run, with what it is.
+    `outdated`: (*place, record, arm) of what is left out, because the cell has a newer version of the arm.
     """
 
     frames: Frames
     records: pd.DataFrame
     arms: pd.DataFrame
+    outdated: set[tuple[Any, ...]]
 
     def lines(self, kind: str) -> pd.DataFrame:
         """The lines of a kind in the finished records of each cell, in their order; an arm is a row."""
@@ -62,7 +76,14 @@ class Cells:
 
     def placed(self, lines: pd.DataFrame) -> pd.DataFrame:
         """Such lines, once for each cell that holds their record."""
-        return self.records[[*PLACE, "record"]].merge(lines.rename(columns={"arm": "row"}), on="record")
+        own = lines.rename(columns={"arm": "row"})
+        return self.current(self.records[[*PLACE, "record"]].merge(own, on="record"))
+
+    def current(self, lines: pd.DataFrame) -> pd.DataFrame:
+        """Placed lines without those of older code."""
+        if not self.outdated or "row" not in lines:
+            return lines
+        return lines[~pd.MultiIndex.from_frame(lines[[*PLACE, "record", "row"]]).isin(self.outdated)]
 
 
 def measure(frames: Frames) -> Measured:
@@ -73,9 +94,12 @@ def measure(frames: Frames) -> Measured:
     of_lines = {"calibration": _calibration, "layer": _layer, "drift": _drift, "fit_speed": _fit_speed}
     parts += [part(cells) for kind, part in of_lines.items() if len(cells.lines(kind))]
     found = pd.concat([cells.arms, times, _costs(cells, times), *parts], ignore_index=True)
-    finished = behind(cells.records[cells.records["status"] != "unfinished"], PLACE)
-    rows = found.dropna(subset="label").drop_duplicates(ARM)
-    return measured(found.dropna(subset="quantity"), finished, rows, cells.records.groupby(PLACE, sort=False))
+    finished = cells.records[cells.records["status"] != "unfinished"]
+    mended = pd.DataFrame([(*place, row) for *place, _, row in cells.outdated], columns=ARM)
+    own = behind(cells.current(finished.merge(mended.drop_duplicates(), on=PLACE)), ARM)
+    found["records"] = found["records"].fillna(found[ARM].join(own, on=ARM)["records"])
+    rows, each = found.dropna(subset="label").drop_duplicates(ARM), cells.records.groupby(PLACE, sort=False)
+    return measured(found.dropna(subset="quantity"), behind(finished, PLACE), rows, each)
 
 
 def measured(values: pd.DataFrame, records: pd.Series, rows: pd.DataFrame, cells: Any) -> Measured:
@@ -108,23 +132,26 @@ def _cells(frames: Frames) -> Cells:
     further = [[f" {name}={value}" for name, value in job if name.split(".")[-1] not in TOLD] for job in jobs]
     own = own.assign(cell=own["key"] + list(map("".join, further)))
     own = own.sort_values(["is_cpu", "title", *PLACE, "name"]).drop_duplicates([*PLACE, "record"])
-    lines = []
+    lines, older = [], set[tuple[Any, ...]]()
     for place, cell in own[own["task"].isin(OF_ARMS)].groupby(PLACE, sort=False):
-        first, arms = cell.iloc[0], dict[str, Arm]()
+        first, arms, out = cell.iloc[0], dict[str, Arm](), outdated(cell)
         for _, run in cell.iterrows():
-            arms |= arms_of(run)
+            for name, arm in arms_of(run).items():
+                if name not in arms or (run["record"], name) not in out:
+                    arms[name] = arm
         tokens = first["block_tokens"]
-        lines += [[*place, name, *arm, _held(first, name), tokens] for name, arm in arms.items()]
-    return Cells(frames, own, pd.DataFrame(lines, columns=[*ARM, *Arm._fields, "held", "tokens"]))
+        lines += [[*place, name, *arm, _held(first, name, arm.version), tokens] for name, arm in arms.items()]
+        older |= {(*place, *which) for which in out}
+    return Cells(frames, own, pd.DataFrame(lines, columns=[*ARM, *Arm._fields, "held", "tokens"]), older)
 
 
-def _held(run: pd.Series, arm: str) -> str:
+def _held(run: pd.Series, arm: str, version: int) -> str:
     """All that the memory of an arm hangs on but for the tokens that are decoded, as text: the workload, strategy,
-    runtime, and the method's own settings, of which how fast it learns has no part in what it holds.
+    runtime, version, and the method's own settings, of which how fast it learns has no part in what it holds.
     """
     own = setting(run["config"], f"arms.table.{arm}") or {}
     method = method_settings(setting(run["config"], f"methods.{own.get('method')}"))
-    what = [arm, own.get("strategy"), own.get("runtime"), method | {"learning_rate_factor": None}]
+    what = [arm, own.get("strategy"), own.get("runtime"), version, method | {"learning_rate_factor": None}]
     return json.dumps([*(run[name] for name in WORKLOAD), *what], sort_keys=True)
 
 
@@ -160,7 +187,11 @@ def _times(cells: Cells) -> Iterator[tuple[Any, ...]]:
     records: Any = behind(cells.records, PLACE)
     for place, own in cells.arms[cells.arms["task"] == "latency"].groupby(PLACE, sort=False):
         known = [record for record in records[place] if record in times]
-        processes, hosts = [times[record] for record in known], list(cells.frames.runs["host_id"].loc[known])
+        hosts = list(cells.frames.runs["host_id"].loc[known])
+        processes = [
+            {arm: ms for arm, ms in times[record].items() if (*place, record, arm) not in cells.outdated}
+            for record in known
+        ]
         arms: dict[str, Any] = {arm.row: arm for arm in list[Any](own.itertuples(index=False))}
         none = [math.nan, math.nan, math.nan, None, 0]
         for name, arm in arms.items():
@@ -328,13 +359,14 @@ def _alone(cells: Cells) -> pd.DataFrame:
     """The finished records of memory alone behind each arm; a cell of memory alone holds its own."""
     runs = cells.frames.runs.query("task == 'memory' and status != 'unfinished'")
     lone = [(setting(run["config"], "arms.run")[0], run) for _, run in runs.iterrows()]
-    lines = [(run.name, arm, _held(run, arm), run["block_tokens"]) for arm, run in lone]
+    held = [_held(run, arm, arms_of(run)[arm].version) for arm, run in lone]
+    lines = [(run.name, arm, what, run["block_tokens"]) for (arm, run), what in zip(lone, held, strict=True)]
     every = pd.DataFrame(lines, columns=["record", "row", "held", "own_tokens"], dtype=object)
     timed = cells.arms[cells.arms["task"] == "latency"].merge(every, on=["row", "held"])
     # of two lengths of a decode, the one that the cell times if it was measured: the cache is part of the peak
     is_same = timed["tokens"] == timed["own_tokens"]
     timed = timed[is_same | ~is_same.groupby([timed[name] for name in ARM]).transform("any")]
-    return pd.concat([timed, cells.records[[*PLACE, "record"]].merge(every, on="record")])[[*ARM, "record"]]
+    return pd.concat([timed, cells.placed(every)])[[*ARM, "record"]]
 
 
 def _calibration(cells: Cells) -> pd.DataFrame:

@@ -9,6 +9,7 @@ whole. Next: latency.py, accuracy.py.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
@@ -66,6 +67,8 @@ class Arm(NamedTuple):
     routing: str
     strategy: str
     runtime: str
+    # of its code; records that do not say are from before any was mended
+    version: int
 
 
 def cell_key(run: pd.Series, swept: Collection[str] = ()) -> str:
@@ -94,12 +97,15 @@ def caption(runs: pd.DataFrame) -> str:
     cards = [f"{run.machine}, driver {run.driver}" for run in every if run.driver]
     sources = [str(run.commit or "unknown")[:12] + " (dirty)" * bool(run.dirty) for run in every]
     left = [run.name for run in every if run.status == "unfinished"]
+    older = Counter(arm for _, arm in sorted(outdated(runs)))
     count = len(runs) - len(left)
     parts = [" and ".join(sorted(set(runs["host"]))), _distinct(cards), f"torch {_distinct(runs['torch'])}"]
     parts += [f"profile {_distinct(runs['profile'])}", f"commit {_distinct(sources)}"]
     hosts = runs.loc[runs["status"] != "unfinished", "host_id"].nunique()
     parts += [f"{count} record{'s' * (count != 1)} of {hosts} host{'s' * (hosts != 1)}"]
     parts += [f"left out as unfinished: {', '.join(left)}"] if left else []
+    told = ", ".join(f"{arm} of {n} record{'s' * (n != 1)}" for arm, n in older.items())
+    parts += [f"left out for a newer version of the arm's code: {told}"] if older else []
     return " · ".join(filter(None, parts))
 
 
@@ -109,8 +115,27 @@ def arms_of(run: pd.Series) -> dict[str, Arm]:
     for name in setting(run["config"], "arms.run") or []:
         own = {"label": name, "runtime": "eager"} | (setting(run["config"], f"arms.table.{name}") or {})
         own["routing"] = setting(run["config"], f"methods.{own.get('method')}.routing")
-        found[name] = Arm(*(own.get(what) or "" for what in Arm._fields))
+        own["version"] = run["arm_versions"].get(name, 1)
+        found[name] = Arm._make(own.get(what) or "" for what in Arm._fields)
     return found
+
+
+def outdated(runs: pd.DataFrame) -> set[tuple[str, str]]:
+    """(record, arm) of a cell's runs where the arm's code has another version than the newest that one finished with:
+    versions of an arm are never pooled.
+    """
+    if not runs["arm_versions"].any():
+        return set()
+    arms = {run["record"]: (run["status"] != "unfinished", arms_of(run)) for _, run in runs.iterrows()}
+    newest = dict[str, int]()
+    for finished, own in arms.values():
+        newest |= {name: max(arm.version, newest.get(name, 1)) for name, arm in own.items() if finished}
+    return {
+        (record, name)
+        for record, (_, own) in arms.items()
+        for name, arm in own.items()
+        if arm.version != newest.get(name, arm.version)
+    }
 
 
 def rank(row: str) -> tuple[int, str]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from adafuse.report.formats import digits
 from adafuse.report.frames import Frames, Json
 from adafuse.report.latency import median_tokens
-from adafuse.report.naming import arms_of
+from adafuse.report.naming import arms_of, outdated
 
 # columns of the longest lane, one for three points of the page; height of a lane; room that its text takes
 COLUMNS, LANE, ROOM = 150, 0.62, 1.36
@@ -48,7 +48,8 @@ def lanes(frames: Frames, traced: pd.DataFrame) -> list[Lane]:
     backbone = {arm for arm, own in arms.items() if (own.method, own.strategy) == ("base", "dense")}
     spans = frames.lines("spans")[["record", "arm", "spans"]]
     found = frames.lines("trace").merge(spans, on=["record", "arm"])
-    found = median_tokens(found[found["record"].isin(traced["record"])], ["arm"])
+    older = pd.MultiIndex.from_frame(found[["record", "arm"]]).isin(outdated(traced))
+    found = median_tokens(found[found["record"].isin(traced["record"]) & ~older], ["arm"])
     shown: dict[str, Lane] = {}
     for arm in sorted(arms, key=lambda arm: arm not in backbone):
         if arm in found.index:

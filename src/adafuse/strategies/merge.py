@@ -1,10 +1,11 @@
 """The strategies that write the experts into the backbone's weights, one selection at a time.
 
-`simple_merge` merges each linear when its input arrives (paper, section on simple merge); `switch` takes the old
-selection out of all linears and puts the new one in, in place (eq. 9-10, SGMM); `rebase` writes clean weight plus new
-selection. The last two are one launch on a GPU (kernels/switch.py) and a product per linear elsewhere; a token that is
-left to the backbone (gates of zero) costs them one restore, and nothing if the token before was left to it too. In: the
-gates of one token (or of a batch that shares them). Out: changed weights, until `restore`.
+`simple_merge` merges each linear when its input arrives (paper, section on simple merge), and makes gates that several
+share ready once; `switch` takes the old selection out of all linears and puts the new one in, in place (eq. 9-10,
+SGMM); `rebase` writes clean weight plus new selection. The last two are one launch on a GPU (kernels/switch.py)
+and a product per linear elsewhere; a token that is left to the backbone (gates of zero) costs them one restore, and
+nothing if the token before was left to it too. In: the gates of one token (or of a batch that shares them). Out:
+changed weights, until `restore`.
 """
 
 from __future__ import annotations
@@ -93,14 +94,21 @@ class SimpleMerge(Strategy):
 
     def _prepare(self, adapter: Adapter) -> None:
         self._up = {site: packed_up(site.lora) for site in self._sites}
-        self._selections = {site: _selection(adapter, site) for site in self._sites}
+        # linears that share a decision share its selection: the first of them to run makes it ready for all
+        first: dict[nn.Module, AdaptedLinear] = {}
+        self._first = {site: first.setdefault(site.decided_by or site, site) for site in self._sites}
+        self._selections = {site: _selection(adapter, site) for site in first.values()}
+        self._chosen: dict[AdaptedLinear, tuple[Tensor, Tensor]] = {}
 
     def linear(self, site: AdaptedLinear, x_TI: Tensor, gates: Gates) -> Tensor:
-        selection = self._selections[site]
-        selection.shift(gates)
+        first, down_ERI = self._first[site], site.lora.lora_A
+        if site is first:
+            selection = self._selections[site]
+            selection.shift(gates)
+            # rounded once, where `factors` would at every linear
+            self._chosen[site] = selection.index_S, selection.gate_S.to(down_ERI.dtype)
         # W += up @ down, in place (eq. 9)
-        chosen = selection.index_S, selection.gate_S
-        site.base.weight.addmm_(*factors(self._up[site], site.lora.lora_A, *chosen))
+        site.base.weight.addmm_(*factors(self._up[site], down_ERI, *self._chosen[first]))
         return site.base(x_TI)
 
     def add(self, y: Tensor, experts: Experts, x_TI: Tensor, gates: Gates) -> NoReturn:
