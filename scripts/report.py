@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from adafuse import archive, report
+from adafuse.files import put, read_bytes
 from adafuse.report import compare, load_measurements, membership, page
 from adafuse.report.formats import ours_text
 from adafuse.report.rules import IN_PART, NOT_REPLICATED, REPLICATED
@@ -105,17 +106,16 @@ def _write(told: page.Page, out: Path, readme: Path | None) -> None:
     docs, folder = out, "."
     if readme:
         docs, folder = readme.parent / "docs", f"../{out.resolve().relative_to(readme.resolve().parent)}"
-        docs.mkdir(exist_ok=True)
-        readme.write_text(_inserted(readme, page.readme_block(told)))
+        put(readme, _inserted(readme, page.readme_block(told)))
     else:
         page.write_tables(told, out / "tables")
-    (docs / "results.md").write_text(page.rendered("results.md", page=told, figures=drawn, folder=folder))
+    put(docs / "results.md", page.rendered("results.md", page=told, figures=drawn, folder=folder))
 
 
 def _inserted(readme: Path, text: str) -> str:
     """The README with `text` between its markers. Raises ValueError if the markers are missing."""
     try:
-        old = readme.read_text()
+        old = read_bytes(readme).decode()
     except OSError:
         raise ValueError(f"no file {readme}: pass the README with --readme") from None
     if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
@@ -173,8 +173,7 @@ def _compare(found: report.Report, options: argparse.Namespace) -> int:
     text = page.rendered("compare.md", found=rows, outcomes=compare.OUTCOMES)
     print(text)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "compare.md").write_text(text)
+        put(options.out / "compare.md", text)
     return 0
 
 

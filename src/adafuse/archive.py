@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adafuse import records
+from adafuse.files import put, read_bytes
 from adafuse.records import Record
 
 COLUMNS = pa.schema(
@@ -94,7 +94,7 @@ def load(paths: Iterable[Path | str]) -> Loaded:
 
 def rows(archive: Path) -> list[Packed]:
     """What an archive holds, in the order of names. Raises ValueError with one line if it is damaged, or is none."""
-    content = records.read_bytes(archive)
+    content = read_bytes(archive)
     try:
         table = pq.ParquetFile(pa.BufferReader(content)).read(COLUMNS.names).cast(COLUMNS)
     except (pa.ArrowException, ValueError, OSError, KeyError) as error:
@@ -137,7 +137,6 @@ def unpack(source: Path, folder: Path) -> int:
         if archive.suffix == ".parquet":
             root = source if source.is_dir() else source.parent
             target = folder / archive.relative_to(root).with_suffix("")
-            target.mkdir(parents=True, exist_ok=True)
             for row in rows(archive):
                 _place(target / row.name, row.record().data)
                 count += 1
@@ -209,21 +208,20 @@ def _write(archive: Path, contents: dict[str, bytes]) -> bool:
     data = [contents[name] for name in names]
     digests = [hashlib.sha256(content).hexdigest() for content in data]
     table = pa.table([names, digests, data], schema=COLUMNS)
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    partial = archive.with_name(f"{archive.name}.{os.getpid()}.partial")
+    packed = pa.BufferOutputStream()
     layout = {"data_page_size": PAGE_BYTES, "row_group_size": len(names), "use_dictionary": False}
     compression = {"compression": "brotli", "compression_level": BROTLI_LEVEL}
-    pq.write_table(table, partial, **compression, **layout, write_statistics=False)
-    partial.replace(archive)
+    pq.write_table(table, packed, **compression, **layout, write_statistics=False)
+    put(archive, packed.getvalue().to_pybytes())
     return True
 
 
 def _place(path: Path, data: bytes) -> None:
     if path.exists():
-        if records.read_bytes(path) != data:
+        if read_bytes(path) != data:
             raise ValueError(f"{path} is there and differs from the packed one: move it away first")
         return
-    path.write_bytes(data)
+    put(path, data)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -68,7 +68,9 @@ def recipe(name: str, experts: Experts, **changes: Any) -> Method:
     Raises ValueError for a name or a field that there is not, a value of another kind, and what cannot go together.
     """
     file = RECIPES / f"{name}.yaml"
-    known = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in WITHOUT_EXPERTS)
+    known = sorted(
+        path.stem for path in RECIPES.glob("*.yaml") if path.is_file() and path.stem not in WITHOUT_EXPERTS
+    )
     if name not in known:
         raise ValueError(f"method {name!r} is none of {known}")
     _resolvers()

@@ -22,7 +22,8 @@ from typing import Any, Literal
 from adafuse import cell, machine, membership, records, tracking
 from adafuse.config import Config, Task
 from adafuse.distributed import MAIN_PROCESS, Silent, join, wait_for_everyone
-from adafuse.locking import Busy, disk_error, wait_for_writer
+from adafuse.files import disk_error, refuse_irregular
+from adafuse.locking import Busy, wait_for_writer
 from adafuse.model import backbone
 from adafuse.model.checkpoint import dtype_of
 from adafuse.model.declared import check_cell
@@ -75,6 +76,8 @@ def _run(config: Config, command: str, experiment: str | None) -> Outcome:
     refuse_untrained(config)
     refuse_processes(config)
     refuse_device(config, backbone.device(config))
+    for folder in _written(config):
+        refuse_irregular(folder, links=False)
     _note(config, command, experiment)
     for needed in cell.needs(config):
         if run(needed, command, experiment) == "failed":
@@ -238,6 +241,17 @@ def _is_recorded(folder: Path, path: Path, *files: str) -> bool:
     if [cell.file_hash(folder / files[-1])] != written:
         raise ValueError(f"{folder} is not what {path} describes: delete both and run again")
     return True
+
+
+def _written(config: Config) -> list[Path]:
+    """What a fit writes into: its folder, and the one of its checkpoints."""
+    if config.task is Task.pretrain:
+        folder = cell.backbone_dir(config)
+    elif config.task is Task.train:
+        folder = cell.adapter_dir(config, config.method)
+    else:
+        return []
+    return sorted(folder.parent.glob(f"{folder.name}*"))
 
 
 @contextmanager

@@ -16,9 +16,12 @@ is empty for all others.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
+
+from adafuse.files import put, read_bytes
 
 KEY = ["experiment", "cell", "row", "quantity"]
 NUMBERS = dict.fromkeys(("value", "low", "high"), "float64") | {"n": "Int64"}
@@ -83,15 +86,16 @@ def write(found: pd.DataFrame, path: Path) -> None:
     hashes = {record for records in told["records"].unique() for record in records.split()}
     digits = next(n for n in range(7, 65) if len({record[:n] for record in hashes}) == len(hashes))
     told["records"] = told["records"].str.replace(rf"(\w{{{digits}}})\w+", r"\1", regex=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    told.to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
+    put(path, told.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
 
 
 def load_measurements(path: Path | str) -> pd.DataFrame:
     """A written frame of measurements. Raises ValueError with one line for a file that is none."""
     kinds, empty = dict.fromkeys(COLUMNS, "str") | NUMBERS, {name: [""] for name in NUMBERS}
     try:
-        found = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=empty)
+        found = pd.read_csv(
+            BytesIO(read_bytes(Path(path))), dtype=kinds, keep_default_na=False, na_values=empty
+        )
         # a file from before anything was withdrawn has no such column
         return found.assign(withdrawn=found.get("withdrawn", ""))[COLUMNS]
     except (KeyError, OSError, ValueError) as exc:
