@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(options)
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(_plain(error), file=sys.stderr)
         return 1
 
 
@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
     gc.disable()
     loaded = archive.load(options.records)
     for line in loaded.left_out:
-        print(f"left out: {line}", file=sys.stderr)
+        print(f"left out: {_plain(line)}", file=sys.stderr)
     found = report.build(loaded.records, _membership(options))
     if options.compare:
         return _compare(found, options)
@@ -171,7 +171,7 @@ def _near(one: str, two: str) -> bool:
 def _compare(found: report.Report, options: argparse.Namespace) -> int:
     rows = compare.compare(found.measurements, load_measurements(options.compare))
     text = page.rendered("compare.md", found=rows, outcomes=compare.OUTCOMES)
-    print(text)
+    print("\n".join(map(_plain, text.splitlines())))
     if options.out:
         put(options.out / "compare.md", text)
     return 0
@@ -182,12 +182,14 @@ def _print_claims(told: page.Page) -> None:
     # Reasons need room; they stand in the page anyway.
     columns = COLUMNS if console.width >= WIDE else COLUMNS[:-1]
     for cell, claims in groupby(told.claims, key=lambda claim: claim.cell):
-        table = Table(title=escape(cell.name.title if cell else "Not run"), title_justify="left", expand=True)
+        table = Table(
+            title=escape(_plain(cell.name.title if cell else "Not run")), title_justify="left", expand=True
+        )
         for name, share in columns:
             table.add_column(name, ratio=share, overflow="fold")
         for claim in claims:
             verdict, ours = claim.verdict, ours_text(claim.ours)
-            texts = [escape(text) for text in (claim.where, claim.text, claim.printed, ours)]
+            texts = [escape(_plain(text)) for text in (claim.where, claim.text, claim.printed, ours)]
             texts += [f"[{COLOURS.get(verdict.verdict, 'dim')}]{verdict.verdict}[/]", escape(verdict.why)]
             table.add_row(*texts[: len(columns)])
         console.print(table)
@@ -202,9 +204,14 @@ def _print_records(found: report.Report) -> None:
         f"{len(found.frames.runs):,} records: {failed} with errors, {unfinished} unfinished, {withdrawn} withdrawn"
     )
     for name, reason in found.frames.left_out.items():
-        print(f"left out: {name}: {reason}")
+        print(f"left out: {_plain(name)}: {reason}")
     for record in found.frames.unlisted:
-        print("in no membership:", found.frames.runs.at[record, "name"])
+        print("in no membership:", _plain(found.frames.runs.at[record, "name"]))
+
+
+def _plain(text: object) -> str:
+    """What records say, with nothing in it that moves a terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 if __name__ == "__main__":
