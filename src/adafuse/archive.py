@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -80,7 +83,9 @@ def load(paths: Iterable[Path | str]) -> Loaded:
     """
     found: dict[object, Record] = {}
     left_out: list[str] = []
-    for path in _files(paths):
+    for path in _files(
+        paths, lambda error: left_out.append(f"{error.filename} cannot be read: {error.strerror}")
+    ):
         try:
             for record in _read(path, left_out):
                 finished = record.status != "unfinished"
@@ -158,11 +163,17 @@ def verify(source: Path) -> int:
     return count
 
 
-def _files(paths: Iterable[Path | str]) -> Iterator[Path]:
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _files(paths: Iterable[Path | str], unread: Callable[[OSError], None] = _raise) -> Iterator[Path]:
+    """Every file that may hold records; `unread` is told of folders that may not be looked into."""
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"no such folder: {path}; pass a folder that holds records")
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        below = (Path(at, name) for at, *names in os.walk(path, onerror=unread) for name in chain(*names))
+        for file in sorted(below) if path.is_dir() else [path]:
             final = file.with_suffix("") if file.suffix == ".partial" else file
             # A cell that runs again keeps its old file until the new one is complete.
             if file == path or (file.name.endswith(SUFFIXES) and (final == file or not final.exists())):
