@@ -37,7 +37,7 @@ reproduce: $(STAMP) ## Run the main experiments and draw the report; call it aga
 	@experiments="$(EXPERIMENTS)"; status=0; \
 	[ -n "$$experiments" ] || experiments=$$($(IN)/python scripts/suite.py $(SUITE) $(PROFILE)) || exit 2; \
 	for experiment in $$experiments; do \
-	  echo; echo "== $$experiment: $$(grep -oE 'profile=$(PROFILE): [^.]*|Any profile: [^.]*' conf/experiment/$$experiment.yaml | head -n 1)"; \
+	  echo; echo "== $$experiment: $$(grep -D skip -oE 'profile=$(PROFILE): [^.]*|Any profile: [^.]*' conf/experiment/$$experiment.yaml | head -n 1)"; \
 	  $(IN)/python scripts/run.py experiment=$$experiment profile=$(PROFILE) runs_dir=$(RUNS) \
 	    $$([ $$experiment = table2 ] && echo $(SEEDS)) $(OVERRIDES); \
 	  case $$? in 0) ;; 130|143) exit 130 ;; *) status=1 ;; esac; \

@@ -281,7 +281,7 @@ def _by_split(folder: Path) -> dict[str, list[Row]]:
 
 def _rows(folder: Path, split: str = "") -> Iterator[Row]:
     """All rows of a repository's files, or of those of a split. Raises ValueError if there is no such file."""
-    files = sorted(path for path in folder.rglob(f"{split}*") if path.suffix in READERS)
+    files = sorted(path for path in folder.rglob(f"{split}*") if path.suffix in READERS and path.is_file())
     if not files:
         raise ValueError(f"{folder} has no {split or 'data'} file: {', '.join(READERS)}")
     for path in files:
@@ -330,7 +330,7 @@ def _once(rows: Iterator[Row]) -> Iterator[Row]:
 def card(folder: Path) -> str:
     """A dataset card for what is there: a folder loads only if the first configuration that its card names does."""
     configs: dict[str, dict[str, list[str]]] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in READERS):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in READERS and path.is_file()):
         name, split = path.parent.name, re.split("[-.]", path.name)[0]
         files = configs.setdefault("default" if name == "data" else name, {}).setdefault(split, [])
         files.append(str(path.relative_to(folder)))

@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from adafuse import archive, report
+from adafuse.files import put, read_bytes
 from adafuse.report import compare, load_measurements, membership, page
 from adafuse.report.formats import ours_text
 from adafuse.report.rules import IN_PART, NOT_REPLICATED, REPLICATED
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(options)
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(_plain(error), file=sys.stderr)
         return 1
 
 
@@ -72,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
     gc.disable()
     loaded = archive.load(options.records)
     for line in loaded.left_out:
-        print(f"left out: {line}", file=sys.stderr)
+        print(f"left out: {_plain(line)}", file=sys.stderr)
     found = report.build(loaded.records, _membership(options))
     if options.compare:
         return _compare(found, options)
@@ -105,17 +106,16 @@ def _write(told: page.Page, out: Path, readme: Path | None) -> None:
     docs, folder = out, "."
     if readme:
         docs, folder = readme.parent / "docs", f"../{out.resolve().relative_to(readme.resolve().parent)}"
-        docs.mkdir(exist_ok=True)
-        readme.write_text(_inserted(readme, page.readme_block(told)))
+        put(readme, _inserted(readme, page.readme_block(told)))
     else:
         page.write_tables(told, out / "tables")
-    (docs / "results.md").write_text(page.rendered("results.md", page=told, figures=drawn, folder=folder))
+    put(docs / "results.md", page.rendered("results.md", page=told, figures=drawn, folder=folder))
 
 
 def _inserted(readme: Path, text: str) -> str:
     """The README with `text` between its markers. Raises ValueError if the markers are missing."""
     try:
-        old = readme.read_text()
+        old = read_bytes(readme).decode()
     except OSError:
         raise ValueError(f"no file {readme}: pass the README with --readme") from None
     if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
@@ -171,10 +171,9 @@ def _near(one: str, two: str) -> bool:
 def _compare(found: report.Report, options: argparse.Namespace) -> int:
     rows = compare.compare(found.measurements, load_measurements(options.compare))
     text = page.rendered("compare.md", found=rows, outcomes=compare.OUTCOMES)
-    print(text)
+    print("\n".join(map(_plain, text.splitlines())))
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "compare.md").write_text(text)
+        put(options.out / "compare.md", text)
     return 0
 
 
@@ -183,12 +182,14 @@ def _print_claims(told: page.Page) -> None:
     # Reasons need room; they stand in the page anyway.
     columns = COLUMNS if console.width >= WIDE else COLUMNS[:-1]
     for cell, claims in groupby(told.claims, key=lambda claim: claim.cell):
-        table = Table(title=escape(cell.name.title if cell else "Not run"), title_justify="left", expand=True)
+        table = Table(
+            title=escape(_plain(cell.name.title if cell else "Not run")), title_justify="left", expand=True
+        )
         for name, share in columns:
             table.add_column(name, ratio=share, overflow="fold")
         for claim in claims:
             verdict, ours = claim.verdict, ours_text(claim.ours)
-            texts = [escape(text) for text in (claim.where, claim.text, claim.printed, ours)]
+            texts = [escape(_plain(text)) for text in (claim.where, claim.text, claim.printed, ours)]
             texts += [f"[{COLOURS.get(verdict.verdict, 'dim')}]{verdict.verdict}[/]", escape(verdict.why)]
             table.add_row(*texts[: len(columns)])
         console.print(table)
@@ -203,9 +204,14 @@ def _print_records(found: report.Report) -> None:
         f"{len(found.frames.runs):,} records: {failed} with errors, {unfinished} unfinished, {withdrawn} withdrawn"
     )
     for name, reason in found.frames.left_out.items():
-        print(f"left out: {name}: {reason}")
+        print(f"left out: {_plain(name)}: {reason}")
     for record in found.frames.unlisted:
-        print("in no membership:", found.frames.runs.at[record, "name"])
+        print("in no membership:", _plain(found.frames.runs.at[record, "name"]))
+
+
+def _plain(text: object) -> str:
+    """What records say, with nothing in it that moves a terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 if __name__ == "__main__":

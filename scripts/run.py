@@ -42,6 +42,7 @@ from adafuse import stages
 from adafuse.compose import build, register
 from adafuse.config import Config, Task, Weights
 from adafuse.evaluation.suites import check_sets, check_suite
+from adafuse.files import refuse_irregular
 from adafuse.membership import refuse_secrets
 from hydra_plugins import isolated_launcher
 
@@ -83,6 +84,7 @@ def main() -> int:
     try:
         # Hydra makes folders of some overrides before it calls anything of ours
         refuse_secrets(sys.argv[1:])
+        refuse_irregular(CONF)
         job()
     except REFUSED as error:
         return refuse(error)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from adafuse.files import refuse_irregular
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 Suites = dict[str, list[str] | dict[str, list[str]]]
@@ -18,6 +20,7 @@ Suites = dict[str, list[str] | dict[str, list[str]]]
 
 def experiments(suite: str, profile: str, conf: Path = CONF) -> list[str]:
     """The experiments of `suite`, those of the suites that it names in their places. Raises ValueError or OSError."""
+    refuse_irregular(conf)
     profiles = sorted(path.stem for path in (conf / "profile").glob("*.yaml"))
     if profile not in profiles:
         raise ValueError(f"there is no profile {profile}: choose from {profiles}")

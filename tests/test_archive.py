@@ -1,9 +1,11 @@
 """archive.py: what is packed comes out byte for byte, what is no record is named, and only one record bears a name."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -266,3 +268,20 @@ def test_reading_needs_neither_torch_nor_pandas() -> None:
     code = "import sys; import adafuse.archive; print({'torch', 'pandas', 'hydra'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """root may read all, so the refusal is made up."""
+    write_one(tmp_path / "latency/cell.jsonl")
+    closed, listed = write_one(tmp_path / "train/cell.jsonl").parent, os.scandir
+
+    def scandir(path: str | Path) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = archive.load([tmp_path])
+    assert len(found.records) == 1 and found.left_out == [f"{closed} cannot be read: Permission denied"]
+    with pytest.raises(PermissionError):
+        archive.pack([tmp_path], tmp_path / "packed")

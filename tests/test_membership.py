@@ -147,7 +147,7 @@ def test_many_writers_at_a_time_lose_nothing(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "records").write_text("")
-    with pytest.raises(OSError, match="cannot write .*; make room or set runs_dir") as error:
+    with pytest.raises(OSError, match="cannot write .*; make room or choose another folder") as error:
         append(tmp_path / "records" / FILE, [ROW])
     assert "\n" not in str(error.value)
     os.mkfifo(tmp_path / FILE)

@@ -41,6 +41,12 @@ MISTAKES = [
     (["model.path=/nonesuch"], "is not a folder"),
     (["model=llama2_7b"], "on random weights means nothing"),
     (["experiment=table2", "method=nonesuch"], "conf/method/nonesuch.yaml"),
+    (["seed=-1"], "seed=-1 must be between 0 and 2147483647"),
+    (["train.steps=" + "9" * 400], "must be between 0 and 2147483647"),
+    (["train.learning_rate=nan"], "train.learning_rate=nan must be between"),
+    (["layer.ranks=[16,-4]"], "layer.ranks=-4 must be between"),
+    (["data.validation_items=0"], "data.validation_items=0 leaves nothing"),
+    (["pretrain.batch=2000000000"], "more than 2147483647 tokens"),
 ]
 
 
@@ -51,6 +57,15 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str, tmp_path: Pat
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and message in line
+    assert not list(tmp_path.rglob("*.jsonl*"))
+
+
+def test_a_gpu_that_is_not_there_is_one_line(tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for task in ("layer", "kernel", "train", "latency"):
+        done = call(capfd, f"runs_dir={tmp_path}", f"task={task}", "device=cuda")
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2 and "device=cuda, and torch finds none on this machine" in line
     assert not list(tmp_path.rglob("*.jsonl*"))
 
 

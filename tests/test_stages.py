@@ -228,9 +228,14 @@ def test_a_removed_adapter_is_trained_again(finished: Path, own_model: Path) -> 
     assert (folder / "router_config.json").is_file()
 
 
-def test_a_full_disk_is_one_line_whatever_the_library_calls_it(tmp_path: Path, monkeypatch) -> None:
+def test_want_of_room_is_one_line_whatever_the_library_calls_it(tmp_path: Path, monkeypatch) -> None:
     def no_room(config, record) -> None:
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def no_memory(config, record) -> None:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory\n  frame #0"
+        )
 
     def a_bug(config, record) -> None:
         raise RuntimeError("something else")
@@ -238,6 +243,10 @@ def test_a_full_disk_is_one_line_whatever_the_library_calls_it(tmp_path: Path, m
     config = compose("task=layer", f"runs_dir={tmp_path}")
     monkeypatch.setitem(stages._STAGES, config.task, no_room)
     with pytest.raises(OSError, match="No space left on device; make room") as error:
+        stages.run(config, "test")
+    assert "\n" not in str(error.value)
+    monkeypatch.setitem(stages._STAGES, config.task, no_memory)
+    with pytest.raises(OSError, match="task=layer needs more memory than there is: choose smaller") as error:
         stages.run(config, "test")
     assert "\n" not in str(error.value)
     monkeypatch.setitem(stages._STAGES, config.task, a_bug)

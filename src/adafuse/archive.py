@@ -16,14 +16,17 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adafuse import records
+from adafuse.files import put, read_bytes
 from adafuse.records import Record
 
 COLUMNS = pa.schema(
@@ -81,7 +84,9 @@ def load(paths: Iterable[Path | str]) -> Loaded:
     """
     found: dict[object, Record] = {}
     left_out: list[str] = []
-    for path in _files(paths):
+    for path in _files(
+        paths, lambda error: left_out.append(f"{error.filename} cannot be read: {error.strerror}")
+    ):
         try:
             for record in _read(path, left_out):
                 finished = record.status != "unfinished"
@@ -95,7 +100,7 @@ def load(paths: Iterable[Path | str]) -> Loaded:
 
 def rows(archive: Path) -> list[Packed]:
     """What an archive holds, in the order of names. Raises ValueError with one line if it is damaged, or is none."""
-    content = records.read_bytes(archive)
+    content = read_bytes(archive)
     try:
         table = pq.ParquetFile(pa.BufferReader(content)).read(COLUMNS.names).cast(COLUMNS)
     except (pa.ArrowException, ValueError, OSError, KeyError) as error:
@@ -137,7 +142,6 @@ def unpack(source: Path, folder: Path) -> int:
         if archive.suffix == ".parquet":
             root = source if source.is_dir() else source.parent
             target = folder / archive.relative_to(root).with_suffix("")
-            target.mkdir(parents=True, exist_ok=True)
             for row in rows(archive):
                 _place(target / row.name, row.record().data)
                 count += 1
@@ -159,11 +163,17 @@ def verify(source: Path) -> int:
     return count
 
 
-def _files(paths: Iterable[Path | str]) -> Iterator[Path]:
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _files(paths: Iterable[Path | str], unread: Callable[[OSError], None] = _raise) -> Iterator[Path]:
+    """Every file that may hold records; `unread` is told of folders that may not be looked into."""
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"no such folder: {path}; pass a folder that holds records")
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        below = (Path(at, name) for at, *names in os.walk(path, onerror=unread) for name in chain(*names))
+        for file in sorted(below) if path.is_dir() else [path]:
             final = file.with_suffix("") if file.suffix == ".partial" else file
             # A cell that runs again keeps its old file until the new one is complete.
             if file == path or (file.name.endswith(SUFFIXES) and (final == file or not final.exists())):
@@ -215,21 +225,20 @@ def _write(archive: Path, contents: dict[str, bytes]) -> bool:
     data = [contents[name] for name in names]
     digests = [hashlib.sha256(content).hexdigest() for content in data]
     table = pa.table([names, digests, data], schema=COLUMNS)
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    partial = archive.with_name(f"{archive.name}.{os.getpid()}.partial")
+    packed = pa.BufferOutputStream()
     layout = {"data_page_size": PAGE_BYTES, "row_group_size": len(names), "use_dictionary": False}
     compression = {"compression": "brotli", "compression_level": BROTLI_LEVEL}
-    pq.write_table(table, partial, **compression, **layout, write_statistics=False)
-    partial.replace(archive)
+    pq.write_table(table, packed, **compression, **layout, write_statistics=False)
+    put(archive, packed.getvalue().to_pybytes())
     return True
 
 
 def _place(path: Path, data: bytes) -> None:
     if path.exists():
-        if records.read_bytes(path) != data:
+        if read_bytes(path) != data:
             raise ValueError(f"{path} is there and differs from the packed one: move it away first")
         return
-    path.write_bytes(data)
+    put(path, data)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -462,7 +462,10 @@ def _wherever_saved(declared: dict[str, Any]) -> dict[str, Any]:
 def _files(folder: Path) -> dict[str, str]:
     """Fingerprints of a checkpoint's files; a folder that is missing has none, and backbone.py refuses it."""
     found = {
-        path.name: _fingerprint(path) for pattern in WEIGHT_FILES for path in sorted(folder.glob(pattern))
+        path.name: _fingerprint(path)
+        for pattern in WEIGHT_FILES
+        for path in sorted(folder.glob(pattern))
+        if path.is_file()
     }
     declared = folder / "config.json"
     if declared.is_file():

@@ -7,8 +7,11 @@ A misspelt key is refused by the schema, an impossible combination by refusals.p
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -45,6 +48,7 @@ def register() -> None:
 def _resolvers() -> None:
     OmegaConf.register_new_resolver("mul", _product, replace=True)
     OmegaConf.register_new_resolver("by_profile", by_profile, replace=True)
+    OmegaConf.register_new_resolver("writable", writable, replace=True)
 
 
 def by_profile(profile: str, values: Mapping[str, Any]) -> Any:
@@ -55,6 +59,18 @@ def by_profile(profile: str, values: Mapping[str, Any]) -> Any:
     if profile not in values:
         raise ValueError(f"profile={profile} has no value here: add it beside {', '.join(values)}")
     return values[profile]
+
+
+def writable(folder: str) -> str:
+    """`folder`, or where nothing can be written one that goes with this process: what is finished is read still."""
+    path = Path(folder).absolute()
+    there = next(one for one in (path, *path.parents) if one.exists())
+    return folder if os.access(there, os.W_OK) else _elsewhere().name
+
+
+@cache
+def _elsewhere() -> TemporaryDirectory[str]:
+    return TemporaryDirectory()
 
 
 def _product(*factors: float) -> float | int:
@@ -68,7 +84,9 @@ def recipe(name: str, experts: Experts, **changes: Any) -> Method:
     Raises ValueError for a name or a field that there is not, a value of another kind, and what cannot go together.
     """
     file = RECIPES / f"{name}.yaml"
-    known = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in WITHOUT_EXPERTS)
+    known = sorted(
+        path.stem for path in RECIPES.glob("*.yaml") if path.is_file() and path.stem not in WITHOUT_EXPERTS
+    )
     if name not in known:
         raise ValueError(f"method {name!r} is none of {known}")
     _resolvers()

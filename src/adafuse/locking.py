@@ -10,6 +10,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from adafuse.files import disk_error
+
 
 class Busy(ValueError):
     """Another process writes this cell."""
@@ -60,17 +62,6 @@ def unlock(descriptor: int) -> None:
     """Let go of the file. By hand, because a forked data loader may still hold a copy of the descriptor."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
-
-
-def disk_error(path: Path, exc: OSError) -> OSError:
-    """The same error, as one line that says what to do."""
-    reason = os.strerror(exc.errno) if exc.errno else str(exc)
-    error = OSError(
-        f"cannot write {path}: {reason}; make room or set runs_dir, then run again "
-        "(finished records are untouched)"
-    )
-    error.errno = exc.errno
-    return error
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from adafuse import cell
 from adafuse.config import Config, Task
-from adafuse.locking import disk_error
-from adafuse.records import Record, read_bytes
+from adafuse.files import disk_error, read_bytes
+from adafuse.records import Record
 
 FILE = "membership.csv"
 # overrides that say how and where to run, not what

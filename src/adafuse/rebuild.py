@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adafuse import archive, cell, compose, membership
 from adafuse.config import Config
+from adafuse.files import put
 from adafuse.machine import ROOT
 from adafuse.membership import COLUMNS, Row
 from adafuse.records import Record
@@ -163,8 +164,7 @@ def write(path: Path, rows: Iterable[Row], records: Iterable[Record]) -> None:
         for row in rows
         for machine in machines[row.task, row.record]
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(membership.as_csv(lines))
+    put(path, membership.as_csv(lines))
 
 
 if __name__ == "__main__":

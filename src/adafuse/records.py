@@ -13,7 +13,6 @@ import math
 import os
 import re
 import resource
-import stat
 import time
 import traceback
 from collections.abc import Iterator
@@ -23,7 +22,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
-from adafuse.locking import disk_error, lock, unlock
+from adafuse.files import disk_error, read_bytes
+from adafuse.locking import lock, unlock
 from adafuse.paths import without_paths
 
 SCHEMA = 1
@@ -239,16 +239,6 @@ def check_lines(record: Record) -> None:
     """Look at every line. Raises ValueError with one line for the first that is none of a record."""
     for line in record.data.splitlines():
         _line(record.path, line)
-
-
-def read_bytes(path: Path) -> bytes:
-    """A file's content. Raises ValueError for what is no file: a FIFO would be waited for, a device never ends."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _damaged(path, "is not a regular file")
-    with open(descriptor, "rb") as stream:
-        return stream.read()
 
 
 def as_plain(value: Any) -> Any:

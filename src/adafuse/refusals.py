@@ -7,7 +7,9 @@ Next: cell.py, for what is left.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -46,8 +48,11 @@ KERNELS = (
 )
 KERNEL_TARGETS = {"qv": ("q_proj", "v_proj"), "qkvo": LINEARS[:4], "all": LINEARS}
 
+# what a number may be: beyond it some library overflows, long before a machine is large enough
+MOST = 2**31 - 1
 AT_LEAST = {
-    **dict.fromkeys(("experts.rank", "experts.count", "experts.top_k", "batch", "context"), 1),
+    **dict.fromkeys(("experts.rank", "experts.count", "experts.top_k", "batch", "context", "suite.batch"), 1),
+    **dict.fromkeys(("layer.runs", "layer.ranks", "layer.sequence_lengths"), 1),
     **{
         f"{stage}.{key}": 1
         for stage in ("pretrain", "train")
@@ -55,6 +60,7 @@ AT_LEAST = {
     },
     "latency.block_tokens": 64,
     "latency.rounds": 2,
+    "latency.settle_tokens": 1,
     "latency.check_tokens": 4,  # the check behind padding holds four positions against the reference
     **dict.fromkeys(("kernel.replays", "kernel.ranks", "kernel.tokens"), 1),
     **dict.fromkeys(("drift.switches", "drift.refresh_every", "drift.prompts"), 1),
@@ -75,7 +81,8 @@ SOME_OF: dict[str, Collection[str]] = {
 
 def validate(config: Config) -> None:
     """Refuse what cannot work, naming the key and the cure. Raises ValueError."""
-    _refuse(chain(_of_empty(config), _of_single_keys(config), _of_values(config)))
+    _refuse(chain(_of_empty(config), _of_numbers(config), _of_single_keys(config)))
+    _refuse(chain(_of_values(config), _of_text(config)))
     for method in config.methods.values():
         faults = chain(_of_targets(method, config.experts), _of_method(method))
         _refuse(f"method {method.name}: {wrong}" for wrong in faults)
@@ -168,6 +175,26 @@ def _of_empty(config: Config) -> Iterator[str]:
             yield f"{key} has {str(odd)[:80]}, which is no name"
 
 
+def _of_numbers(config: Config) -> Iterator[str]:
+    """Sizes of model.shape are looked at with those of checkpoints (model/declared.py)."""
+    for key, value in _numbers(asdict(config)):
+        least = -MOST if key.endswith("alpha") else 0
+        if not key.startswith("model.shape.") and not least <= value <= MOST:
+            yield f"{key}={reprlib.repr(value)} must be between {least} and {MOST}"
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in plain settings, and its dotted name."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _numbers(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner, key)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield key, value
+
+
 def _of_single_keys(config: Config) -> Iterator[str]:
     for key, least in AT_LEAST.items():
         value = attrgetter(key)(config)
@@ -201,6 +228,16 @@ def _of_values(config: Config) -> Iterator[str]:
         yield f"{bypass} is part of a table of gates, and latency.gates=router has none: use latency.gates=uniform"
     if share > 0 and config.task is Task.trace:
         yield f"{bypass} mixes two kinds of tokens, and task=trace looks at one: use task=latency"
+
+
+def _of_text(config: Config) -> Iterator[str]:
+    """How much of it is generated."""
+    fit = config.pretrain
+    for key in ("train_items", "validation_items", "test_items"):
+        if config.data.families and getattr(config.data, key) < 1:
+            yield f"data.{key}=0 leaves nothing to learn or to ask: set at least 1"
+    if config.model.is_made_here and fit.steps * fit.batch * fit.accumulation * fit.max_length > MOST:
+        yield f"pretrain: its steps, batch, accumulation and max_length make more than {MOST} tokens: lower them"
 
 
 def _of_geometry(experts: Experts) -> Iterator[str]:

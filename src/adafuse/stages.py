@@ -22,7 +22,8 @@ from typing import Any, Literal
 from adafuse import cell, machine, membership, records, tracking
 from adafuse.config import Config, Task
 from adafuse.distributed import MAIN_PROCESS, Silent, join, wait_for_everyone
-from adafuse.locking import Busy, disk_error, wait_for_writer
+from adafuse.files import disk_error, refuse_irregular
+from adafuse.locking import Busy, wait_for_writer
 from adafuse.model import backbone
 from adafuse.model.checkpoint import dtype_of
 from adafuse.model.declared import OF_ARMS, check_cell
@@ -31,6 +32,8 @@ from adafuse.refusals import refuse_device, refuse_processes, refuse_untrained
 
 # the environment variable that tells all processes of a command when it began, in seconds
 BEGAN = "ADAFUSE_COMMAND_BEGAN"
+# what torch says where a tensor has no room
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
 # less than this and a failed write is for want of room
 FULL_BYTES = 2**20
 
@@ -67,7 +70,8 @@ def _run(config: Config, command: str, experiment: str | None) -> Outcome:
         return "skipped"
     known = _known(config)
     if known is not None:
-        _note(config, command, experiment)
+        with _said_alone():
+            _note(config, command, experiment)
         _mirror(config)
         return known
     backbone.check_source(config.model)
@@ -75,6 +79,7 @@ def _run(config: Config, command: str, experiment: str | None) -> Outcome:
     refuse_untrained(config)
     refuse_processes(config)
     refuse_device(config, backbone.device(config))
+    _refuse_irregular(config)
     _note(config, command, experiment)
     for needed in cell.needs(config):
         if run(needed, command, experiment) == "failed":
@@ -87,7 +92,7 @@ def _run(config: Config, command: str, experiment: str | None) -> Outcome:
     recorded: AbstractContextManager[Any] = nullcontext(Silent())
     if MAIN_PROCESS:
         recorded = records.open_record(path, run_fields(config, command, experiment))
-    with recorded as record, _full_disk_in_one_line(config):
+    with recorded as record, _want_of_room_in_one_line(config):
         if config.model.path is not None:
             folder = Path(config.model.path)
             record.write("checkpoint", path=str(folder), stored_in=dtype_of(folder).name)
@@ -154,9 +159,28 @@ def run_fields(config: Config, command: str, experiment: str | None = None) -> d
     }
 
 
+def _refuse_irregular(config: Config) -> None:
+    """Raise ValueError where a fit would write through a link, or wait: in its folder, or that of its checkpoints."""
+    if config.task not in (Task.pretrain, Task.train):
+        return
+    pretrain = config.task is Task.pretrain
+    folder = cell.backbone_dir(config) if pretrain else cell.adapter_dir(config, config.method)
+    for written in folder.parent.glob(f"{folder.name}*"):
+        refuse_irregular(written, links=False)
+
+
 def _note(config: Config, command: str, experiment: str | None) -> None:
     if MAIN_PROCESS:
         membership.note(config, command, experiment)
+
+
+@contextmanager
+def _said_alone() -> Iterator[None]:
+    """Where nothing can be written what is finished is read all the same."""
+    try:
+        yield
+    except OSError as error:
+        print(error, file=sys.stderr)
 
 
 def _mirror(config: Config) -> None:
@@ -242,11 +266,17 @@ def _is_recorded(folder: Path, path: Path, *files: str) -> bool:
 
 
 @contextmanager
-def _full_disk_in_one_line(config: Config) -> Iterator[None]:
-    """torch and safetensors each have an exception of their own for a full disk, none of them an OSError."""
+def _want_of_room_in_one_line(config: Config) -> Iterator[None]:
+    """torch and safetensors each have exceptions of their own for a full disk or memory, none of them an OSError."""
     try:
         yield
     except Exception as error:
+        if isinstance(error, MemoryError) or any(said in str(error) for said in OUT_OF_MEMORY):
+            (why, *_) = str(error).splitlines() or ["MemoryError"]
+            cure = "choose smaller sizes, a smaller batch or less context"
+            raise OSError(
+                f"task={config.task.name} needs more memory than there is: {cure} ({why[:120]})"
+            ) from error
         # safetensors says so and takes its half file away again; torch says nothing and leaves no room
         full = "No space left" in str(error) or shutil.disk_usage(config.runs_dir).free < FULL_BYTES
         if not full or isinstance(error, OSError):

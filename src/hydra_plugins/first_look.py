@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adafuse.compose import build
 from adafuse.config import Config, Task
+from adafuse.files import refuse_irregular
 from adafuse.model.backbone import check_source
 from adafuse.model.checkpoint import dtype_of
 from adafuse.model.declared import check_cell
@@ -44,6 +45,8 @@ class FirstLook(Callback):
         composed._set_flag(["struct", "readonly"], [False, False])
         del composed["hydra"]
         try:
+            # Hydra writes there what it composed
+            refuse_irregular(Path(config.hydra.sweep.dir), links=False)
             if "model" not in changed:
                 model: Any = OmegaConf.to_object(composed.model)
                 check_source(model)

@@ -145,6 +145,6 @@ def test_yaml(room: Path) -> None:
             composed = OmegaConf.merge(composed, OmegaConf.create({group: found.config}))
         built(composed, [], folder)
 
-    # conf/ is the repository's own, and Hydra opens its files
+    # what is no file is found before Hydra composes (tests/test_files.py)
     one = lambda folder: refused_in_one_line(lambda: read(folder))  # noqa: E731
     hostile.attack("yaml", room / "good", one, room, places=False)

@@ -1,5 +1,7 @@
 """The page is complete in itself; sentences turn with the measurements; the script draws, checks and compares."""
 
+import base64
+import hashlib
 import importlib.util
 import os
 import re
@@ -16,6 +18,7 @@ from adafuse import report
 from adafuse.report import page
 from adafuse.report.claims import all_claims
 from synthetic.board import PAPER, SPECS, Made, around, minus, paper_cell
+from synthetic.report import GPU, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = {"kind": "block", "position": 0, "tokens": 64, "excluded": None, "state": {}}
@@ -253,6 +256,60 @@ def test_the_page_loads_nothing_and_every_link_has_a_target(run, tmp_path):
     (row,) = re.findall(r"<tr><td class=\"claim\">MoLA: a token costs.*?</tr>", text, re.DOTALL)
     assert 'href="#table1-' in row and 'href="#checks-' in row and 'href="#raaaaaaaa"' in row
     assert "<svg" in text and "Xeon, 16 cores" in text and "<?xml" not in text
+
+
+def test_the_page_runs_one_script_and_it_is_ours(run, tmp_path):
+    run("--out", "results")
+    text = (tmp_path / "results/report.html").read_text()
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', text)
+    allowed = dict(one.split(" ", 1) for one in policy.split("; "))
+    assert allowed["default-src"] == "'none'" and allowed["base-uri"] == allowed["form-action"] == "'none'"
+    (own,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    named = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    assert allowed["script-src"] == f"'sha256-{named}'" and "hashchange" in own
+    assert text.index("Content-Security-Policy") < text.index("<style") < text.index("<script")
+
+
+# without a slash, from which on a name is a path
+HOSTILE = "--><img src=x onerror=alert(1)><script>\x1b]0;mine\x07"
+
+
+class Tags(HTMLParser):
+    """What a browser would take for a script, or for something that starts one."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        handlers = [name for name, _ in attributes if name.startswith("on")]
+        if tag in ("script", "img", "iframe", "object", "embed") or handlers:
+            self.found.append(tag)
+
+
+def test_names_in_records_are_text_wherever_they_are_shown(run, made, records, tmp_path):
+    label = {"label": HOSTILE, "method": "mola", "strategy": "loop", "runtime": "eager"}
+    arms = settings(arms=ARMS)["arms"]
+    arms["table"]["mola_loop"] = label
+    header = {"machine": GPU | {"cpu": HOSTILE, "driver": HOSTILE}, "versions": {"torch": HOSTILE}}
+    model = {"name": HOSTILE, "path": None, "dtype": "bfloat16", "shape": {}}
+    error = {"kind": "error", "where": HOSTILE, "message": HOSTILE, "traceback": HOSTILE}
+    record = made("c" * 12, lines=[*lines(), error], status="error", header=header, arms=arms, model=model)
+    record.path.rename(record.path.with_name("<img src=x>" + record.path.name))
+    (tmp_path / "README.md").write_text(f"{page_markers()}\n")
+    shown = ""
+    for arguments in (["--out", "own"], ["--out", "results", "--readme", "README.md"]):
+        code, out, errors = run(*arguments)
+        shown += out + "\n".join(errors)
+        assert code == 0
+    assert "alert(1)" in shown and "\x1b]" not in shown and "\x07" not in shown
+    parser = Tags()
+    parser.feed((tmp_path / "own/report.html").read_text())
+    assert parser.found == ["script"], "and that one is ours"
+    written = [*tmp_path.rglob("*.md"), *tmp_path.rglob("*.svg")]
+    assert any("alert(1)" in path.read_text() for path in written)
+    for path in written:
+        assert not re.search("<(script|img)", path.read_text()), path
 
 
 def test_draw_then_check(run, tmp_path):

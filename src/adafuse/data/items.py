@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from dataclasses import asdict
 from functools import cache
@@ -21,6 +20,7 @@ from adafuse.data import families, real_tasks, standard_library
 from adafuse.data.families import FAMILIES, LEVELS, MENDED, Item, before_mended, lessons
 from adafuse.data.splits import SPLITS
 from adafuse.data.tokens import Encoded, training_rows
+from adafuse.files import put
 from adafuse.shape import read_json
 
 # Raise it with a change of the text that the samples below do not show: nothing trained before is then comparable.
@@ -119,7 +119,6 @@ def write(data: Data, folder: Path, seed: int) -> Path:
         for name in manifest["files"]:
             _verified(folder, name)
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
     if data.path is not None:
         from adafuse.data import rows
 
@@ -133,7 +132,7 @@ def write(data: Data, folder: Path, seed: int) -> Path:
         if data.path is not None:
             files.update(_write_items(folder, LOCAL, split, rows.items(data.path, split)))
     manifest = {"recipe": wanted, "files": files}
-    _replace(manifest_path, json.dumps(manifest, indent=1).encode())
+    put(manifest_path, json.dumps(manifest, indent=1))
     return folder
 
 
@@ -173,15 +172,8 @@ def _write_items(folder: Path, family: str, split: str, items: list[Item]) -> di
     name = f"{family}.{split}.jsonl"
     rows = [{key: value for key, value in asdict(item).items() if value is not None} for item in items]
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    _replace(folder / name, content)
+    put(folder / name, content)
     return {name: {"sha256": hashlib.sha256(content).hexdigest(), "rows": len(rows)}}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    # two processes may write the same folder: each puts whole files in place
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -211,9 +211,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def device(config: Config) -> str:
-    """`cuda` where there is one, unless the configuration says otherwise."""
-    if config.device != "auto":
-        return config.device
+    """`cuda` where there is one, unless the configuration says otherwise. Raises ValueError where there is none."""
+    if config.device == "cpu":
+        return "cpu"
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise ValueError(
+            "device=cuda, and torch finds none on this machine: leave device out, or set device=cpu"
+        )
+    return "cuda" if there else "cpu"

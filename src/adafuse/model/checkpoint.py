@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from adafuse.config import LINEARS, Dtype
+from adafuse.files import refuse_irregular
 from adafuse.model.declared import check_declared, refuse_code
 from adafuse.shape import read_json, refuse_unshown, widths
 
@@ -63,6 +64,7 @@ def check_folder(folder: Path) -> None:
         raise ValueError(
             f"model.path={folder} has no config.json: it is not a checkpoint in Hugging Face format"
         )
+    refuse_irregular(folder)
     declared = read_json(config_file)
     if (folder / "adapter_config.json").is_file():
         raise ValueError(

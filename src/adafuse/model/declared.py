@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adafuse.config import Config, ExpertKind, Experts, Method, Routing, Task
+from adafuse.refusals import MOST
 from adafuse.shape import shape_of, widths
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -34,8 +35,6 @@ ROPE_FIELDS = {
 ROPE_NUMBERS = ("rope_theta", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
 FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window", "use_cache")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-# what fits a size in any of the libraries
-MOST = 2**31 - 1
 # their frequencies are others beyond some length
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 ACTIVATIONS = (

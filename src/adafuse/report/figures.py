@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
-from io import StringIO
+from io import BytesIO, StringIO
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from adafuse.files import put
 from adafuse.report import Report, beside, latency, routing, specification, timeline
 from adafuse.report.formats import digits
 from adafuse.report.frames import Json, setting
@@ -71,7 +72,6 @@ class Planned:
 
 def draw(report: Report, folder: Path) -> list[Planned]:
     """Write every figure that the records allow into `folder`; what was drawn."""
-    folder.mkdir(parents=True, exist_ok=True)
     planned = plan(report)
     others = beside(partial(_write, planned[1::2], folder, report))
     _write(planned[::2], folder)
@@ -83,10 +83,12 @@ def _write(planned: list[Planned], folder: Path, headed: Report | None = None) -
     """Some figures, and of the report that is `headed` the headline."""
     with mpl.rc_context(look()["style"]):
         for own in planned:
-            (folder / own.file).write_text(svg(DRAW[own.spec["kind"]](own), own.title, own.file))
+            put(folder / own.file, svg(DRAW[own.spec["kind"]](own), own.title, own.file))
         head = headline(headed) if headed else None
         if head:
-            head.savefig(folder / HEADLINE, dpi=160, metadata={"Software": None})
+            drawn = BytesIO()
+            head.savefig(drawn, format="png", dpi=160, metadata={"Software": None})
+            put(folder / HEADLINE, drawn.getvalue())
 
 
 def plan(report: Report) -> list[Planned]:

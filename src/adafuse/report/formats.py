@@ -5,7 +5,10 @@ In: numbers with their intervals. Out: short strings. Next: claims.py; tables.py
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
+import re
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -16,6 +19,8 @@ import jinja2
 from adafuse.report import rules
 from adafuse.report.rules import MIN_SEEDS, Difference, Number, Verdict, judge_difference
 
+# what Markdown takes for the beginning of HTML
+TAG = re.compile(r"<(?=[A-Za-z/!?])")
 GAP, MARK = "–", "withdrawn: "
 UNITS = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 # by name: what a value is multiplied by, and how it is printed
@@ -148,15 +153,26 @@ def percent_text(ratio: float) -> str:
 
 def rendered(template: str, **names: Any) -> str:
     """A template of templates/, filled."""
-    return environment(template.endswith(".html")).get_template(f"{template}.j2").render(**names)
+    return environment(template.rpartition(".")[2]).get_template(f"{template}.j2").render(**names)
 
 
 @cache
-def environment(autoescape: bool = False) -> jinja2.Environment:
-    """Of the templates, with formats as filters."""
+def environment(kind: str = "") -> jinja2.Environment:
+    """Of the templates, with formats as filters. What records say is text: in `html`, and no tag in `md`, whatever
+    shows it.
+    """
     found = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    found.loader, found.autoescape = jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape
+    found.loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    found.autoescape = kind == "html"
+    if kind == "md":
+        found.finalize = lambda value: TAG.sub("&lt;", value) if isinstance(value, str) else value
     found.filters |= {"ratio": hosts_text, "points": points_text, "ours": ours_text, "unit": with_unit}
     found.filters |= {"share": partial(plain, "share"), "digits": digits, "verdict": verdict_text}
+    found.filters |= {"sha256": _sha256}
     found.globals |= {"rules": rules}
     return found
+
+
+def _sha256(text: str) -> str:
+    """As a Content-Security-Policy names a script."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -21,9 +21,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
+
+from adafuse.files import put, read_bytes
 
 KEY = ["experiment", "cell", "row", "quantity"]
 OF_HOSTS = ["predict_low", "predict_high", "within_low", "within_high"]
@@ -93,8 +96,7 @@ def write(found: pd.DataFrame, path: Path) -> None:
     hashes = {record for records in told["records"].unique() for record in records.split()}
     short = next(own for own in map(_shortened, range(7, 65)) if len(set(map(own, hashes))) == len(hashes))
     told["records"] = told["records"].map(short)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    told.to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
+    put(path, told.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
 
 
 def is_behind(key: str, records: str) -> bool:
@@ -118,7 +120,9 @@ def load_measurements(path: Path | str) -> pd.DataFrame:
     """A written frame of measurements. Raises ValueError with one line for a file that is none."""
     kinds, empty = dict.fromkeys(COLUMNS, "str") | NUMBERS, {name: [""] for name in NUMBERS}
     try:
-        found = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=empty)
+        found = pd.read_csv(
+            BytesIO(read_bytes(Path(path))), dtype=kinds, keep_default_na=False, na_values=empty
+        )
         # what older files lack: nothing was withdrawn, and hosts were not told
         return found.assign(withdrawn=found.get("withdrawn", ""), **_lacking(found))[COLUMNS]
     except (KeyError, OSError, ValueError) as exc:

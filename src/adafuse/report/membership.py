@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from adafuse.records import Record, read_bytes
+from adafuse.files import read_bytes
+from adafuse.records import Record
 
 # `record`: the hash at the end of a record's file name; `overrides`: sorted, without what says how a job ran
 COLUMNS = ["experiment", "profile", "task", "overrides", "record"]

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from adafuse.files import put
 from adafuse.report import Report, claims, figures, formats, measurements, rules, specification, tables
 from adafuse.report.claims import Cell, Claim, Json, agrees, of
 from adafuse.report.formats import environment, rendered
@@ -71,16 +72,15 @@ def write(found: Page, out: Path) -> list[figures.Planned]:
         own = {"cell": one.cell and one.cell.name.cell, "records": " ".join(one.records)}
         rows.append(vars(one) | vars(one.verdict) | own | {"ours": formats.ours_text(one.ours)} | ends)
     verdicts = pd.DataFrame(rows)
-    verdicts.to_csv(out / "claims.csv", index=False, float_format="%.6g", lineterminator="\n")
-    (out / "report.html").write_text(html(found, drawn, out / "figures"))
+    put(out / "claims.csv", verdicts.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    put(out / "report.html", html(found, drawn, out / "figures"))
     return drawn
 
 
 def write_tables(found: Page, out: Path) -> None:
     """Every table as Markdown."""
-    out.mkdir(parents=True, exist_ok=True)
     for table in found.tables:
-        (out / f"{table['name']}.md").write_text(rendered("table.md", table=table))
+        put(out / f"{table['name']}.md", rendered("table.md", table=table))
 
 
 def html(found: Page, drawn: list[figures.Planned], folder: Path) -> str:
