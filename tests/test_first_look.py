@@ -32,6 +32,7 @@ def test_a_checkpoints_own_precision_is_for_gpus(stored: str, tmp_path, monkeypa
     folder = save(tiny_model().to(getattr(torch, stored)), tmp_path / "checkpoint")
     job = ["experiment=own_model", f"model.path={folder}"]
     for where, expected in (("cpu", "float32"), ("cuda", stored)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         config = compose(*job, f"device={where}")
         assert (config.model.dtype, config.evaluate_dtype) == (Dtype[expected], Dtype[expected])
     assert compose(*job, "device=cpu", f"model.dtype={stored}").evaluate_dtype is Dtype[stored]

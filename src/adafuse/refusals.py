@@ -50,6 +50,8 @@ KERNEL_TARGETS = {"qv": ("q_proj", "v_proj"), "qkvo": LINEARS[:4], "all": LINEAR
 
 # what a number may be: beyond it some library overflows, long before a machine is large enough
 MOST = 2**31 - 1
+# below nothing, these have a rule of their own, or none
+HAVE_BOUNDS = ("alpha", "bypass_share", "blocks_per_decision")
 AT_LEAST = {
     **dict.fromkeys(("experts.rank", "experts.count", "experts.top_k", "batch", "context", "suite.batch"), 1),
     **dict.fromkeys(("layer.runs", "layer.ranks", "layer.sequence_lengths"), 1),
@@ -178,7 +180,7 @@ def _of_empty(config: Config) -> Iterator[str]:
 def _of_numbers(config: Config) -> Iterator[str]:
     """Sizes of model.shape are looked at with those of checkpoints (model/declared.py)."""
     for key, value in _numbers(asdict(config)):
-        least = -MOST if key.endswith("alpha") else 0
+        least = -MOST if key.endswith(HAVE_BOUNDS) else 0
         if not key.startswith("model.shape.") and not least <= value <= MOST:
             yield f"{key}={reprlib.repr(value)} must be between {least} and {MOST}"
 
