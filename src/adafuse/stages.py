@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import errno
 import importlib
-import math
 import os
 import shutil
 import sys
@@ -30,8 +29,8 @@ from adafuse.model.declared import check_cell
 from adafuse.records import Recorder
 from adafuse.refusals import refuse_device, refuse_processes, refuse_untrained
 
-# the environment variable that tells all processes of a command when it began, in seconds
-BEGAN = "ADAFUSE_COMMAND_BEGAN"
+# the environment variable that tells all processes of a command which one it is; no clock does, which may be set back
+COMMAND = "ADAFUSE_COMMAND_ID"
 # what torch says where a tensor has no room
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
 # less than this and a failed write is for want of room
@@ -112,8 +111,9 @@ def _known(config: Config) -> Outcome | None:
     or not, runs no second time and is not told again.
     """
     path = cell.record_path(config)
-    if path.exists() and path.stat().st_mtime >= float(os.environ.get(BEGAN, math.inf)):
-        return "failed" if records.read(path).status == "error" else "skipped"
+    written = records.read(path) if path.exists() else None
+    if written and written.run.get("command_id") == os.environ.get(COMMAND, ""):
+        return "failed" if written.status == "error" else "skipped"
     done = finished(config)
     if done is None:
         return None
@@ -153,6 +153,7 @@ def run_fields(config: Config, command: str, experiment: str | None = None) -> d
         "versions": machine.versions(),
         "machine": machine.machine(config.device),
         "command": command,
+        "command_id": os.environ.get(COMMAND),
         "started_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": cell.as_plain(config),
     }
