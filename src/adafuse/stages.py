@@ -11,6 +11,7 @@ import datetime
 import errno
 import importlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -277,8 +278,19 @@ def _want_of_room_in_one_line(config: Config) -> Iterator[None]:
             raise OSError(
                 f"task={config.task.name} needs more memory than there is: {cure} ({why[:120]})"
             ) from error
-        # safetensors says so and takes its half file away again; torch says nothing and leaves no room
-        full = "No space left" in str(error) or shutil.disk_usage(config.runs_dir).free < FULL_BYTES
-        if not full or isinstance(error, OSError):
+        refused = _refused_by_disk(error, Path(config.runs_dir))
+        if refused is None:
             raise
-        raise disk_error(Path(config.runs_dir), OSError(errno.ENOSPC, "")) from error
+        raise disk_error(Path(config.runs_dir), refused) from error
+
+
+def _refused_by_disk(error: Exception, folder: Path) -> OSError | None:
+    """What the disk said to a library; None for what is no refusal, or names its file already."""
+    if isinstance(error, OSError):
+        return error if error.strerror and error.filename is None else None
+    # as Rust says it, for safetensors and tokenizers; torch says nothing, and leaves no room or half an archive
+    if code := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(code[1]), "")
+    if shutil.disk_usage(folder).free < FULL_BYTES:
+        return OSError(errno.ENOSPC, "")
+    return OSError("torch cannot end a file") if "inline_container" in str(error) else None

@@ -1,14 +1,11 @@
 """A study that is killed at any moment goes on by the same command, and finds what one finds that was left alone."""
 
-import os
 import random
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from synthetic import whole
@@ -35,23 +32,8 @@ def killed(folder: Path, fault: Any) -> bool:
         process.join(60)
     if process.exitcode != 0:
         assert process.exitcode == -signal.SIGKILL, (vars(fault), (folder / "said").read_text())
-        nothing_outlives(process.pid)
+        whole.nothing_outlives(process.pid)
     return process.exitcode != 0
-
-
-def nothing_outlives(group: int | None) -> None:
-    """AssertionError if anything that a killed study started is still there after ten seconds."""
-    deadline = time.monotonic() + 10
-    while left := [one for one in psutil.process_iter() if group_of(one) == group]:
-        assert time.monotonic() < deadline, [one.cmdline() for one in left]
-        time.sleep(0.05)
-
-
-def group_of(process: psutil.Process) -> int | None:
-    try:
-        return None if process.status() == psutil.STATUS_ZOMBIE else os.getpgid(process.pid)
-    except (psutil.Error, ProcessLookupError):
-        return None
 
 
 def test_a_killed_study_goes_on_and_finds_the_same(undisturbed: dict[str, Any], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -19,6 +20,8 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from adafuse import archive, cell, membership
 from synthetic.configurations import ROOT, read_once
@@ -48,16 +51,8 @@ Fault = Callable[[Path], None]
 
 def run(folder: Path, *more: str) -> int:
     """Everything, or what is left of it; the exit status of the first command that has another one than 0."""
-    from adafuse import machine
-    from adafuse.bench import rounds
-    from adafuse.data import pretraining_text
-    from adafuse.training import stage
-
     os.chdir(ROOT)
-    # blocks count on a busy machine as well, and records of changed sources can be packed
-    rounds.preempted = lambda *_: None
-    machine.git_state = lambda: ("0" * 40, False)
-    stage.HELD_OUT_TOKENS, pretraining_text.CHUNKS_AT_ONCE = 1024, 4
+    quicken()
     runs, packed, page = folder / "runs", folder / "packed", folder / "report"
     draw, records = script("report").main, str(runs / "records")
     commands = [
@@ -67,6 +62,18 @@ def run(folder: Path, *more: str) -> int:
         lambda: draw(["--records", records, "--compare", str(page / "measurements.csv"), "--out", str(page)]),
     ]
     return next((status for command in commands if (status := command())), 0)
+
+
+def quicken() -> None:
+    """Little text; blocks count on a busy machine as well, and records of changed sources can be packed."""
+    from adafuse import machine
+    from adafuse.bench import rounds
+    from adafuse.data import pretraining_text
+    from adafuse.training import stage
+
+    rounds.preempted = lambda *_: None
+    machine.git_state = lambda: ("0" * 40, False)
+    stage.HELD_OUT_TOKENS, pretraining_text.CHUNKS_AT_ONCE = 1024, 4
 
 
 def jobs(*arguments: str) -> int:
@@ -83,7 +90,17 @@ def jobs(*arguments: str) -> int:
 
 
 def told(folder: Path) -> dict[str, Any]:
-    """What a finished study has found; AssertionError for one that is not whole."""
+    """What a finished study has found and shows; AssertionError for one that is not whole."""
+    found = results(folder)
+    rows = membership.read(folder / "runs/records" / membership.FILE)
+    found["membership"] = sorted(map(str, rows))
+    assert archive.verify(folder / "packed") == len(list((folder / "runs/records").rglob("*.jsonl")))
+    found["drawn"] = sorted(path.name for path in (folder / "report").rglob("*") if path.suffix != ".partial")
+    return found
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What records say, by name, and what is in files; AssertionError for a record that is not whole."""
     loaded = archive.load([folder / "runs/records"])
     assert not loaded.left_out, loaded.left_out
     assert not [record.path.name for record in loaded.records if record.status != "ok"]
@@ -96,10 +113,6 @@ def told(folder: Path) -> dict[str, Any]:
             # a name of its own, and of nobody's reading
             if path.is_file() and path.suffix != ".partial":
                 found[str(path.relative_to(folder))] = cell.file_hash(path)
-    rows = membership.read(folder / "runs/records" / membership.FILE)
-    found["membership"] = sorted(map(str, rows))
-    assert archive.verify(folder / "packed") == len(loaded.records)
-    found["drawn"] = sorted(path.name for path in (folder / "report").rglob("*") if path.suffix != ".partial")
     return found
 
 
@@ -137,6 +150,7 @@ def whole(folder: Path, fault: Fault | None = None, *more: str) -> tuple[int | N
     process = start(folder, fault, *more)
     process.join(300)
     assert process.exitcode is not None, "it hung"
+    nothing_outlives(process.pid)
     return process.exitcode, (folder / "said").read_text()
 
 
@@ -226,6 +240,11 @@ class Limit:
         self.size = size
 
     def __call__(self, folder: Path) -> None:
+        # what is said is no file of the study
+        cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+        assert cat.stdin is not None
+        for number in (1, 2):
+            os.dup2(cat.stdin.fileno(), number)
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
 
 
@@ -254,3 +273,26 @@ class Clock:
             return true() - back[0]
 
         time.time = stepped
+
+
+# -- processes
+
+
+def below(pid: int) -> list[int]:
+    """The processes that a process started."""
+    return [child.pid for child in psutil.Process(pid).children()]
+
+
+def nothing_outlives(group: int) -> None:
+    """AssertionError if anything that a process in a group of its own started is still there after ten seconds."""
+    deadline = time.monotonic() + 10
+    while left := [one for one in psutil.process_iter() if _group_of(one) == group]:
+        assert time.monotonic() < deadline, [one.cmdline() for one in left]
+        time.sleep(0.05)
+
+
+def _group_of(process: psutil.Process) -> int | None:
+    try:
+        return None if process.status() == psutil.STATUS_ZOMBIE else os.getpgid(process.pid)
+    except (psutil.Error, ProcessLookupError):
+        return None
