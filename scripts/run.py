@@ -12,8 +12,8 @@ import re
 import shlex
 import signal
 import sys
-import time
 import traceback
+import uuid
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def main() -> int:
     # argparse takes no more overrides after a flag
     arguments = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     sys.argv[1:] = map(whole_path, arguments)
-    os.environ.setdefault(stages.BEGAN, str(time.time()))
+    os.environ.setdefault(stages.COMMAND, uuid.uuid4().hex)
     # a sweep's child processes go with it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 

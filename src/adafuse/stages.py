@@ -10,8 +10,8 @@ from __future__ import annotations
 import datetime
 import errno
 import importlib
-import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -30,8 +30,8 @@ from adafuse.model.declared import OF_ARMS, check_cell
 from adafuse.records import Recorder
 from adafuse.refusals import refuse_device, refuse_processes, refuse_untrained
 
-# the environment variable that tells all processes of a command when it began, in seconds
-BEGAN = "ADAFUSE_COMMAND_BEGAN"
+# the environment variable that tells all processes of a command which one it is; no clock does, which may be set back
+COMMAND = "ADAFUSE_COMMAND_ID"
 # what torch says where a tensor has no room
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
 # less than this and a failed write is for want of room
@@ -112,8 +112,9 @@ def _known(config: Config) -> Outcome | None:
     or not, runs no second time and is not told again.
     """
     path = cell.record_path(config)
-    if path.exists() and path.stat().st_mtime >= float(os.environ.get(BEGAN, math.inf)):
-        return "failed" if records.read(path).status == "error" else "skipped"
+    written = records.read(path) if path.exists() else None
+    if written and written.run.get("command_id") == os.environ.get(COMMAND, ""):
+        return "failed" if written.status == "error" else "skipped"
     done = finished(config)
     if done is None:
         return None
@@ -154,6 +155,7 @@ def run_fields(config: Config, command: str, experiment: str | None = None) -> d
         "versions": machine.versions(),
         "machine": machine.machine(config.device),
         "command": command,
+        "command_id": os.environ.get(COMMAND),
         "started_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": cell.as_plain(config),
     }
@@ -277,8 +279,19 @@ def _want_of_room_in_one_line(config: Config) -> Iterator[None]:
             raise OSError(
                 f"task={config.task.name} needs more memory than there is: {cure} ({why[:120]})"
             ) from error
-        # safetensors says so and takes its half file away again; torch says nothing and leaves no room
-        full = "No space left" in str(error) or shutil.disk_usage(config.runs_dir).free < FULL_BYTES
-        if not full or isinstance(error, OSError):
+        refused = _refused_by_disk(error, Path(config.runs_dir))
+        if refused is None:
             raise
-        raise disk_error(Path(config.runs_dir), OSError(errno.ENOSPC, "")) from error
+        raise disk_error(Path(config.runs_dir), refused) from error
+
+
+def _refused_by_disk(error: Exception, folder: Path) -> OSError | None:
+    """What the disk said to a library; None for what is no refusal, or names its file already."""
+    if isinstance(error, OSError):
+        return error if error.strerror and error.filename is None else None
+    # as Rust says it, for safetensors and tokenizers; torch says nothing, and leaves no room or half an archive
+    if code := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(code[1]), "")
+    if shutil.disk_usage(folder).free < FULL_BYTES:
+        return OSError(errno.ENOSPC, "")
+    return OSError("torch cannot end a file") if "inline_container" in str(error) else None

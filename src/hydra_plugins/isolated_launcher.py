@@ -10,7 +10,6 @@ Hydra finds launchers only in `hydra_plugins`.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
 import signal
@@ -27,6 +26,7 @@ from omegaconf import DictConfig
 
 from adafuse.config import Task
 from adafuse.distributed import PROCESSES
+from adafuse.processes import end_with
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 # what these leave does not depend on what else the machine does meanwhile
@@ -35,8 +35,6 @@ POLL_S = 0.1
 # the override by which a child runs one job, whatever sweep its experiment has
 CHILD = "hydra.mode=RUN"
 LAUNCHER = "ADAFUSE_LAUNCHER_PID"
-# of <sys/prctl.h>: the signal that a process gets when its parent dies
-PR_SET_PDEATHSIG = 1
 
 Environment = dict[str, str]
 # of all jobs that ended, for the exit status of the sweep (scripts/run.py)
@@ -101,14 +99,11 @@ class Child:
 
 
 def end_with_parent() -> None:
-    """Called by a job: it ends when its launcher does, however that was ended. On Linux alone."""
+    """Called by a job: it ends when its launcher does, however that was ended."""
     launcher = os.environ.get(LAUNCHER)
-    if launcher is None or not sys.platform.startswith("linux"):
+    if launcher is None:
         return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(launcher):
-        # it was gone before it could be asked for
-        raise SystemExit(128 + signal.SIGTERM)
+    end_with(int(launcher), signal.SIGTERM)
 
 
 def _run(jobs: list[list[str]], environments: list[Environment], idle_limit_s: float) -> list[JobReturn]:

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import uuid
 from pathlib import Path
 from types import ModuleType
 
@@ -56,7 +56,7 @@ def call(capfd: pytest.CaptureFixture[str], *arguments: str) -> subprocess.Compl
         with pytest.MonkeyPatch.context() as patch, read_once():
             patch.chdir(ROOT)
             patch.setattr(sys, "argv", ["scripts/run.py", *arguments])
-            patch.setenv(stages.BEGAN, str(time.time()))
+            patch.setenv(stages.COMMAND, uuid.uuid4().hex)
             status = script("run").main()
     except SystemExit as ended:  # Hydra's, after a sweep of which a job failed
         status = ended.code

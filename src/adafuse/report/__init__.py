@@ -8,6 +8,8 @@ page take, and `load_measurements`, which reads the numbers that a report has wr
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +23,7 @@ import pandas as pd
 import yaml
 
 from adafuse import archive
+from adafuse.processes import end_with
 from adafuse.records import Record
 from adafuse.report import accuracy, latency, membership, routing
 from adafuse.report.frames import Frames
@@ -83,7 +86,8 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
     if sys.platform != "linux":
         return work
     _work[:] = [work]
-    pool = ProcessPoolExecutor(1, get_context("fork"))
+    # it waits for work without end, also for that of a process that was killed
+    pool = ProcessPoolExecutor(1, get_context("fork"), end_with, (os.getpid(), signal.SIGKILL))
     done = pool.submit(_inherited)
     pool.shutdown(wait=False)
     return done.result
