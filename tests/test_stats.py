@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from adafuse import stats
 from adafuse.stats import (
     Interval,
     equivalence,
@@ -118,6 +119,14 @@ def test_one_process_says_so():
     assert paired_ratio(processes(np.random.default_rng(0), 1)).method == "one process: rounds only"
     single = paired_ratio([([2.0], [1.0])])
     assert single.ratio == 2 and math.isnan(single.low) and "no interval" in single.method
+    assert not math.isnan(paired_ratio([([2.0, 3.0], [1.0, 1.0])]).low)
+
+
+def test_the_interval_of_one_process_holds_95_percent():
+    found = paired_ratio([(np.exp(np.arange(-50, 51) / 100), np.ones(101))])
+    # of 101 values that lie evenly the median strays by half a root of 101 of their distances
+    for end in (-math.log(found.low), math.log(found.high)):
+        assert end == pytest.approx(1.96 * math.sqrt(101) / 2 / 100, abs=0.01)
 
 
 def test_same_records_give_the_same_interval():
@@ -158,6 +167,18 @@ def test_paired_difference_of_one_seed_is_tighter_than_unpaired():
     unpaired = 1.96 * math.sqrt(2 * 0.24 / 500)
     assert found.method == "one seed: items only" and found.n_items == 500
     assert found.low <= 0.05 <= found.high and (found.high - found.low) / 2 < 0.5 * unpaired
+
+
+def test_one_seed_has_the_normal_interval_of_its_items():
+    tasks = [[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0, 1.0]]
+    found = paired_difference([tasks], [[[0.0] * 4, [0.0] * 5]])
+    error = math.sqrt(sum(np.var(task, ddof=1) / len(task) for task in tasks)) / 2
+    assert found.high - found.value == found.value - found.low == pytest.approx(1.959964 * error)
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_item_has_no_interval():
+    assert math.isnan(paired_difference([[[1.0]]], [[[0.0]]]).low)
 
 
 def test_tasks_count_equally():
@@ -223,8 +244,9 @@ def test_seeds_without_any_spread_are_judged_by_their_mean():
     assert equivalence([0.5, 0.5], 2.0).p == 0 and equivalence([2.5, 2.5], 2.0).p == 1
 
 
-def test_seeds_needed_is_the_first_number_that_does():
-    count = seeds_needed(1.0, 0.5, 0.95)
+@pytest.mark.parametrize("wanted", [0.5, 1.5])
+def test_seeds_needed_is_the_first_number_that_does(wanted, monkeypatch):
+    count = seeds_needed(1.0, wanted, 0.95)
 
     def half(seeds):
         values = np.array([-1.0, 1.0] * 50)[:seeds]
@@ -232,8 +254,11 @@ def test_seeds_needed_is_the_first_number_that_does():
         centre, _, high = mean_interval(values)
         return high - centre
 
-    assert half(count) <= 0.5 < half(count - 1)
+    assert half(count) <= wanted < half(count - 1)
     assert seeds_needed(1.0, 0.0, 0.95) is None
+    for most, found in ((count, count), (count - 1, None)):
+        monkeypatch.setattr(stats, "MOST_SEEDS", most)
+        assert seeds_needed(1.0, wanted, 0.95) == found
 
 
 def test_a_share_has_an_interval_that_knows_its_ends() -> None:

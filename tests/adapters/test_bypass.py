@@ -7,7 +7,7 @@ import torch
 
 from adafuse import strategies
 from adafuse.adapters.adapter import Adapter, randomise
-from adafuse.adapters.router import Router, balance_loss
+from adafuse.adapters.router import Router, balance_loss, routing_losses
 from adafuse.config import Normalisation, StrategyName
 from adafuse.engine.decode import generate
 from synthetic.configurations import GEOMETRY, compose
@@ -43,12 +43,27 @@ def test_the_others_have_the_gates_that_they_would_have_without_it() -> None:
 
 
 def test_a_token_that_was_left_alone_can_come_back() -> None:
-    """Its experts get no gradient, the choice to use them does."""
+    """Its experts get no gradient, the choice to use them does: that of its soft share."""
     router = null_router()
     gates = router(X)
     alone = ~gates.weight_TK.detach().any(-1)
-    gates.weight_TK[alone].sum().backward()
-    assert router.weight.grad[4].abs().sum() > 0
+    found, wanted = (
+        torch.autograd.grad(said[alone].sum(), router.weight, retain_graph=True)[0]
+        for said in (gates.weight_TK, gates.used_T)
+    )
+    assert found[4].abs().sum() > 0
+    torch.testing.assert_close(found, wanted)
+
+
+def test_the_share_of_use_is_soft_and_leaves_padding_out() -> None:
+    router = null_router()
+    gates, keep = router(X), torch.arange(len(X)) % 3 > 0
+    probs = (X @ router.weight.T).softmax(-1)
+    taken = probs[:, :4].topk(2).values.sum(-1)
+    torch.testing.assert_close(gates.used_T, taken / (taken + probs[:, 4]))
+    balance, used = routing_losses([gates], keep)
+    torch.testing.assert_close(used, gates.used_T[keep].mean())
+    torch.testing.assert_close(balance, balance_loss(gates, keep))
 
 
 def test_the_balance_loss_looks_at_tokens_with_experts_alone() -> None:

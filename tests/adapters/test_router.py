@@ -61,7 +61,7 @@ def test_balance_loss_leaves_padding_out() -> None:
     assert not torch.isclose(alone, balance_loss(router(torch.cat([tokens, padding])), torch.ones(16) > 0))
 
 
-def test_a_normed_router_sees_directions_alone() -> None:
+def test_a_normed_router_sees_directions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Router(16, 8, 2, Normalisation.softmax_topk_renorm)
     normed = Router(16, 8, 2, Normalisation.softmax_topk_renorm, norm=True)
     normed.load_state_dict(plain.state_dict())
@@ -71,6 +71,8 @@ def test_a_normed_router_sees_directions_alone() -> None:
     assert not torch.allclose(plain(1e-2 * x_TI).probs_TE, plain(1e2 * x_TI).probs_TE, atol=0.1)
     unit_TI = x_TI / x_TI.square().mean(-1, keepdim=True).sqrt()
     assert torch.allclose(normed(x_TI).probs_TE, plain(unit_TI).probs_TE, atol=1e-4)
+    monkeypatch.setattr(routers, "is_fit_in_half", lambda x: True)
+    assert torch.allclose(normed(1e2 * x_TI).probs_TE, large)
 
 
 @pytest.mark.parametrize("experts", [5, 8])

@@ -200,11 +200,32 @@ def test_limit_and_shots_reach_lm_eval(folder: Path) -> None:
     result = evaluate(
         tiny(), byte_tokenizer(), None, suite("majority", limit=3), folder, merging=False, seed=0
     )[0]
-    shown = evaluate(
-        tiny(), byte_tokenizer(), None, suite("majority", limit=3, shots=2), folder, merging=False, seed=0
-    )[0]
+    shown, by_task = (
+        evaluate(
+            tiny(), byte_tokenizer(), None, suite("majority", limit=3, **shots), folder, merging=False, seed=0
+        )[0]
+        for shots in ({"shots": 2}, {"shots_by_task": {"majority": 2}})
+    )
     assert result.n == shown.n == 3
-    assert result.task_hash != shown.task_hash
+    assert result.task_hash != shown.task_hash == by_task.task_hash
+
+
+def test_items_are_in_the_order_of_the_data_whoever_answered_first() -> None:
+    def sample(number: int, of: str) -> dict:
+        hashes = dict.fromkeys(("doc_hash", "prompt_hash", "target_hash"), str(number))
+        return {"doc_id": number, "acc": float(number), "filter": of} | hashes
+
+    def found(*order: int) -> list[TaskResult]:
+        samples = [sample(number, of) for number in order for of in ("none", "strict")]
+        scores = {"acc,none": 1.0, "acc_stderr,none": 0.1, "acc,strict": 1.0, "acc_stderr,strict": "N/A"}
+        results = {"results": {"t": scores}, "group_subtasks": {}, "versions": {"t": 1.0}}
+        return harness._task_results("t", results | {"samples": {"t": samples}})
+
+    assert found(2, 0, 1) == found(0, 1, 2)
+    assert [(r.metric, r.correct, r.stderr) for r in found(1, 0)] == [
+        ("acc", [0.0, 1.0], 0.1),
+        ("acc,strict", [0.0, 1.0], None),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -235,9 +256,10 @@ def test_as_much_is_generated_as_the_longest_of_the_users_answers(
     for split in ("train", "validation", "test"):
         (own / f"{split}.jsonl").write_text(rows.replace("{}", split))
     data = Data(name="own", families=[], path=str(own), train_items=1, validation_items=1, test_items=1)
-    folder, tokenizer = training_data.write(data, tmp_path / "data", seed=0), byte_tokenizer()
+    folder, tokenizer, asked = training_data.write(data, tmp_path / "data", seed=0), byte_tokenizer(), []
 
     def know_all(model, adapter, ids, mask, max_new_tokens, stop):
+        asked.append(max_new_tokens)
         texts = [(p[-1] * 90 + "\n").ljust(max_new_tokens, "x") for p in tokenizer.batch_decode(ids)]
         new = [tokenizer(text)["input_ids"][:max_new_tokens] for text in texts]
         return torch.cat([ids, torch.tensor(new)], dim=1)
@@ -248,7 +270,9 @@ def test_as_much_is_generated_as_the_longest_of_the_users_answers(
             tiny(positions), tokenizer, None, suite("local_answers"), folder, merging=False, seed=0
         )
         assert results[0].correct == [right] * 2
-        assert said in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert said in out and ("answers are longer" in out) is bool(said)
+    assert asked == [91, 64], "and the end of a line"
 
 
 @pytest.mark.parametrize("kind", ["appends its end", "metaspace", "without special tokens"])
@@ -342,6 +366,29 @@ def test_evaluation_leaves_no_files_and_stays_off_the_network(
     before = sorted(os.listdir(folder))
     evaluate(tiny(), byte_tokenizer(), None, suite("majority"), folder, merging=False, seed=0)
     assert not list(tmp_path.iterdir()) and before == sorted(os.listdir(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "offline"),
+    [({}, True), ({"bundled": True}, False), ({"bundled": True, "path": "sets"}, True)],
+    ids=["ours", "of lm-eval", "of lm-eval, fetched before"],
+)
+def test_nothing_is_fetched_unless_the_suite_needs_it(
+    changes: dict, offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("HF_DATASETS_OFFLINE")
+    harness._prepare_libraries(suite("copy", **changes))
+    assert ("HF_HUB_OFFLINE" in os.environ) is ("HF_DATASETS_OFFLINE" in os.environ) is offline
+
+
+def test_data_that_cannot_be_fetched_are_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("no route\nto the host")
+
+    monkeypatch.setattr("lm_eval.simple_evaluate", refuse)
+    with pytest.raises(ValueError, match=r"cannot fetch the data of suite test \(no route\): use suite=fam"):
+        evaluate(tiny(), byte_tokenizer(), None, suite("copy"), folder, merging=False, seed=0)
 
 
 @pytest.mark.parametrize(
