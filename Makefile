@@ -60,7 +60,7 @@ report: $(STAMP) ## Draw page, tables, figures and verdicts from the records (10
 	@$(IN)/python scripts/report.py --records $(RUNS)/records --out $(RUNS)/report
 
 compare: $(STAMP) ## Put your own run beside the published one: what is the same, what differs, what is missing
-	@$(IN)/python scripts/report.py --records $(RUNS)/records --compare results/measurements.csv --out $(RUNS)/report
+	@$(IN)/python scripts/report.py --records $(RUNS)/records --compare results/measurements.csv.gz --out $(RUNS)/report
 
 test: $(STAMP) ## Run all tests that need no GPU, and the notebooks (10 minutes)
 	@echo "test: about 10 minutes"

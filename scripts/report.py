@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import gzip
 import os
 import re
 import sys
@@ -49,14 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder that gets report.html, measurements.csv, claims.csv, figures/ and, without --readme, tables/",
+        help="folder that gets report.html, measurements.csv.gz, claims.csv, figures/ and, without --readme, tables/",
     )
     parser.add_argument(
         "--readme", type=Path, help="README whose block is renewed, with docs/results.md beside it"
     )
     parser.add_argument("--check", action="store_true", help="write nothing; fail if anything would change")
     parser.add_argument(
-        "--compare", type=Path, metavar="CSV", help="only say how these records differ from measurements.csv"
+        "--compare",
+        type=Path,
+        metavar="CSV",
+        help="only say how these records differ from measurements.csv.gz",
     )
     options = parser.parse_args(arguments)
     try:
@@ -137,7 +141,9 @@ def _check(told: page.Page, options: argparse.Namespace) -> int:
         if readme:
             (fresh.parent / readme.name).write_text(readme.read_text())
         _write(told, fresh, fresh.parent / readme.name if readme else None)
-        pairs = [(path, kept / path.name) for path in fresh.iterdir() if path.suffix in (".html", ".csv")]
+        pairs = [
+            (path, kept / path.name) for path in fresh.iterdir() if path.suffix in (".html", ".csv", ".gz")
+        ]
         names = {path.name for folder in (fresh, kept) for path in (folder / "figures").glob("*")}
         pairs += [(fresh / "figures" / name, kept / "figures" / name) for name in names]
         if readme:
@@ -157,9 +163,14 @@ def _same(fresh: Path, kept: Path) -> bool:
         return False
     if fresh.suffix == ".png":
         return True
-    one, two = fresh.read_text(), kept.read_text()
+    one, two = map(_text, (fresh, kept))
     drawn = list(zip(SVG.findall(one), SVG.findall(two), strict=False))
     return one == two or (SVG.sub("", one) == SVG.sub("", two) and all(_near(*pair) for pair in drawn))
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
 
 
 def _near(one: str, two: str) -> bool:

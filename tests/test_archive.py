@@ -223,12 +223,12 @@ def test_a_record_in_the_wrong_archive_is_found(folder: Path, tmp_path: Path) ->
 def test_the_published_records_come_out_as_they_were_written(tmp_path: Path) -> None:
     """A sample, to the byte; `python -m adafuse.archive verify results/reference` looks at all of them."""
     reference = ROOT / "results" / "reference"
-    assert len(list(reference.rglob("*.parquet"))) == 16 and not list(reference.rglob("*.jsonl"))
+    assert len(list(reference.rglob("*.parquet"))) == 17 and not list(reference.rglob("*.jsonl"))
     published = [
         path for path in (ROOT / "results").rglob("*") if path.is_file() and "runs" not in path.parts
     ]
     assert len(published) <= 250 and sum(path.stat().st_size for path in published) <= 15e6
-    assert sum(len(archive.rows(path)) for path in reference.rglob("*.parquet")) == 2944
+    assert sum(len(archive.rows(path)) for path in reference.rglob("*.parquet")) == 3006
     assert unpack(reference / "cpu" / "latency.parquet", tmp_path) == 11
     assert {
         name[-18:-6]: hashlib.sha256(data).hexdigest()[:16] for name, data in contents(tmp_path).items()
@@ -245,7 +245,7 @@ def test_the_published_records_come_out_as_they_were_written(tmp_path: Path) -> 
         "5ce450ddeb44": "02a665b1fc450d65",
         "36387624f2b4": "912b5e49bca73499",
     }
-    assert verify(reference / "h200" / "latency.parquet") == 131
+    assert verify(reference / "h200" / "latency.parquet") == 133
 
 
 def test_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,7 +140,7 @@ def test_no_number_has_changed_since(golden):
 
 
 def test_the_committed_measurements_hold_the_same_numbers(golden):
-    assert_same(load_measurements(ROOT / "results" / "measurements.csv"), golden)
+    assert_same(load_measurements(ROOT / "results" / "measurements.csv.gz"), golden)
 
 
 def test_a_changed_number_is_seen(golden):

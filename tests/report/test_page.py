@@ -1,6 +1,7 @@
 """The page is complete in itself; sentences turn with the measurements; the script draws, checks and compares."""
 
 import base64
+import gzip
 import hashlib
 import importlib.util
 import os
@@ -327,18 +328,22 @@ def test_draw_then_check(run, tmp_path):
         (tmp_path / "README.md", "MoLA", "MoLa"),
         (tmp_path / "docs" / "results.md", "MoLA", "MoLa"),
         (tmp_path / "results" / "claims.csv", "MoLA", "MoLa"),
-        (tmp_path / "results" / "measurements.csv", "mola_loop", "mola_lop"),
         (tmp_path / "results" / "report.html", "MoLA", "MoLa"),
         (found[0], "stroke", "strike"),
     )
-    kept = {path: path.read_text() for path, *_ in changes}
+    numbers = tmp_path / "results" / "measurements.csv.gz"
+    kept, packed = {path: path.read_text() for path, *_ in changes}, numbers.read_bytes()
     for path, old, new in changes:
         path.write_text(kept[path].replace(old, new, 1))
+    numbers.write_bytes(gzip.compress(gzip.decompress(packed).replace(b"mola_loop", b"mola_lop", 1)))
     code, _, errors = run("--out", "results", "--readme", "README.md", "--check")
     assert code == 1 and len(errors) == 1
-    assert f"in {', '.join(sorted(path.name for path in kept))}: " in errors[0], "these and no others"
+    assert f"in {', '.join(sorted(path.name for path in [*kept, numbers]))}: " in errors[0], (
+        "these and no others"
+    )
     for path, text in kept.items():
         path.write_text(text)
+    numbers.write_bytes(packed)
     assert run("--out", "results", "--check")[0] == 0, "without a README the rest is compared"
     found[0].unlink()
     assert run("--out", "results", "--check")[0] == 1
@@ -403,14 +408,14 @@ def test_records_of_uncommitted_sources_are_not_published(run, made, tmp_path):
 
 def test_ones_own_run_beside_the_published_one(run, tmp_path):
     run("--out", "results")
-    code, out, _ = run("--compare", "results/measurements.csv", "--out", "own")
+    code, out, _ = run("--compare", "results/measurements.csv.gz", "--out", "own")
     assert code == 0 and "different" not in out.split("## ")[0].split("\n")[-1]
     assert (tmp_path / "own" / "compare.md").read_text() in out and "## " not in out
-    kept = (tmp_path / "results" / "measurements.csv").read_text()
-    (tmp_path / "results" / "measurements.csv").write_text(
+    kept = gzip.decompress((tmp_path / "results" / "measurements.csv.gz").read_bytes()).decode()
+    (tmp_path / "results" / "plain.csv").write_text(
         re.sub(r"(mola_loop,ratio),[^,]*,[^,]*,[^,]*", r"\1,2.0,1.9,2.1", kept)
     )
-    assert "## Different beyond the intervals" in run("--compare", "results/measurements.csv")[1]
+    assert "## Different beyond the intervals" in run("--compare", "results/plain.csv")[1]
 
 
 @pytest.mark.parametrize(

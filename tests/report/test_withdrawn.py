@@ -150,7 +150,7 @@ def test_it_is_said_on_the_page_in_tables_and_in_the_readme(found: report.Report
     assert set(verdicts["verdict"]) == {"withdrawn"} and verdicts["ours"].str.startswith("withdrawn: ").all()
     assert drawn and all(own.title.startswith("Withdrawn: ") and WHY in own.caption for own in drawn)
     assert all("Withdrawn: " in (tmp_path / "figures" / own.file).read_text() for own in drawn)
-    again = load_measurements(tmp_path / "measurements.csv")
+    again = load_measurements(tmp_path / "measurements.csv.gz")
     assert set(again["withdrawn"]) == {"", WHY}
     assert set(compare(again, found.measurements)["outcome"]) == {"same", "withdrawn on either side"}
 

@@ -59,7 +59,9 @@ def run(folder: Path, *more: str) -> int:
         lambda: jobs(f"runs_dir={runs}", *JOBS, *more),
         lambda: archive.main(["pack", records, "--out", str(packed)]),
         lambda: draw(["--records", records, "--out", str(page)]),
-        lambda: draw(["--records", records, "--compare", str(page / "measurements.csv"), "--out", str(page)]),
+        lambda: draw(
+            ["--records", records, "--compare", str(page / "measurements.csv.gz"), "--out", str(page)]
+        ),
     ]
     return next((status for command in commands if (status := command())), 0)
 

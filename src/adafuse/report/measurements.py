@@ -1,9 +1,9 @@
 """The one frame of measurements: every number of the report, a row each.
 
 In: what latency.py, accuracy.py and routing.py measured. Out: a frame with the columns `COLUMNS`, its file
-`results/measurements.csv`, and that file read back. Next: claims.py, tables.py, figures.py, which read it alone.
+`results/measurements.csv.gz`, and that file read back. Next: claims.py, tables.py, figures.py, which read it alone.
 
-    >>> load_measurements("results/measurements.csv").query("experiment == 'table1' and quantity == 'ratio'")
+    >>> load_measurements("results/measurements.csv.gz").query("experiment == 'table1' and quantity == 'ratio'")
 
 `row` is an arm, a method or what else a cell is made of; `quantity` a name with its unit; `low` and `high` the 95 %
 interval, empty where there is none (of a check, check.NAME, `high` is the bound); `n` the processes or seeds behind the
@@ -17,7 +17,9 @@ others.
 
 from __future__ import annotations
 
+import gzip
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -28,6 +30,8 @@ import pandas as pd
 
 from adafuse.files import put, read_bytes
 
+# how a gzip file begins
+GZIP = b"\x1f\x8b"
 KEY = ["experiment", "cell", "row", "quantity"]
 OF_HOSTS = ["predict_low", "predict_high", "within_low", "within_high"]
 NUMBERS = dict.fromkeys(("value", "low", "high"), "float64") | {"n": "Int64", "hosts": "Int64"}
@@ -96,7 +100,8 @@ def write(found: pd.DataFrame, path: Path) -> None:
     hashes = {record for records in told["records"].unique() for record in records.split()}
     short = next(own for own in map(_shortened, range(7, 65)) if len(set(map(own, hashes))) == len(hashes))
     told["records"] = told["records"].map(short)
-    put(path, told.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+    text = told.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode()
+    put(path, gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
 
 
 def is_behind(key: str, records: str) -> bool:
@@ -120,10 +125,10 @@ def load_measurements(path: Path | str) -> pd.DataFrame:
     """A written frame of measurements. Raises ValueError with one line for a file that is none."""
     kinds, empty = dict.fromkeys(COLUMNS, "str") | NUMBERS, {name: [""] for name in NUMBERS}
     try:
-        found = pd.read_csv(
-            BytesIO(read_bytes(Path(path))), dtype=kinds, keep_default_na=False, na_values=empty
-        )
+        content = read_bytes(Path(path))
+        text = BytesIO(gzip.decompress(content) if content.startswith(GZIP) else content)
+        found = pd.read_csv(text, dtype=kinds, keep_default_na=False, na_values=empty)
         # what older files lack: nothing was withdrawn, and hosts were not told
         return found.assign(withdrawn=found.get("withdrawn", ""), **_lacking(found))[COLUMNS]
-    except (KeyError, OSError, ValueError) as exc:
+    except (KeyError, OSError, ValueError, EOFError, zlib.error) as exc:
         raise ValueError(f"measurements {path} cannot be read: {' '.join(str(exc).split())}") from exc

@@ -61,7 +61,7 @@ def page(report: Report) -> Page:
 def write(found: Page, out: Path) -> list[figures.Planned]:
     """What is published: the page, figures, and numbers and verdicts for programs; returns the figures."""
     drawn = figures.draw(found.report, out / "figures")
-    measurements.write(found.report.measurements, out / "measurements.csv")
+    measurements.write(found.report.measurements, out / "measurements.csv.gz")
     rows = []
     for one in [*found.claims, *found.goals]:
         number = one.ours if isinstance(one.ours, Number) else Number()
@@ -122,12 +122,13 @@ def sentence(cells: list[Cell], spec: Json, judged: list[Claim]) -> str:
         words: Json = {"claim": {claim.id: claim for claim in told if claim.cell is cell}}
         words |= {"elsewhere": partial(_elsewhere, told)}
         words |= {"number": partial(_number, cell), "best": partial(_best, cell)}
+        words |= {"first": partial(_first, cells)}
         words |= {"spared": partial(_spared, cell), "studies": partial(_studies, cells)}
         values = {name: evaluated(how)(**words) for name, how in spec["values"].items()}
         if all(values.values()):
             values |= {"model": cell.facts.get("model"), "machine": cell.name.machine}
             text = spec["text" if evaluated(spec["holds"])(**values) else "turned"]
-            return environment().from_string(text).render(**values)
+            return environment().from_string(f"{text} {spec.get('also', '')}").render(**values).strip()
     return ""
 
 
@@ -141,6 +142,12 @@ def _number(cell: Cell, row: str, quantity: str) -> Number:
     found = cell.number(row, quantity)
     few = isinstance(found, Difference) and found.n < rules.MIN_SEEDS
     return Number() if found.withdrawn or few else found
+
+
+def _first(cells: list[Cell], experiment: str, row: str, quantity: str, **facts: str) -> Number:
+    """A number of the first cell of another experiment, with these facts, that has it, on a GPU."""
+    own = [cell for cell in of(cells, [experiment]) if not cell.name.is_cpu and agrees(cell.facts, facts)]
+    return next(filter(None, (_number(cell, row, quantity) for cell in own)), Number())
 
 
 def _studies(cells: list[Cell], experiments: list[str], row: str, quantity: str) -> list[Json]:
