@@ -49,12 +49,12 @@ Line = dict[str, Any]
 
 
 def cuts(tokens: int, gated: bool, experts: bool) -> list[LeanCut]:
-    """What is tried: without tensor cores 16 to 64 weights a thread at once, with experts one tile a program and two,
+    """What is tried: without tensor cores 32 to 64 weights a thread at once, with experts one tile a program and two,
     of which the second never waits; with tensor cores 16 to 128 rows.
     """
     if tokens <= config.GEMV_TOKENS:
-        tried = combinations((2, 4, 8), (1024, 2048, 4096), (4, 8), (1, 2, 4))
-        return [LeanCut(r, b, w, tiles=t) for r, b, w, t in tried if 16 <= r * b // (32 * w) <= 64]
+        tried = combinations((2, 4, 8, 16), (512, 1024, 2048, 4096), (4, 8), (1, 2, 4))
+        return [LeanCut(r, b, w, tiles=t) for r, b, w, t in tried if 32 <= r * b // (32 * w) <= 64]
     sides = (32, 64, 128) if gated else (16, 32, 64)
     deep = combinations(sides, (128, 256), (4, 8), (3, 5))
     return [LeanCut(r, b, w, s, 16) for r, b, w, s in deep if r * b * s <= 96 * 1024]

@@ -99,8 +99,7 @@ class LeanCut:
 
 
 # By tokens (the next power of two), inputs, outputs and whether experts stand beside, as scripts/tune_lean.py prints
-# them: Llama-2-7B at one token, on two H200. Those with experts are not measured in today's form; what lean_cut says of
-# other shapes is a guess from these.
+# them: Llama-2-7B at one token, on three H200. What lean_cut says of other shapes is a guess from these.
 LEAN_CUTS: dict[tuple[int, int, int, bool], LeanCut] = {
     (1, 4096, 4096, False): LeanCut(rows=4, block=2048, warps=8, tiles=2),
     (1, 4096, 12288, False): LeanCut(rows=4, block=2048, warps=8),
@@ -195,7 +194,10 @@ def lean_cut(tokens: int, inputs: int, outputs: int, gated: bool, experts: bool)
         rows = next((r for r in (64, 32) if outputs // r >= 2 * MULTIPROCESSORS), 32 if gated else 16)
         return LeanCut(rows=rows, block=128, warps=4, stages=4, front_rows=16)
     if inputs > 2 * outputs:
-        return LeanCut(rows=2, block=2048, warps=4, tiles=2)
+        return LeanCut(rows=2, block=2048, warps=4, tiles=1 if experts else 2)
+    if experts:
+        # what experts add is a program's, not a row's: many rows a program
+        return LeanCut(rows=8, block=1024, warps=4)
     # of a small product all programs run at once, and the second tile is on its way while the first ends
     return LeanCut(rows=4, block=2048, warps=8, tiles=2 if outputs <= 32 * MULTIPROCESSORS else 1)
 

@@ -221,23 +221,9 @@ def product_kernel(
             gdc_wait()
         if CHOSEN:
             b_e, b_gate = few_gates(
-                p_index,
-                p_weight,
-                p_logits,
-                logits_stride,
-                b_g,
-                m_row,
-                m_row,
-                True,
-                T,
-                PADDED,
-                G,
-                E,
-                K,
-                R,
-                False,
-                RAW,
-            )
+                p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_row, True,
+                T, PADDED, G, E, K, R, False, RAW,
+            )  # fmt: skip
             b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
             if PDL and tile == 0 and READY:
                 gdc_wait()
@@ -303,7 +289,7 @@ def product_kernel(
             for k in tl.static_range(K):
                 if FEW:
                     b_share_k = tl.where(
-                        (tl.arange(0, b_gate.shape[2]) // R == k)[None, None, :], b_gate, 0.0
+                        (tl.arange(0, b_gate.shape[2]) == k)[None, None, :, None], b_gate, 0.0
                     )
                     b_all = b_y + few_sum(b_B, (b_share_k != 0).to(tl.float32), b_h, scaling, GELU)
                     b_own, b_own_up = tl.split(tl.reshape(b_all, (PADDED, HALF, 2)))
