@@ -268,6 +268,10 @@ MENDED = {
     ),
     *("mola_dense", "adafuse_layerwise_dense", "moral_simple_merge", "adafuse_layerwise_simple_merge"),
     "adafuse_simple_merge",
+    *(
+        f"{method}_gather_lean"
+        for method in ("lora", "mola", "moral", "pesc", "mixlora", "adafuse", "adafuse_layerwise")
+    ),
 }
 
 
@@ -285,7 +289,11 @@ def test_an_arm_whose_code_was_mended_is_another_cell_and_no_other_arm() -> None
     said = stages.run_fields(of(every, Task.latency), "")["arm_versions"]
     assert said == {name: 1 + (name in MENDED) for name in every.arms.run}
     # a captured merge shifts its shared gates as rarely; captured gathering never went through torch's dispatcher
-    for strategy, runtime, version in (("simple_merge", "graph", 2), ("gather", "graph", 1)):
+    for strategy, runtime, version in (
+        ("simple_merge", "graph", 2),
+        ("gather", "graph", 1),
+        ("gather", "lean", 2),
+    ):
         arm = Arm("adafuse", StrategyName[strategy], Runtime[runtime], "")
         assert arm_version(arm, config.methods["adafuse"]) == version
     # what is right or wrong does not hang on how fast it is

@@ -141,7 +141,9 @@ def arm_version(arm: Arm, method: Method) -> int:
     # kernels that every layer launches are called directly, not through torch's dispatcher: where the host waits for it
     routed = strategy in (StrategyName.dense, StrategyName.simple_merge) and routing in LAYER_BY_LAYER
     launches = strategy in (StrategyName.gather, StrategyName.fused) or routed
-    return 2 if launches and arm.runtime is Runtime.eager else 1
+    # experts in a lean step: few programs shrink, loads are wide
+    beside = strategy is StrategyName.gather and arm.runtime is Runtime.lean
+    return 2 if beside or (launches and arm.runtime is Runtime.eager) else 1
 
 
 @dataclass
