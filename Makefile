@@ -67,7 +67,7 @@ test: $(STAMP) ## Run all tests that need no GPU, and the notebooks (10 minutes)
 	@$(IN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbmake tests notebooks
 
 soak: $(STAMP) ## Let every reader have 100,000 damaged files; called again, it goes on with the next kind (an hour)
-	@ADAFUSE_SOAK=$${ADAFUSE_SOAK:-100000} $(IN)/python -m pytest -q -p no:cacheprovider tests/fuzz
+	@ADAFUSE_SOAK=$${ADAFUSE_SOAK:-100000} $(IN)/python -m pytest -q -p no:cacheprovider tests/fuzz tests/crash
 
 lint: $(STAMP) ## Check style, types and who imports whom (1 minute the first time)
 	@$(IN)/ruff check .
