@@ -66,8 +66,10 @@ test: $(STAMP) ## Run all tests that need no GPU, and the notebooks (10 minutes)
 	@echo "test: about 10 minutes"
 	@$(IN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbmake tests notebooks
 
-soak: $(STAMP) ## Let every reader have 100,000 damaged files; called again, it goes on with the next kind (an hour)
+soak: $(STAMP) ## Let every reader have 100,000 damaged files, kill runs 100 times, fuzz by coverage; called again, it goes on with the next kind (an hour)
 	@ADAFUSE_SOAK=$${ADAFUSE_SOAK:-100000} $(IN)/python -m pytest -q -p no:cacheprovider tests/fuzz tests/crash
+	@$(IN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt atheris
+	@$(IN)/python tests/fuzz/guided.py
 
 lint: $(STAMP) ## Check style, types and who imports whom (1 minute the first time)
 	@$(IN)/ruff check .
