@@ -80,16 +80,19 @@ def arguments(beside: Beside | None, tokens: int, cut: LeanCut) -> dict[str, Any
             ("E", "K", "R", "ROUTERS"), 1
         )
         flags = dict.fromkeys(("CHOSEN", "EXPAND", "ROUTED", "RAW", "GELU", "READY"), False)
-        return nothing | numbers | sizes | flags | _edges([]) | {"FRONT_ROWS": 1}
+        return nothing | numbers | sizes | flags | _edges([]) | {"FRONT_ROWS": 1, "FRONT_BLOCK": 1}
     routed, groups = beside.logits is not None, len(beside.members)
     assert not routed or beside.experts <= ROUTED_MAX_EXPERTS, beside.experts
     chosen = beside.lora_B_EOR is not None and not routed and tokens <= GEMV_TOKENS
     rows = groups * beside.rank if chosen else beside.rows_SI.shape[0]
     pairs = tokens * beside.top_k if chosen else 1
-    front_rows = cut.front_rows
+    front_rows, front_block = cut.front_rows, cut.block
     if tokens <= GEMV_TOKENS:
         # at most a program a multiprocessor, or those that read W would have to wait for a place
         front_rows = max(front_rows, min(cut.rows, power_of_2(cdiv(rows * pairs, MULTIPROCESSORS))))
+        # most of its rows are on their way before x is known
+        room = 2 * cut.rows * cut.block // front_rows
+        front_block = max(cut.block, min(power_of_2(beside.rows_SI.shape[1]), room))
     front = cdiv(rows, front_rows) * pairs
     return {
         "p_A": beside.rows_SI,
@@ -118,6 +121,7 @@ def arguments(beside: Beside | None, tokens: int, cut: LeanCut) -> dict[str, Any
         "GELU": beside.gelu,
         "READY": beside.ready,
         "FRONT_ROWS": front_rows,
+        "FRONT_BLOCK": front_block,
         **_edges(beside.members),
     }
 

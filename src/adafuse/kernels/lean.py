@@ -164,8 +164,8 @@ def product_kernel(
     COLUMN_2: tl.constexpr, WIDTH_2: tl.constexpr,
     T: tl.constexpr, PADDED: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, PARTS: tl.constexpr,
     GATED: tl.constexpr,
-    FRONT: tl.constexpr, FRONT_ROWS: tl.constexpr, ROWS_A: tl.constexpr, ROWS_B: tl.constexpr, G: tl.constexpr,
-    E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr, EXPAND: tl.constexpr,
+    FRONT: tl.constexpr, FRONT_ROWS: tl.constexpr, FRONT_BLOCK: tl.constexpr, ROWS_A: tl.constexpr,
+    ROWS_B: tl.constexpr, G: tl.constexpr, E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr, EXPAND: tl.constexpr,
     ROUTED: tl.constexpr, ROUTERS: tl.constexpr, RAW: tl.constexpr, GELU: tl.constexpr, READY: tl.constexpr,
     ROWS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
     TENSOR_CORES: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
@@ -186,8 +186,8 @@ def product_kernel(
         if i_program < FRONT:
             front(
                 i_program, p_x, p_squares, p_A, p_index, p_weight, p_h, p_flags, None if GATED else p_slots, turn, eps,
-                T, PADDED, INPUTS, PARTS, FRONT_ROWS, ROWS_A, G, E, K, R, CHOSEN, EXPAND, READY, BLOCK, STAGES,
-                TENSOR_CORES, DOT, PDL,
+                T, PADDED, INPUTS, PARTS, FRONT_ROWS, ROWS_A, G, E, K, R, CHOSEN, EXPAND, READY, FRONT_BLOCK,
+                STAGES, TENSOR_CORES, DOT, PDL,
             )  # fmt: skip
             return
     HALF: tl.constexpr = ROWS // 2 if GATED else ROWS

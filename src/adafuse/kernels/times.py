@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+MAX_UNROLLED = tl.constexpr(6)
+
 
 @triton.jit
 def load_rows(
@@ -53,9 +55,15 @@ def times_x(
         b_sum = tl.trans(b_sum)
     else:
         b_terms = b_rows.to(tl.float32) * load_x(p_x, o_t, 0, INPUTS, T, BLOCK).to(tl.float32)
-        for start in tl.static_range(BLOCK, INPUTS, BLOCK):
-            b_rows = load_rows(p_rows, m_rows, start, INPUTS, BLOCK, WHOLE, False)
-            b_terms += b_rows.to(tl.float32) * load_x(p_x, o_t, start, INPUTS, T, BLOCK).to(tl.float32)
+        # unrolled, and loads then stand before products: of few blocks all, of many as have room in registers
+        if INPUTS <= MAX_UNROLLED * BLOCK:
+            for start in tl.static_range(BLOCK, INPUTS, BLOCK):
+                b_rows = load_rows(p_rows, m_rows, start, INPUTS, BLOCK, WHOLE, False)
+                b_terms += b_rows.to(tl.float32) * load_x(p_x, o_t, start, INPUTS, T, BLOCK).to(tl.float32)
+        else:
+            for start in tl.range(BLOCK, INPUTS, BLOCK, loop_unroll_factor=4, num_stages=1):
+                b_rows = load_rows(p_rows, m_rows, start, INPUTS, BLOCK, WHOLE, False)
+                b_terms += b_rows.to(tl.float32) * load_x(p_x, o_t, start, INPUTS, T, BLOCK).to(tl.float32)
         # one sum over the threads at the end, not one a block
         b_sum = tl.sum(b_terms, 2)
     return b_sum
