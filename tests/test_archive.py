@@ -220,6 +220,15 @@ def test_a_record_in_the_wrong_archive_is_found(folder: Path, tmp_path: Path) ->
         verify(tmp_path / "out")
 
 
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    text = pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\x8d"))
+    table = pa.table({"name": text, "sha256": pa.array(["0"]), "content": pa.array([b""])})
+    pq.write_table(table, tmp_path / "latency.parquet")
+    with pytest.raises(ValueError, match=r"latency\.parquet is damaged, or no archive"):
+        archive.rows(tmp_path / "latency.parquet")
+    assert "latency.parquet" in load([tmp_path]).left_out[0]
+
+
 def test_the_published_records_come_out_as_they_were_written(tmp_path: Path) -> None:
     """A sample, to the byte; `python -m adafuse.archive verify results/reference` looks at all of them."""
     reference = ROOT / "results" / "reference"

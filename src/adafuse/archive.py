@@ -103,10 +103,11 @@ def rows(archive: Path) -> list[Packed]:
     content = read_bytes(archive)
     try:
         table = pq.ParquetFile(pa.BufferReader(content)).read(COLUMNS.names).cast(COLUMNS)
+        found = table.to_pylist()
     except (pa.ArrowException, ValueError, OSError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{archive} is damaged, or no archive of records: {reason}; restore it") from None
-    return [Packed(archive, **row) for row in table.to_pylist()]
+    return [Packed(archive, **row) for row in found]
 
 
 def pack(sources: Iterable[Path | str], out: Path) -> list[Path]:

@@ -120,7 +120,12 @@ def _secret(key: str, value: str) -> str | None:
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
-    """Add the rows that are not there, each once, whole and flushed; half a line that a crash left goes."""
+    """Add the rows that are not there, each once, whole and flushed; half a line that a crash left goes.
+
+    Raises ValueError with one line for a link, OSError with one line if the disk does not take them.
+    """
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, through which nothing is written: delete it or move it away")
     wanted = once(rows)
     if path.exists() and wanted.keys() <= once(read(path)).keys():
         return
