@@ -353,6 +353,16 @@ def test_bad_suites_are_refused_before_anything_is_loaded(
     assert "\n" not in str(refusal.value)
 
 
+def test_rows_of_one_kind_are_not_asked_as_the_other(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text('{"prompt": "p", "choices": ["a", "b"], "label": 0}\n')
+    own = Data(name="own", families=[], path=str(tmp_path))
+    suites.check_suite(suite("local_choices"), own)
+    with pytest.raises(
+        ValueError, match="'local_answers' .* does not fit the rows of .*: name local_choices"
+    ):
+        suites.check_suite(suite("local_answers"), own)
+
+
 def test_a_task_without_data_is_refused_by_the_harness_too(folder: Path) -> None:
     with pytest.raises(ValueError, match="task 'sort' in suite.tasks has no data in"):
         evaluate(None, None, None, suite("sort"), folder, merging=False, seed=0)
