@@ -573,6 +573,8 @@ ERRORS: dict[str, Callable[[Path], object]] = {
     "has no input_ids": lambda _: adapted().generate({"ids": [[5]]}),
     "seed=None": lambda _: adapted().generate("a", temperature=1.0, seed=None),
     "is a file: name a folder": lambda where: adapted().save(save(tiny_model(), where) / "config.json"),
+    "holds a model": lambda where: adapted().save(save(tiny_model(), where)),
+    "tokenizer='a/folder' is no tokenizer": lambda _: adafuse.load(tiny_model(), tokenizer="a/folder"),
     "arms is empty": lambda _: adafuse.measure(adapted(), []),
     "max_new_tokens=0 must": lambda _: adapted().generate("a", max_new_tokens=0),
     "ids must lie from 0 to 259": lambda _: adapted().generate(PROMPT + 250),

@@ -312,6 +312,10 @@ def _backbone(
 ) -> tuple[nn.Module, Any, str]:
     """The model, its tokenizer if there is one, and the name under which it is saved."""
     _refuse_device(device)
+    if tokenizer is not None and not hasattr(tokenizer, "is_fast"):
+        raise ValueError(
+            f"tokenizer={tokenizer!r:.60} is no tokenizer of transformers: give AutoTokenizer.from_pretrained(...)"
+        )
     asked = (
         None
         if dtype in (None, "auto")
