@@ -218,6 +218,22 @@ def test_a_chat_is_written_by_its_template() -> None:
     alone = made.generate(chat, max_new_tokens=TOKENS)
     assert alone == made.generate("<user>cab\n<assistant>", max_new_tokens=TOKENS)
     assert made.generate([chat, chat], max_new_tokens=TOKENS) == [alone, alone]
+    for template in ("{{ raise_exception('roles must alternate') }}", "{% if x %}"):
+        made.tokenizer.chat_template = template
+        with pytest.raises(
+            ValueError, match="the chat template does not take this chat: .*(alternate|Unexpected)"
+        ):
+            made.generate(chat)
+
+
+def test_what_transformers_would_apply_to_logits_is_said(recwarn: pytest.WarningsRecorder) -> None:
+    made = adapted()
+    made.model.generation_config.update(repetition_penalty=1.0, do_sample=True, no_repeat_ngram_size=0)
+    text = made.generate("Sort: cab", max_new_tokens=TOKENS)
+    assert not recwarn.list
+    made.model.generation_config.repetition_penalty = 1.3
+    with pytest.warns(UserWarning, match="repetition_penalty=1.3, which this generate leaves alone"):
+        assert made.generate("Sort: cab", max_new_tokens=TOKENS) == text
 
 
 def test_a_row_ends_at_the_models_end_and_before_a_stop_text() -> None:
@@ -370,6 +386,20 @@ def test_merged_experts_are_an_ordinary_model() -> None:
     assert torch.equal(said, greedy(plain, PROMPT))
 
 
+def test_weights_that_are_loaded_in_service_are_those_that_decode() -> None:
+    made, other = adapted(), adafuse.attach(tiny_model(), seed=5, **SMALL)
+    other.load_state_dict(made.state_dict())
+    assert torch.equal(other.generate(PROMPT, max_new_tokens=TOKENS), greedy(made, PROMPT))
+
+
+def test_a_fit_says_what_rows_lose_and_goes_on_with_its_own_alone(tmp_path: Path) -> None:
+    made = adapted()
+    with pytest.warns(UserWarning, match="16 whose answer lost its end"):
+        adafuse.fit(made, ITEMS, steps=1, max_length=4, folder=tmp_path)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="holds a fit of other items"):
+        adafuse.fit(made, ITEMS[:4], steps=1, max_length=4, folder=tmp_path)
+
+
 @pytest.mark.parametrize("only", [None, "router"])
 def test_a_fit_learns_and_leaves_alone_what_it_should(only: str | None, tmp_path: Path) -> None:
     made = adapted()
@@ -502,6 +532,7 @@ ERRORS: dict[str, Callable[[Path], object]] = {
     "targets has .*'c_attn'": lambda _: adafuse.attach(tiny_model(), targets=["c_attn"]),
     "seed='x' must be a whole number": lambda _: adafuse.attach(tiny_model(), seed="x"),
     "rank=0 must be a whole number": lambda _: adafuse.attach(tiny_model(), rank=0),
+    "rank 17 exceed the width 16 of k_proj": lambda _: adafuse.attach(tiny_model(), rank=17),
     "top_k=5 exceeds experts=4": lambda _: adafuse.attach(tiny_model(), experts=4, top_k=5),
     "no option drop: a method has": lambda _: adafuse.attach(tiny_model(), drop=0.1),
     "lora has one expert": lambda _: adafuse.attach(tiny_model(), "lora", experts=4),
@@ -542,6 +573,8 @@ ERRORS: dict[str, Callable[[Path], object]] = {
     "has no input_ids": lambda _: adapted().generate({"ids": [[5]]}),
     "seed=None": lambda _: adapted().generate("a", temperature=1.0, seed=None),
     "is a file: name a folder": lambda where: adapted().save(save(tiny_model(), where) / "config.json"),
+    "holds a model": lambda where: adapted().save(save(tiny_model(), where)),
+    "tokenizer='a/folder' is no tokenizer": lambda _: adafuse.load(tiny_model(), tokenizer="a/folder"),
     "arms is empty": lambda _: adafuse.measure(adapted(), []),
     "max_new_tokens=0 must": lambda _: adapted().generate("a", max_new_tokens=0),
     "ids must lie from 0 to 259": lambda _: adapted().generate(PROMPT + 250),

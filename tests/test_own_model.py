@@ -115,3 +115,18 @@ def test_half_precision_is_trained_evaluated_and_timed_where_it_is_asked_for(tmp
 
     factors = next(tmp_path.glob("runs/adapters/*adafuse*/expert_00/adapter_model.safetensors"))
     assert {str(tensor.dtype) for tensor in load_file(factors).values()} == {"torch.float32"}
+
+
+def test_rows_that_are_not_there_are_one_line_though_the_task_is_named(tmp_path: Path) -> None:
+    checkpoint, _ = bring(tmp_path, next(iter(BROUGHT)))
+    job = ["experiment=own_model", f"model.path='{checkpoint}'", f"data.path={tmp_path}/none", *FEW]
+    command = [
+        sys.executable,
+        "scripts/run.py",
+        *job,
+        "suite.tasks=[local_answers]",
+        f"runs_dir={tmp_path}/runs",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and "none is not a folder" in line

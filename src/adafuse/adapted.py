@@ -123,6 +123,7 @@ class Adapted(nn.Module):
                 f"generate() has no option {next(iter(transformers))}: transformers' own go with input_ids="
             )
         self.require_service()
+        answers.warn_unapplied(self.model.generation_config)
         most, padding = 64 if max_new_tokens is None else max_new_tokens, self._padding
         prompts = answers.read(inputs, self.tokenizer, self.model, padding)
         rows, length = prompts.ids_BS.shape
@@ -246,6 +247,14 @@ class Adapted(nn.Module):
             super().train(mode)
             self._kept = None
         return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's; what is laid out for a strategy is laid out anew."""
+        self._refuse_stream()
+        found = super().load_state_dict(*args, **kwargs)
+        self._kept = None
+        with self._without():
+            return found
 
     def require_service(self) -> None:
         """Raises ValueError while the adapter is trained or a stream is open."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
@@ -23,6 +24,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from adafuse import files
 from adafuse.adapted import PLAIN, Adapted, named
 from adafuse.adapters import imports, store
 from adafuse.adapters.adapter import Adapter
@@ -30,6 +32,7 @@ from adafuse.adapters.layers import Site
 from adafuse.adapters.published import is_published, load_published
 from adafuse.bench import frame
 from adafuse.bench.latency import Made, tokens_behind
+from adafuse.cell import content_hash
 from adafuse.compose import recipe, typed
 from adafuse.config import (
     LINEARS,
@@ -49,7 +52,7 @@ from adafuse.data import tokens
 from adafuse.distributed import sharded
 from adafuse.model import backbone
 from adafuse.model.checkpoint import check_folder, dtype_of
-from adafuse.model.declared import check_declared, positions
+from adafuse.model.declared import check_declared, check_rank, positions
 from adafuse.refusals import refuse_geometry, refuse_method, refuse_use
 from adafuse.shape import shape_of
 
@@ -133,6 +136,7 @@ def attach(
     chosen = recipe(method, geometry, **options)
     refuse_method(chosen, geometry)
     model, tokenizer, name = _backbone(model_or_folder, tokenizer, dtype, device)
+    check_rank(model.config.to_dict(), chosen, geometry)
     return Adapted(model, tokenizer, Adapter(model, chosen, geometry, seed), name)
 
 
@@ -222,6 +226,10 @@ def fit(
 
     limit = min(max_length, positions(adapted.model.config.to_dict()))
     encoded = tokens.training_rows(data_rows.checked(items), tokenizer, limit)
+    if encoded.said.lost:
+        warnings.warn(str(encoded.said), stacklevel=2)
+    if folder is not None:
+        _refuse_other_rows(Path(folder), encoded.rows)
     knobs = Fit(
         steps,
         batch,
@@ -237,6 +245,14 @@ def fit(
         stack.enter_context(adapted.training_installed(only))
         fitted = trainer.fit(adapted.model, encoded.rows, knobs, Path(where), adapter, seed=seed)
     return pd.DataFrame(fitted.losses).set_index("step")
+
+
+def _refuse_other_rows(folder: Path, rows: list[dict[str, list[int]]]) -> None:
+    """Checkpoints go on with what they began with, or a fit that was finished would be given for another."""
+    file, digest = folder / "rows.sha256", content_hash(rows)
+    if file.exists() and file.read_text() != digest:
+        raise ValueError(f"{folder} holds a fit of other items: name another folder, or delete it")
+    files.put(file, digest)
 
 
 def measure(
@@ -296,6 +312,10 @@ def _backbone(
 ) -> tuple[nn.Module, Any, str]:
     """The model, its tokenizer if there is one, and the name under which it is saved."""
     _refuse_device(device)
+    if tokenizer is not None and not hasattr(tokenizer, "is_fast"):
+        raise ValueError(
+            f"tokenizer={tokenizer!r:.60} is no tokenizer of transformers: give AutoTokenizer.from_pretrained(...)"
+        )
     asked = (
         None
         if dtype in (None, "auto")

@@ -36,9 +36,8 @@ class Summary(Callback):
         found: dict[Path, Record] = {}
         lacking: dict[str, None] = {}
         for overrides in jobs(config):
-            own = _config(overrides)
-            for one in cell.with_needs(own) if own is not None else ():
-                path = next((path for path in cell.known_records(one) if path.exists()), None)
+            for one, places in _cells(overrides):
+                path = next((path for path in places if path.exists()), None)
                 if path is None:
                     lacking[f"{one.task.name} of {cell.cell_id(one)}: no record, the reason stands above"] = (
                         None
@@ -56,12 +55,13 @@ class Summary(Callback):
         _draw(runs)
 
 
-def _config(overrides: list[str]) -> Config | None:
-    """None for a job that was refused."""
+def _cells(overrides: list[str]) -> list[tuple[Config, list[Path]]]:
+    """What a job stands on, and where its records may be; nothing for a job that was refused."""
     try:
-        return build(hydra.compose("config", overrides=overrides), overrides)
+        own = build(hydra.compose("config", overrides=overrides), overrides)
+        return [(one, list(cell.known_records(one))) for one in cell.with_needs(own)]
     except (HydraException, OmegaConfBaseException, ValueError):
-        return None
+        return []
 
 
 def _draw(runs: Path) -> None:

@@ -247,6 +247,18 @@ def test_own_items_are_evaluated(task: str, metric: str, row: str, tmp_path: Pat
     assert [(r.suite_task, r.metric, r.n) for r in results] == [(task, metric, 2)]
 
 
+def test_answers_that_the_tokenizer_cannot_write_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "validation", "test"):
+        rows = [{"prompt": f"{split} {answer}", "answer": answer} for answer in ("yes", "yes <eos>")]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = Data(name="own", families=[], path=str(tmp_path), train_items=1, validation_items=1, test_items=1)
+    folder = training_data.write(data, tmp_path / "data", seed=0)
+    evaluate(tiny(), byte_tokenizer(), None, suite("local_answers"), folder, merging=False, seed=0)
+    assert "1 answers are none that the tokenizer can write" in capsys.readouterr().out
+
+
 def test_as_much_is_generated_as_the_longest_of_the_users_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -339,6 +351,16 @@ def test_bad_suites_are_refused_before_anything_is_loaded(
     with pytest.raises(ValueError, match=message) as refusal:
         suites.check_suite(suite(*tasks), data)
     assert "\n" not in str(refusal.value)
+
+
+def test_rows_of_one_kind_are_not_asked_as_the_other(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text('{"prompt": "p", "choices": ["a", "b"], "label": 0}\n')
+    own = Data(name="own", families=[], path=str(tmp_path))
+    suites.check_suite(suite("local_choices"), own)
+    with pytest.raises(
+        ValueError, match="'local_answers' .* does not fit the rows of .*: name local_choices"
+    ):
+        suites.check_suite(suite("local_answers"), own)
 
 
 def test_a_task_without_data_is_refused_by_the_harness_too(folder: Path) -> None:

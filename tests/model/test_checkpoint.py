@@ -219,6 +219,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda f: edit(f / "tokenizer_config.json", pad_token="<gap>"),
         "tokenizer_config.json has 1 tokens beyond the 260 rows",
     ),
+    "tokenizer: cut by chance": (
+        lambda f: edit(f / TOKENIZER, model=read_json(f / TOKENIZER)["model"] | {"dropout": 0.5}),
+        "tokenizer.json: its model has dropout=0.5",
+    ),
     "settings of generation that are no JSON": (
         write("generation_config.json", "{"),
         "generation_config.json is not",

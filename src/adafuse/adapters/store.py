@@ -169,7 +169,9 @@ def _of_geometry(geometry: Experts) -> dict[str, Any]:
 
 
 def _refuse_place(adapter: Adapter, folder: Path) -> None:
-    """Nothing is written through a link, and no expert of another adapter stays among ours."""
+    """Nothing is written through a link or over a model's card, and no expert of another adapter stays among ours."""
+    if (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds a model (config.json): name a folder of the adapter's own")
     written = [
         folder / name for name in (*_folders(adapter), *_files(adapter, FORMAT_VERSION), DESCRIPTION, CARD)
     ]

@@ -12,7 +12,7 @@ Letters: `ends` are the characters of the text after each token. Next: items.py,
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, takewhile
 from typing import Any
@@ -55,6 +55,11 @@ class Said:
     answers_cut: int = 0
     unwritten: int = 0
 
+    @property
+    def lost(self) -> bool:
+        """Whether some rows teach less than they say."""
+        return bool(self.prompts_cut or self.answers_cut or self.unwritten)
+
     def __str__(self) -> str:
         share = f"{self.label_tokens / max(1, self.tokens):.1%}"
         rare = {
@@ -95,8 +100,7 @@ def training_rows(items: Sequence[Item], tokenizer: Any, max_length: int) -> Enc
         said.prompts_cut += len(ids) - labelled < cut.first
         said.answers_cut += labelled < len(cut.ids) - cut.first
     said.rows = len(rows)
-    texts = written([cuts[i].ids[cuts[i].first :] for i in range(len(items))], tokenizer)
-    said.unwritten = sum(not _is_written(*pair) for pair in zip(items, texts, strict=True))
+    said.unwritten = unwritten(items, cuts, tokenizer)
     return Encoded(rows, said)
 
 
@@ -127,6 +131,12 @@ def written(continuations: Sequence[list[int]], tokenizer: Any) -> list[str]:
     how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     texts = tokenizer.batch_decode([anchor, *([*anchor, *ids] for ids in continuations)], **how)
     return [text[len(texts[0]) :] for text in texts[1:]]
+
+
+def unwritten(items: Sequence[Item], cuts: Mapping[int, Cut], tokenizer: Any) -> int:
+    """How many of the items, cut by their places, have an answer that the tokenizer cannot write."""
+    texts = written([cuts[i].ids[cuts[i].first :] for i in range(len(items))], tokenizer)
+    return sum(not _is_written(*pair) for pair in zip(items, texts, strict=True))
 
 
 def _right_choices(items: Sequence[Item], tokenizer: Any) -> dict[int, Cut]:

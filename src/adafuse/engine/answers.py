@@ -6,6 +6,7 @@ until all rows have ended. Prompts become tokens as they do in training and eval
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,20 @@ from torch import Tensor, nn
 
 from adafuse.data import tokens
 from adafuse.engine.decoders import Decoder
+from adafuse.model.checkpoint import one_line
 
 FORMS = "a text, a list of texts, a chat (a list of {'role', 'content'}), a list of chats, or ids [B, S]"
 # what a tokenizer writes for half of a character
 HALF = "\N{REPLACEMENT CHARACTER}"
+# of generation_config.json, by what transformers takes another token than the likeliest, and what leaves it alone
+SHAPING: dict[str, Any] = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale", "num_beams"), 1),
+    **dict.fromkeys(
+        ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0
+    ),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty")),
+}
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,18 @@ def end_of(model: nn.Module, tokenizer: Any, stop: str | Sequence[str] | None) -
     own = getattr(tokenizer, "eos_token_id", None) if own is None else own
     ids = own if isinstance(own, (list, tuple)) else [own]
     return Ending(frozenset(one for one in ids if one is not None), texts, tokenizer)
+
+
+def warn_unapplied(settings: Any) -> None:
+    """Warn of what transformers' own generate would apply to logits, and this one does not."""
+    found = {name: getattr(settings, name, None) for name in SHAPING}
+    unapplied = [f"{name}={v}" for name, v in found.items() if v is not None and v != SHAPING[name]]
+    if unapplied:
+        warnings.warn(
+            f"generation_config has {', '.join(unapplied)}, which this generate leaves alone: it takes the likeliest "
+            "token, or draws; transformers' own (input_ids=) applies it",
+            stacklevel=3,
+        )
 
 
 def chooser(temperature: float, top_p: float, seed: int, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -191,7 +214,10 @@ def _of_ids(inputs: Any, words: int, device: torch.device) -> Prompts:
 def _of_chat(messages: Any, tokenizer: Any) -> list[int]:
     if not tokenizer.chat_template:
         raise ValueError("this tokenizer has no chat template: give the prompt as one text")
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # whatever a template does, or says of a chat that it does not take
+        raise ValueError(f"the chat template does not take this chat: {one_line(error)}") from error
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from adafuse.config import Suite
 from adafuse.data.items import LOCAL, load_items
-from adafuse.data.tokens import END, cut_answers
+from adafuse.data.tokens import END, cut_answers, unwritten
 from adafuse.distributed import join
 from adafuse.evaluation.suites import LOCAL_TASKS, TASKS, check_sets, check_suite, own_tasks, prepared_sets
 
@@ -116,14 +116,16 @@ def _own_settings(suite: Suite, data_folder: Path, lm: AdaptedLM) -> dict[str, d
     if LOCAL_ANSWERS not in suite.tasks:
         return {}
     items = load_items(data_folder, LOCAL, "test")
-    answers = cut_answers(items, lm.tokenizer).values()
-    longest = max((len(cut.ids) - cut.first for cut in answers), default=0)
+    answers = cut_answers(items, lm.tokenizer)
+    longest = max((len(cut.ids) - cut.first for cut in answers.values()), default=0)
     tokens = max(LOCAL_TOKENS, min(longest, lm.max_length // 2))
-    beyond = sum(len(cut.ids) - cut.first > tokens for cut in answers)
+    beyond = sum(len(cut.ids) - cut.first > tokens for cut in answers.values())
     if beyond:
         print(
             f"evaluate: {beyond} answers are longer than the {tokens} tokens that are generated, and count as wrong"
         )
+    if strange := unwritten(items, answers, lm.tokenizer):
+        print(f"evaluate: {strange} answers are none that the tokenizer can write, and count as wrong")
     return {
         LOCAL_ANSWERS: {"generation_kwargs": {"until": [END], "max_gen_toks": tokens, "do_sample": False}}
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from adafuse.config import Data, Suite
 from adafuse.data.items import PREPARED
+from adafuse.data.rows import task_of
 from adafuse.shape import read_json
 
 TASKS = Path(__file__).parent / "tasks"
@@ -87,6 +88,8 @@ def _check_items(name: str, data: Data | None) -> None:
         raise ValueError(
             f"task '{name}' in suite.tasks has no data: set data.path to a folder of your own items"
         )
+    if name in LOCAL_TASKS and name != (fitting := task_of(str(data.path))):
+        raise ValueError(f"task '{name}' in suite.tasks does not fit the rows of {data.path}: name {fitting}")
     if name not in LOCAL_TASKS and name not in data.families:
         raise ValueError(
             f"task '{name}' in suite.tasks has no data: add it to data.families={list(data.families)}"

@@ -261,9 +261,14 @@ def _check_tokenizer(folder: Path, rows: int) -> None:
     from tokenizers import Tokenizer
 
     try:
-        ids = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+        tokenizer = Tokenizer.from_file(str(file))
+        ids = tokenizer.get_vocab(with_added_tokens=True)
     except Exception as error:  # the library has no class of its own for it
         raise ValueError(f"{file} is no tokenizer ({one_line(error)}): copy it again") from None
+    if dropout := getattr(tokenizer.model, "dropout", None):
+        raise ValueError(
+            f"{file}: its model has dropout={dropout:g}, by which a text is cut otherwise each time: set it to null"
+        )
     refuse_ids(ids, rows, str(file))
     named = folder / "tokenizer_config.json"
     if named.is_file():

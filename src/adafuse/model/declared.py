@@ -70,7 +70,12 @@ def check_cell(config: Config) -> None:
         return
     of_arms = [config.methods[config.arms.table[name].method] for name in config.arms.run]
     for method in of_arms if config.task in OF_ARMS else [config.method]:
-        _refuse(f"method {method.name}", _of_rank(shape, method, config.experts))
+        check_rank(shape, method, config.experts)
+
+
+def check_rank(shape: Shape, method: Method, experts: Experts) -> None:
+    """Refuse experts that are wider than what they are beside. Raises ValueError, one line."""
+    _refuse(f"method {method.name}", _of_rank(shape, method, experts))
 
 
 def positions(shape: Shape) -> int:
