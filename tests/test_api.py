@@ -583,6 +583,7 @@ ERRORS: dict[str, Callable[[Path], object]] = {
     "has an adapter inside, which no checkpoint": lambda where: adapted().save_pretrained(where),
     "256 positions": lambda _: adapted().generate("a", max_new_tokens=300),
     "temperature=-1": lambda _: adapted().generate("a", temperature=-1),
+    "temperature=1e-45 must be": lambda _: adapted().generate("a", temperature=1e-45),
     "top_p=0": lambda _: adapted().generate("a", temperature=1, top_p=0),
     "stop=''": lambda _: adapted().generate("a", stop=""),
     "no option num_beams": lambda _: adapted().generate("a", num_beams=2),

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adafuse import records
-from adafuse.files import put, read_bytes
+from adafuse.files import printable, put, read_bytes
 from adafuse.records import Record
 
 COLUMNS = pa.schema(
@@ -41,6 +41,8 @@ BROTLI_LEVEL = 11
 # A page is compressed by itself, so a whole archive is one page.
 PAGE_BYTES = 2**26
 SUFFIXES = (".jsonl", ".jsonl.partial", ".parquet")
+# as many as file systems take
+NAME_CHARACTERS = 255
 # where a finished record's own checksum is
 SEALED = slice(-67, -3)
 # what may be a part of a path: a header is not trusted with more
@@ -71,8 +73,12 @@ class Packed:
 
     def record(self) -> Record:
         """Raises ValueError with one line if these are not the bytes that were packed."""
-        if hashlib.sha256(self.content).hexdigest() != self.sha256 or Path(self.name).name != self.name:
-            raise ValueError(f"record {self.path} is damaged in its archive: restore {self.archive}")
+        named = (
+            Path(self.name).name == self.name == printable(self.name) and len(self.name) <= NAME_CHARACTERS
+        )
+        if hashlib.sha256(self.content).hexdigest() != self.sha256 or not named:
+            told = printable(self.name)[:NAME_CHARACTERS]
+            raise ValueError(f"record {told} is damaged in its archive: restore {self.archive}")
         return records.parse(self.path, self.content)
 
 

@@ -21,6 +21,7 @@ from adafuse.adapters import imports
 from adafuse.adapters.geometry import at_equal_budget, trainable_parameters
 from adafuse.cell import methods_of_arms
 from adafuse.config import Budget, Config, Dtype, Experts, Method, Model
+from adafuse.files import printable
 from adafuse.membership import refuse_secrets
 from adafuse.model.backbone import check_source, device
 from adafuse.model.checkpoint import dtype_of
@@ -101,7 +102,7 @@ def typed(kind: type[T], plain: Mapping[str, Any]) -> T:
     try:
         found: T = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(plain)))  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        raise ValueError(f"{kind.__name__.lower()}: {str(error).splitlines()[0]}") from None
+        raise ValueError(printable(f"{kind.__name__.lower()}: {str(error).splitlines()[0]}")) from None
     return found
 
 

@@ -22,6 +22,11 @@ def read_bytes(path: Path) -> bytes:
         return stream.read()
 
 
+def printable(text: str) -> str:
+    """What a file holds as a message may say it: a line break or a terminal's escape is told by its name."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def put(path: Path, content: bytes | str) -> None:
     """Put a whole file in place, and make its folder. Raises OSError, one line, and leaves the old one, if the disk
     does not take it.

@@ -223,6 +223,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda f: edit(f / TOKENIZER, model=read_json(f / TOKENIZER)["model"] | {"dropout": 0.5}),
         "tokenizer.json: its model has dropout=0.5",
     ),
+    "an end of generation that is text": (
+        write("generation_config.json", '{"eos_token_id": "2"}'),
+        "generation_config.json: eos_token_id=2 is no token",
+    ),
     "settings of generation that are no JSON": (
         write("generation_config.json", "{"),
         "generation_config.json is not",

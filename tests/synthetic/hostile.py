@@ -256,6 +256,9 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         wrong.append(f"{event} {arguments!r:.200}")
     elif event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
         path = arguments[1 if event in ("os.rename", "os.link", "os.symlink") else 0]
+        if event == "os.rename":
+            # what has that name goes, and is not followed if it is a link
+            path = os.path.join(os.path.realpath(os.path.dirname(path)), "new")
         if isinstance(path, (str, bytes, os.PathLike)) and not _inside(os.fsdecode(path), folder):
             wrong.append(f"{event} writes {os.fsdecode(path)}")
     elif event == "exec" and str(getattr(arguments[0], "co_filename", "")).startswith(folder):

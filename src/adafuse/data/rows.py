@@ -22,6 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from adafuse.data.families import Item
 from adafuse.data.splits import SPLITS
 from adafuse.data.tokens import END
+from adafuse.files import printable
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # far beyond what any model reads; a tokenizer would take minutes over it
@@ -302,4 +303,4 @@ def _shortened(text: str) -> str:
 
 def _refuse(path: Path, number: int, field: str | None, reason: str) -> NoReturn:
     where = f"{path}, line {number}" if field is None else f"{path}, line {number}, {field}"
-    raise ValueError(f"{where}: {reason}")
+    raise ValueError(printable(f"{where}: {reason}"))

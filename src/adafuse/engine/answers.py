@@ -121,8 +121,9 @@ def warn_unapplied(settings: Any) -> None:
 
 def chooser(temperature: float, top_p: float, seed: int, device: torch.device) -> Callable[[Tensor], Tensor]:
     """From logits [B, V] to the next ids [B, 1]: the largest at a temperature of 0, else drawn, alike for a seed."""
-    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature={temperature!r} must be 0 (the likeliest token) or more")
+    number = isinstance(temperature, int | float) and (temperature == 0 or 1e-6 <= temperature < float("inf"))
+    if not number:  # below, a difference of two logits is no number any more
+        raise ValueError(f"temperature={temperature!r} must be 0 (the likeliest token), or 1e-6 and more")
     if not isinstance(top_p, int | float) or not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p!r} must be above 0 and at most 1")
     if not isinstance(seed, int):

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from adafuse.config import LINEARS, Dtype
-from adafuse.files import refuse_irregular
-from adafuse.model.declared import check_declared, refuse_code
+from adafuse.files import printable, refuse_irregular
+from adafuse.model.declared import check_declared, refuse_code, strange_ids
 from adafuse.shape import read_json, refuse_unshown, widths
 
 # in the folder of one that was fitted here, the file that stands for it
@@ -74,7 +74,10 @@ def check_folder(folder: Path) -> None:
     check_declared(declared, str(config_file))
     for name in OPTIONAL:
         if (folder / name).is_file():
-            refuse_code(read_json(folder / name), folder / name)
+            told = read_json(folder / name)
+            refuse_code(told, folder / name)
+            for strange in strange_ids(told, declared["vocab_size"]) if name == OPTIONAL[0] else ():
+                raise ValueError(f"{folder / name}: {strange}")
     _check_tensors(folder, declared, stored(folder))
     _check_tokenizer(folder, declared["vocab_size"])
 
@@ -151,7 +154,7 @@ def stored(folder: Path) -> dict[str, Stored]:
 def first_few(names: Collection[str]) -> str:
     """Some of many names, and how many more there are."""
     more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-    return ", ".join(list(names)[:FEW]) + more
+    return printable(", ".join(list(names)[:FEW])) + more
 
 
 def _check_tensors(folder: Path, shape: Mapping[str, Any], found: Mapping[str, Stored]) -> None:
@@ -159,7 +162,8 @@ def _check_tensors(folder: Path, shape: Mapping[str, Any], found: Mapping[str, S
     if packed:
         name, one = next(iter(packed.items()))
         raise ValueError(
-            f"{folder / one.file} holds {name} as {one.dtype}: these are quantised weights, save them in bfloat16"
+            f"{folder / one.file} holds {printable(f'{name} as {one.dtype}')}: these are quantised weights, save "
+            "them in bfloat16"
         )
     blocks = {int(match[1]) for match in map(_BLOCK.match, found) if match}
     # before all names are made, of which a wrong number may need very many
@@ -301,4 +305,4 @@ def refuse_ids(ids: Mapping[str, int], rows: int, where: str) -> None:
 
 def one_line(error: BaseException) -> str:
     """What another library said, without its paragraphs."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return printable(" ".join(str(error).split()))[:200] or type(error).__name__

@@ -240,8 +240,13 @@ def _of_names(shape: Shape) -> Iterator[str]:
     act, rows = shape.get("hidden_act", ACTIVATIONS[0]), shape["vocab_size"]
     if act not in ACTIVATIONS:
         yield f"hidden_act={act} is not one of {list(ACTIVATIONS)}"
+    yield from strange_ids(shape, rows)
+
+
+def strange_ids(told: Mapping[str, Any], rows: int) -> Iterator[str]:
+    """What a configuration calls a token and is none."""
     for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        ids = shape.get(key)
+        ids = told.get(key)
         for one in ids if isinstance(ids, list) else [ids]:
             # -1 is how some say that there is none
             if one is not None and (not _is_whole(one) or one >= rows):

@@ -348,25 +348,37 @@ def _references(axis: Axes, own: Planned, shown: pd.DataFrame) -> list[Artist]:
 
 
 def headline(report: Report) -> Figure | None:
-    """What a token costs, launched kernel by kernel and as one captured graph, for someone who has read nothing."""
+    """What a token costs, launched kernel by kernel, as one captured graph, and in few launches, for someone who has
+    read nothing.
+    """
     spec, panels = look()["headline"], []
     labels, routings, *arms = zip(*spec["rows"], strict=True)
+    alone: list[str] = []
+    titles: list[str] = []
     for panel, rows in zip(spec["panels"], arms, strict=True):
         found = _rows(report, look()["defaults"] | panel | {"quantities": ["ratio"]})
-        panels.append(found.drop_duplicates("row").set_index("row").reindex(rows))
-    if any(found["value"].isna().all() for found in panels):
+        found = found.drop_duplicates("row").set_index("row").reindex(rows)
+        if found["value"].notna().any():
+            own = report.measurements.query("row == @panel['alone'] and quantity == 'ms_per_token'")
+            ms = own[own["cell"] == found["cell"].dropna().iloc[0]]["value"]
+            panels.append(found)
+            titles.append(panel["title"])
+            alone.append(f"{digits(ms.iloc[0])} ms" if len(ms) else "not measured")
+    if len(panels) < 2:
         return None
     figure, axes = blank(across=len(panels))
     right = max(found["high"].max() for found in panels)
-    for axis, found, panel in zip(axes, panels, spec["panels"], strict=True):
+    for axis, found, title in zip(axes, panels, titles, strict=True):
         texts = [f"{digits(value)} ×" if value > 0 else "" for value in found["value"]]
         _from_one(axis, found, routings, texts, 1, weight="bold")
         axis.barh(range(len(found)), found["value"] * 0 + 1, height=0.55, color=_method("base")[0])
         axis.set_xticks([1, *range(2, int(right) + 1, 2)])
-        axis.set(xlim=(0, 1.22 * right), title=panel["title"], xlabel="time of a token (1 = the model alone)")
+        axis.set(xlim=(0, 1.35 * right), title=title)
         axis.set_yticks(range(len(found)), labels if axis is axes[0] else [""] * len(labels))
+    axes[len(axes) // 2].set_xlabel("time of a token (1 = the model alone)")
     said = _said(report, pd.concat(panels).dropna(subset="records"))
-    caption = " · ".join([*spec["about"], *(text for name, text in said.items() if name != "folder")])
+    about = [*spec["about"], f"The model alone: {', '.join(alone)}."]
+    caption = " · ".join([*about, *(text for name, text in said.items() if name != "folder")])
     own = Planned(spec, panels[0], report, HEADLINE, spec["title"], caption)
     return lay_out(figure, own, 1.75, 2.4, [], apart=0.11)
 
