@@ -359,8 +359,8 @@ def headline(report: Report) -> Figure | None:
         found = _rows(report, look()["defaults"] | panel | {"quantities": ["ratio"]})
         found = found.drop_duplicates("row").set_index("row").reindex(rows)
         if found["value"].notna().any():
-            own = report.measurements.query("row == @panel['alone'] and quantity == 'ms_per_token'")
-            ms = own[own["cell"] == found["cell"].dropna().iloc[0]]["value"]
+            base = report.measurements.query("row == @panel['alone'] and quantity == 'ms_per_token'")
+            ms = base[base["cell"] == found["cell"].dropna().iloc[0]]["value"]
             panels.append(found)
             titles.append(panel["title"])
             alone.append(f"{digits(ms.iloc[0])} ms" if len(ms) else "not measured")
