@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from adafuse.config import Normalisation
 from adafuse.distributed import total
+from adafuse.kernels import ops
 
 # as in Llama's own norms
 NORM_EPS = 1e-6
@@ -82,7 +83,13 @@ class Router(nn.Module):
 
     def forward(self, x_TI: Tensor) -> Gates:
         with torch.autocast(x_TI.device.type, enabled=False):
-            logits_TE = self._logits(x_TI)
+            if is_fit_in_half(x_TI) and not self.norm:
+                index_TK, weight_TK, probs_TE, dense_TE = _Fitted.apply(
+                    x_TI, self.weight, self.top_k, self.is_raw
+                )
+                gates = Gates(index_TK, weight_TK, probs_TE, None, dense_TE)
+                return _or_none(probs_TE, self.top_k) if self.null_expert else gates
+            logits_TE = self.read(x_TI) @ self.weight.float().T
             probs_TE = torch.softmax(logits_TE, dim=-1)
             if self.null_expert:
                 return _or_none(probs_TE, self.top_k)
@@ -93,12 +100,6 @@ class Router(nn.Module):
             if self.normalisation is Normalisation.softmax_topk_renorm:
                 weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
         return Gates(index_TK, weight_TK, probs_TE)
-
-    def _logits(self, x_TI: Tensor) -> Tensor:
-        if is_fit_in_half(x_TI) and not self.norm:
-            logits_TE: Tensor = _Logits.apply(x_TI, self.weight.float())
-            return logits_TE
-        return self.read(x_TI) @ self.weight.float().T
 
     @property
     def is_raw(self) -> bool:
@@ -111,30 +112,35 @@ class Router(nn.Module):
         return functional.rms_norm(x_TI, x_TI.shape[-1:], eps=NORM_EPS) if self.norm else x_TI
 
 
-class _Logits(torch.autograd.Function):
-    """`x @ W.T` in fp32 for x in bf16, without a copy of x in fp32: on tensor cores, which add in fp32.
+class _Fitted(torch.autograd.Function):
+    """A router of x in bf16 and all its gates in three launches, and its gradients in three (kernels/gates.py).
 
-    Three bf16 hold all 24 bits of a weight, so every product is exact, as it is of x in fp32. Gradients are rounded to
-    bf16 where autocast rounds all others; that of W is added in fp32.
+    The logits are `x @ W.T` in fp32 without a copy of x in fp32, on tensor cores, which add in fp32: three bf16 hold
+    all 24 bits of a weight, so every product is exact, as it is of x in fp32. Gradients are rounded to bf16 where
+    autocast rounds all others; that of W is added in fp32. Out: index and weight [T, K], probabilities and weight
+    [T, E].
     """
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, weight_EI: Tensor) -> Tensor:
-        ctx.save_for_backward(x_TI, weight_EI)
-        parts, rest_EI = [], weight_EI
-        for _ in range(3):
-            parts.append(rest_EI.to(x_TI.dtype))
-            rest_EI = rest_EI - parts[-1]
-        # the small parts first
-        high_TE, middle_TE, low_TE = summed_in_float(x_TI, torch.cat(parts).T).chunk(3, -1)
-        return low_TE + middle_TE + high_TE
+    def forward(ctx: Any, x_TI: Tensor, weight_EI: Tensor, top_k: int, raw: bool) -> tuple[Tensor, ...]:
+        kernels = ops.on(x_TI, "gates")
+        thirds_SI = kernels.thirds(weight_EI, x_TI.dtype)
+        chosen = kernels.gates(summed_in_float(x_TI, thirds_SI.T), top_k, raw)
+        index_TK, _, probs_TE, dense_TE = chosen
+        ctx.save_for_backward(x_TI, thirds_SI, index_TK, probs_TE, dense_TE)
+        ctx.mark_non_differentiable(index_TK)
+        # most fits use one form of the weights
+        ctx.set_materialize_grads(False)
+        ctx.raw = raw
+        return chosen
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
-        x_TI, weight_EI = ctx.saved_tensors
-        grad_TE = grads[0].to(x_TI.dtype)
-        of_x_TI = grad_TE @ weight_EI.to(x_TI.dtype) if ctx.needs_input_grad[0] else None
-        return of_x_TI, summed_in_float(grad_TE.T, x_TI)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x_TI, thirds_SI, *chosen = ctx.saved_tensors
+        grad_TE = ops.on(x_TI, "gates").gates_backward(*grads[1:], chosen, ctx.raw, x_TI.dtype)
+        # the first third is the weight in bf16
+        of_x_TI = grad_TE @ thirds_SI[: grad_TE.shape[1]] if ctx.needs_input_grad[0] else None
+        return of_x_TI, summed_in_float(grad_TE.T, x_TI), None, None
 
 
 def summed_in_float(a: Tensor, b: Tensor) -> Tensor:

@@ -93,6 +93,51 @@ def route(x_TI: Tensor, router_GEI: Tensor, top_k: int, raw: bool) -> tuple[Tens
     return *_choose(logits_TGE, top_k, raw), torch.softmax(logits_TGE, dim=-1)
 
 
+def thirds(weight_EI: Tensor, dtype: torch.dtype) -> Tensor:
+    """[3 * E, I] in bf16, the largest part first: three of 8 bits hold all 24 of a weight in fp32."""
+    parts, rest_EI = [], weight_EI
+    for _ in range(3):
+        parts.append(rest_EI.to(dtype))
+        rest_EI = rest_EI - parts[-1]
+    return torch.cat(parts)
+
+
+def gates(parts_TS: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`route` of logits that are the sum of three parts, [T, 3 * E], and its weights as [T, E], zero where not chosen.
+
+    What comes out: index[T, K] (int64), weight[T, K], softmax[T, E] and weight[T, E] (fp32).
+    """
+    high_TE, middle_TE, low_TE = parts_TS.chunk(3, -1)
+    # the small parts first
+    logits_TE = low_TE + middle_TE + high_TE
+    index_TK, weight_TK = _choose(logits_TE, top_k, raw)
+    dense_TE = torch.zeros_like(logits_TE).scatter(-1, index_TK, weight_TK)
+    return index_TK, weight_TK, torch.softmax(logits_TE, dim=-1), dense_TE
+
+
+def gates_backward(
+    of_weight_TK: Tensor | None,
+    of_probs_TE: Tensor | None,
+    of_dense_TE: Tensor | None,
+    chosen: tuple[Tensor, Tensor, Tensor],
+    raw: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The gradient of the logits, [T, E], from those of what `gates` gave (None is zero) and its index, softmax and
+    weight[T, E]: `chosen`.
+    """
+    index_TK, probs_TE, dense_TE = chosen
+    of_all_TE = torch.zeros_like(probs_TE) if of_dense_TE is None else of_dense_TE
+    if of_weight_TK is not None:
+        of_all_TE = of_all_TE.scatter_add(-1, index_TK, of_weight_TK)
+    terms_TE = dense_TE * of_all_TE
+    of_logits_TE = terms_TE - (probs_TE if raw else dense_TE) * terms_TE.sum(-1, keepdim=True)
+    if of_probs_TE is not None:
+        terms_TE = probs_TE * of_probs_TE
+        of_logits_TE = of_logits_TE + terms_TE - probs_TE * terms_TE.sum(-1, keepdim=True)
+    return of_logits_TE.to(dtype)
+
+
 def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     """y = W x + b."""
     y_TO = x_TI.float() @ weight_OI.float().T
