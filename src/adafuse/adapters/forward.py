@@ -97,7 +97,9 @@ class UnmergedDense(Unmerged):
         if not (site.training and is_fit_in_half(x_TI)):
             return super().linear(site, x_TI, gates)
         h_TER = site.lora.weighted(self, site.drop(x_TI), gates)
-        return added(site.base(x_TI), h_TER.flatten(1), self.packed(site.lora.lora_B))
+        # rounded and laid out in one launch
+        up_ERO = site.lora.lora_B.transpose(1, 2).to(x_TI.dtype, memory_format=torch.contiguous_format)
+        return added(site.base(x_TI), h_TER.flatten(1), up_ERO.flatten(0, 1))
 
     def weights(self, gates: Gates) -> Tensor:
         return gates.dense()
