@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
-from adafuse.adapters.forward import Strategy, UnmergedChosen, UnmergedDense, added
+from adafuse.adapters.forward import Strategy, UnmergedChosen, UnmergedDense, fitted
 from adafuse.adapters.gate_table import GateTable
 from adafuse.adapters.router import Gates, Router, is_fit_in_half, ungated
 from adafuse.kernels import ops
@@ -99,14 +99,13 @@ class AdaptedLinear(nn.Module):
         plain = self.experts is None
         y_TO = self.base(x_TI) if plain else self.context.strategy.linear(self, x_TI, self._gates(x_TI))
         if self.static is not None and not self.static_merged:
-            y_TO = self._with_static(y_TO, self.static, self.drop(x_TI))
+            y_TO = self._with_static(y_TO, self.static, x_TI)
         return y_TO.reshape(*x.shape[:-1], y_TO.shape[-1])
 
     def _with_static(self, y_TO: Tensor, static: LoraExperts, x_TI: Tensor) -> Tensor:
         if not (self.training and is_fit_in_half(x_TI)):
-            return y_TO + static.one(0, x_TI)
-        # scaled where it is narrow
-        return added(y_TO, F.linear(x_TI, static.lora_A[0]) * static.scaling, static.lora_B[0].T)
+            return y_TO + static.one(0, self.drop(x_TI))
+        return fitted(y_TO, x_TI, static, ungated(x_TI.shape[0], x_TI.device), self.dropout)
 
     def _gates(self, x_TI: Tensor) -> Gates:
         if not self.gated:
