@@ -64,6 +64,20 @@ def test_loss_and_gradients_are_those_of_the_usual_form(
         assert one.norm() > 0 and (one - two).norm() <= 1e-5 * one.norm()
 
 
+def test_routers_that_read_the_same_are_asked_together(tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(num_hidden_layers=2).double()
+    config = compose(*GEOMETRY, "method=mola", "experts.targets=[q_proj,v_proj,o_proj,gate_proj,up_proj]")
+    adapter = Adapter(model, config.method, config.experts, 0).to_dtype(torch.float64)
+    take(monkeypatch, [])
+    asked, together = [], layers.routed_together
+    monkeypatch.setattr(
+        layers, "routed_together", lambda found, x: asked.append(len(found)) or together(found, x)
+    )
+    step(model, adapter, checkpointed=True)
+    # forward and recomputed
+    assert asked == [2, 1, 2] * 4 and not adapter.context.ahead
+
+
 def test_one_wrong_expert_is_seen(tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama(num_hidden_layers=2).double()
     config = compose(*GEOMETRY, "method=mixlora", "method.dropout=0")

@@ -95,7 +95,7 @@ def launch_all(tokens: int, rank: int, dtype: torch.dtype) -> None:
         route.route(x, empty(2, 8, inputs, dtype=torch.float32), 2, False)
         route.route(empty(tokens, 11008), empty(1, 8, 11008, dtype=torch.float32), 2, True)
         gates.thirds(empty(8, 4096, dtype=torch.float32), dtype)
-        index, weight, probs, dense = gates.gates(empty(tokens, 24, dtype=torch.float32), 2, False)
+        index, weight, probs, dense = gates.gates(empty(tokens, 72, dtype=torch.float32), 3, 2, False)
         gates.gates_backward(weight, None, None, (index, probs, dense), True, dtype)
         gates.gates_backward(None, probs, dense, (index, probs, dense), False, dtype)
 

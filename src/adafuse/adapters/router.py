@@ -9,6 +9,7 @@ Letters: T tokens, E experts, K top-k, I input width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -82,13 +83,10 @@ class Router(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x_TI: Tensor) -> Gates:
+        if is_fit_in_half(x_TI) and not self.norm:
+            (gates,) = routed_together([self], x_TI)
+            return _or_none(gates.probs_TE, self.top_k) if self.null_expert else gates
         with torch.autocast(x_TI.device.type, enabled=False):
-            if is_fit_in_half(x_TI) and not self.norm:
-                index_TK, weight_TK, probs_TE, dense_TE = _Fitted.apply(
-                    x_TI, self.weight, self.top_k, self.is_raw
-                )
-                gates = Gates(index_TK, weight_TK, probs_TE, None, dense_TE)
-                return _or_none(probs_TE, self.top_k) if self.null_expert else gates
             logits_TE = self.read(x_TI) @ self.weight.float().T
             probs_TE = torch.softmax(logits_TE, dim=-1)
             if self.null_expert:
@@ -112,23 +110,36 @@ class Router(nn.Module):
         return functional.rms_norm(x_TI, x_TI.shape[-1:], eps=NORM_EPS) if self.norm else x_TI
 
 
+def routed_together(routers: Sequence[Router], x_TI: Tensor) -> list[Gates]:
+    """The gates of routers of one shape that read the same x, where `is_fit_in_half`; neither norm nor null expert."""
+    weights = [router.weight for router in routers]
+    with torch.autocast(x_TI.device.type, enabled=False):
+        found = _Fitted.apply(x_TI, routers[0].top_k, routers[0].is_raw, *weights)
+    # the gradient of a part of one is no copy
+    apart = [one.unbind() if len(routers) > 1 else [one.squeeze(0)] for one in found]
+    return [
+        Gates(index, weight, probs, None, dense) for index, weight, probs, dense in zip(*apart, strict=True)
+    ]
+
+
 class _Fitted(torch.autograd.Function):
-    """A router of x in bf16 and all its gates in three launches, and its gradients in three (kernels/gates.py).
+    """G routers of x in bf16 with all their gates in three launches, and their gradients in three (kernels/gates.py).
 
     The logits are `x @ W.T` in fp32 without a copy of x in fp32, on tensor cores, which add in fp32: three bf16 hold
     all 24 bits of a weight, so every product is exact, as it is of x in fp32. Gradients are rounded to bf16 where
-    autocast rounds all others; that of W is added in fp32. Out: index and weight [T, K], probabilities and weight
-    [T, E].
+    autocast rounds all others; that of W is added in fp32. Out: index and weight [G, T, K], probabilities and weight
+    [G, T, E].
     """
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, weight_EI: Tensor, top_k: int, raw: bool) -> tuple[Tensor, ...]:
-        kernels = ops.on(x_TI, "gates")
-        thirds_SI = kernels.thirds(weight_EI, x_TI.dtype)
-        chosen = kernels.gates(summed_in_float(x_TI, thirds_SI.T), top_k, raw)
-        index_TK, _, probs_TE, dense_TE = chosen
-        ctx.save_for_backward(x_TI, thirds_SI, index_TK, probs_TE, dense_TE)
-        ctx.mark_non_differentiable(index_TK)
+    def forward(ctx: Any, x_TI: Tensor, top_k: int, raw: bool, *weights_EI: Tensor) -> tuple[Tensor, ...]:
+        kernels, routers = ops.on(x_TI, "gates"), len(weights_EI)
+        weight_SI = torch.cat(weights_EI) if routers > 1 else weights_EI[0]
+        thirds_SI = kernels.thirds(weight_SI, x_TI.dtype)
+        chosen = kernels.gates(summed_in_float(x_TI, thirds_SI.T), routers, top_k, raw)
+        index_GTK, _, probs_GTE, dense_GTE = chosen
+        ctx.save_for_backward(x_TI, thirds_SI, index_GTK, probs_GTE, dense_GTE)
+        ctx.mark_non_differentiable(index_GTK)
         # most fits use one form of the weights
         ctx.set_materialize_grads(False)
         ctx.raw = raw
@@ -137,10 +148,10 @@ class _Fitted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x_TI, thirds_SI, *chosen = ctx.saved_tensors
-        grad_TE = ops.on(x_TI, "gates").gates_backward(*grads[1:], chosen, ctx.raw, x_TI.dtype)
-        # the first third is the weight in bf16
-        of_x_TI = grad_TE @ thirds_SI[: grad_TE.shape[1]] if ctx.needs_input_grad[0] else None
-        return of_x_TI, summed_in_float(grad_TE.T, x_TI), None, None
+        grad_TS = ops.on(x_TI, "gates").gates_backward(*grads[1:], chosen, ctx.raw, x_TI.dtype)
+        # the first third is the weights in bf16
+        of_x_TI = grad_TS @ thirds_SI[: grad_TS.shape[1]] if ctx.needs_input_grad[0] else None
+        return of_x_TI, None, None, *summed_in_float(grad_TS.T, x_TI).chunk(len(chosen[0]))
 
 
 def summed_in_float(a: Tensor, b: Tensor) -> Tensor:

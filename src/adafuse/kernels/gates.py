@@ -23,15 +23,16 @@ def thirds(weight_EI: Tensor, dtype: torch.dtype) -> Tensor:
     return parts
 
 
-def gates(parts_TS: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`naive.gates`: index[T, K] (int64), weight[T, K], softmax[T, E] and weight[T, E] of all experts (fp32)."""
-    tokens, experts = parts_TS.shape[0], parts_TS.shape[1] // 3
-    index_TK = torch.empty(tokens, top_k, dtype=torch.int64, device=parts_TS.device)
-    weight_TK = torch.empty(tokens, top_k, dtype=torch.float32, device=parts_TS.device)
-    probs_TE = torch.empty(tokens, experts, dtype=torch.float32, device=parts_TS.device)
-    dense_TE = torch.empty(tokens, experts, dtype=torch.float32, device=parts_TS.device)
-    grid, cut = _cut(tokens, experts)
-    outputs = index_TK, weight_TK, probs_TE, dense_TE
+def gates(parts_TS: Tensor, routers: int, top_k: int, raw: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`naive.gates`: index[G, T, K] (int64), weight[G, T, K], softmax and weight of all experts [G, T, E] (fp32)."""
+    (tokens, parts), device = parts_TS.shape, parts_TS.device
+    experts = parts // (3 * routers)
+    index_GTK = torch.empty(routers, tokens, top_k, dtype=torch.int64, device=device)
+    weight_GTK = torch.empty(routers, tokens, top_k, dtype=torch.float32, device=device)
+    probs_GTE = torch.empty(routers, tokens, experts, dtype=torch.float32, device=device)
+    dense_GTE = torch.empty(routers, tokens, experts, dtype=torch.float32, device=device)
+    grid, cut = _cut(routers, tokens, experts)
+    outputs = index_GTK, weight_GTK, probs_GTE, dense_GTE
     gates_kernel[grid](
         parts_TS.contiguous(), *outputs, tokens, experts, top_k, raw, *cut, num_warps=GATES_WARPS
     )
@@ -39,29 +40,29 @@ def gates(parts_TS: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor, Tens
 
 
 def gates_backward(
-    of_weight_TK: Tensor | None,
-    of_probs_TE: Tensor | None,
-    of_dense_TE: Tensor | None,
+    of_weight_GTK: Tensor | None,
+    of_probs_GTE: Tensor | None,
+    of_dense_GTE: Tensor | None,
     chosen: tuple[Tensor, Tensor, Tensor],
     raw: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """`naive.gates_backward`: the gradient of the logits, [T, E]."""
-    (tokens, top_k), experts = chosen[0].shape, chosen[1].shape[1]
-    of_logits_TE = torch.empty(tokens, experts, dtype=dtype, device=chosen[1].device)
-    given = [None if of is None else of.contiguous() for of in (of_weight_TK, of_probs_TE, of_dense_TE)]
-    grid, cut = _cut(tokens, experts)
+    """`naive.gates_backward`: the gradient of the logits, [T, G * E]."""
+    (routers, tokens, top_k), experts = chosen[0].shape, chosen[1].shape[2]
+    of_logits_TS = torch.empty(tokens, routers * experts, dtype=dtype, device=chosen[1].device)
+    given = [None if of is None else of.contiguous() for of in (of_weight_GTK, of_probs_GTE, of_dense_GTE)]
+    grid, cut = _cut(routers, tokens, experts)
     gates_backward_kernel[grid](
-        *given, *chosen, of_logits_TE, tokens, experts, top_k, raw, *cut, num_warps=GATES_WARPS
+        *given, *chosen, of_logits_TS, tokens, experts, top_k, raw, *cut, num_warps=GATES_WARPS
     )
-    return of_logits_TE
+    return of_logits_TS
 
 
-def _cut(tokens: int, experts: int) -> tuple[tuple[int], tuple[int, int]]:
+def _cut(routers: int, tokens: int, experts: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """The grid, and BLOCK_T and BLOCK_E of a program: so many tokens that their pairs of experts fit into registers."""
     block_e = triton.next_power_of_2(experts)
     block_t = max(1, GATES_PAIRS // block_e**2)
-    return (cdiv(tokens, block_t),), (block_t, block_e)
+    return (cdiv(tokens, block_t), routers), (block_t, block_e)
 
 
 @triton.jit
@@ -84,18 +85,21 @@ def gates_kernel(
     tokens,
     E: tl.constexpr, K: tl.constexpr, RAW: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Softmax and the K best of the logits of BLOCK_T tokens, which are the sums of three parts, in fp32.
+    """Softmax and the K best of one router's logits of BLOCK_T tokens, sums of three parts, in fp32.
 
-    Grid: blocks of tokens. p_parts [T, 3, E], the largest first; out: p_index [T, K] int64, p_weight [T, K], p_probs
-    and p_dense [T, E] in fp32, all contiguous. An expert's rank is the number of experts before it, equal ones by
-    index, as in `route.choose`: ranks are distinct whatever the logits. RAW: as in `route_kernel`.
+    Grid: blocks of tokens, routers. p_parts [T, 3, G, E], the largest first; out: p_index [G, T, K] int64, p_weight
+    [G, T, K], p_probs and p_dense [G, T, E] in fp32, all contiguous. An expert's rank is the number of experts before
+    it, equal ones by index, as in `route.choose`: ranks are distinct whatever the logits. RAW: as in `route_kernel`.
     """
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)[:, None]
     o_e = tl.arange(0, BLOCK_E)[None, :]
     m_te = (o_t < tokens) & (o_e < E)
-    p_high = p_parts + o_t * (3 * E) + o_e
+    i_g, parts = tl.program_id(1), tl.num_programs(1) * E
+    p_high = p_parts + o_t * (3 * parts) + i_g * E + o_e
     # the small parts first
-    b_logits = tl.load(p_high + 2 * E, mask=m_te, other=0.0) + tl.load(p_high + E, mask=m_te, other=0.0)
+    b_logits = tl.load(p_high + 2 * parts, mask=m_te, other=0.0) + tl.load(
+        p_high + parts, mask=m_te, other=0.0
+    )
     b_logits = tl.where(o_e < E, b_logits + tl.load(p_high, mask=m_te, other=0.0), float("-inf"))
     b_known = tl.where(b_logits == b_logits, b_logits, float("-inf"))
     b_one, b_other = b_known[:, :, None], b_known[:, None, :]
@@ -106,10 +110,11 @@ def gates_kernel(
     b_chosen = tl.where(b_rank < K, b_share, 0.0)
     b_dense = b_chosen / (b_total if RAW else tl.sum(b_chosen, axis=1)[:, None])
     m_slot = m_te & (b_rank < K)
-    tl.store(p_index + o_t * K + b_rank, o_e.to(tl.int64) + tl.zeros_like(b_rank), mask=m_slot)
-    tl.store(p_weight + o_t * K + b_rank, b_dense, mask=m_slot)
-    tl.store(p_probs + o_t * E + o_e, b_share / b_total, mask=m_te)
-    tl.store(p_dense + o_t * E + o_e, b_dense, mask=m_te)
+    o_row = i_g * tokens + o_t
+    tl.store(p_index + o_row * K + b_rank, o_e.to(tl.int64) + tl.zeros_like(b_rank), mask=m_slot)
+    tl.store(p_weight + o_row * K + b_rank, b_dense, mask=m_slot)
+    tl.store(p_probs + o_row * E + o_e, b_share / b_total, mask=m_te)
+    tl.store(p_dense + o_row * E + o_e, b_dense, mask=m_te)
 
 
 @triton.jit
@@ -118,16 +123,18 @@ def gates_backward_kernel(
     tokens,
     E: tl.constexpr, K: tl.constexpr, RAW: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """The logits' gradient of BLOCK_T tokens, in fp32, from those of what `gates_kernel` wrote; None is zero.
+    """The logits' gradient of one router and BLOCK_T tokens, from those of what `gates_kernel` wrote; None is zero.
 
-    Grid: blocks of tokens. Shapes as there; p_of_logits [T, E] has the type of its gradients' products. A softmax s has
-    s * (ds - sum(s ds)): s is the whole softmax of p_probs, and of p_dense that of the chosen ones, which is zero
-    elsewhere, or (RAW) the whole one of which the others have no gradient.
+    Grid: blocks of tokens, routers. Shapes as there; p_of_logits [T, G, E] has the type of its gradients' products. A
+    softmax s has s * (ds - sum(s ds)): s is the whole softmax of p_probs, and of p_dense that of the chosen ones, which
+    is zero elsewhere, or (RAW) the whole one of which the others have no gradient.
     """
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)[:, None]
     o_e = tl.arange(0, BLOCK_E)[None, :]
     m_te = (o_t < tokens) & (o_e < E)
-    o_te = o_t * E + o_e
+    i_g = tl.program_id(1)
+    o_row = i_g * tokens + o_t
+    o_te = o_row * E + o_e
     b_probs = tl.load(p_probs + o_te, mask=m_te, other=0.0)
     b_dense = tl.load(p_dense + o_te, mask=m_te, other=0.0)
     b_of_dense = tl.zeros((BLOCK_T, BLOCK_E), tl.float32)
@@ -135,12 +142,13 @@ def gates_backward_kernel(
         b_of_dense += tl.load(p_of_dense + o_te, mask=m_te, other=0.0)
     if p_of_weight is not None:
         for k in tl.static_range(K):
-            b_index = tl.load(p_index + o_t * K + k, mask=o_t < tokens, other=0)
-            b_of_slot = tl.load(p_of_weight + o_t * K + k, mask=o_t < tokens, other=0.0)
+            b_index = tl.load(p_index + o_row * K + k, mask=o_t < tokens, other=0)
+            b_of_slot = tl.load(p_of_weight + o_row * K + k, mask=o_t < tokens, other=0.0)
             b_of_dense += tl.where(b_index == o_e, b_of_slot, 0.0)
     b_terms = b_dense * b_of_dense
     b_of_logits = b_terms - (b_probs if RAW else b_dense) * tl.sum(b_terms, axis=1)[:, None]
     if p_of_probs is not None:
         b_terms = b_probs * tl.load(p_of_probs + o_te, mask=m_te, other=0.0)
         b_of_logits += b_terms - b_probs * tl.sum(b_terms, axis=1)[:, None]
-    tl.store(p_of_logits + o_te, b_of_logits.to(p_of_logits.dtype.element_ty), mask=m_te)
+    o_out = (o_t * tl.num_programs(1) + i_g) * E + o_e
+    tl.store(p_of_logits + o_out, b_of_logits.to(p_of_logits.dtype.element_ty), mask=m_te)

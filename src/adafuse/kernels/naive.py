@@ -102,40 +102,39 @@ def thirds(weight_EI: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat(parts)
 
 
-def gates(parts_TS: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`route` of logits that are the sum of three parts, [T, 3 * E], and its weights as [T, E], zero where not chosen.
-
-    What comes out: index[T, K] (int64), weight[T, K], softmax[T, E] and weight[T, E] (fp32).
+def gates(parts_TS: Tensor, routers: int, top_k: int, raw: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`route` of logits that are the sum of three parts, [T, 3 * G * E], and its weights also of all experts, zero
+    where not chosen: index[G, T, K] (int64), weight[G, T, K], softmax[G, T, E] and weight[G, T, E] (fp32).
     """
-    high_TE, middle_TE, low_TE = parts_TS.chunk(3, -1)
+    high_GTE, middle_GTE, low_GTE = parts_TS.unflatten(1, (3, routers, -1)).permute(1, 2, 0, 3)
     # the small parts first
-    logits_TE = low_TE + middle_TE + high_TE
-    index_TK, weight_TK = _choose(logits_TE, top_k, raw)
-    dense_TE = torch.zeros_like(logits_TE).scatter(-1, index_TK, weight_TK)
-    return index_TK, weight_TK, torch.softmax(logits_TE, dim=-1), dense_TE
+    logits_GTE = low_GTE + middle_GTE + high_GTE
+    index_GTK, weight_GTK = _choose(logits_GTE, top_k, raw)
+    dense_GTE = torch.zeros_like(logits_GTE).scatter(-1, index_GTK, weight_GTK)
+    return index_GTK, weight_GTK, torch.softmax(logits_GTE, dim=-1), dense_GTE
 
 
 def gates_backward(
-    of_weight_TK: Tensor | None,
-    of_probs_TE: Tensor | None,
-    of_dense_TE: Tensor | None,
+    of_weight_GTK: Tensor | None,
+    of_probs_GTE: Tensor | None,
+    of_dense_GTE: Tensor | None,
     chosen: tuple[Tensor, Tensor, Tensor],
     raw: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The gradient of the logits, [T, E], from those of what `gates` gave (None is zero) and its index, softmax and
-    weight[T, E]: `chosen`.
+    """The gradient of the logits, [T, G * E], from those of what `gates` gave (None is zero) and its index, softmax and
+    weight[G, T, E]: `chosen`.
     """
-    index_TK, probs_TE, dense_TE = chosen
-    of_all_TE = torch.zeros_like(probs_TE) if of_dense_TE is None else of_dense_TE
-    if of_weight_TK is not None:
-        of_all_TE = of_all_TE.scatter_add(-1, index_TK, of_weight_TK)
-    terms_TE = dense_TE * of_all_TE
-    of_logits_TE = terms_TE - (probs_TE if raw else dense_TE) * terms_TE.sum(-1, keepdim=True)
-    if of_probs_TE is not None:
-        terms_TE = probs_TE * of_probs_TE
-        of_logits_TE = of_logits_TE + terms_TE - probs_TE * terms_TE.sum(-1, keepdim=True)
-    return of_logits_TE.to(dtype)
+    index_GTK, probs_GTE, dense_GTE = chosen
+    of_all_GTE = torch.zeros_like(probs_GTE) if of_dense_GTE is None else of_dense_GTE
+    if of_weight_GTK is not None:
+        of_all_GTE = of_all_GTE.scatter_add(-1, index_GTK, of_weight_GTK)
+    terms_GTE = dense_GTE * of_all_GTE
+    of_logits_GTE = terms_GTE - (probs_GTE if raw else dense_GTE) * terms_GTE.sum(-1, keepdim=True)
+    if of_probs_GTE is not None:
+        terms_GTE = probs_GTE * of_probs_GTE
+        of_logits_GTE = of_logits_GTE + terms_GTE - probs_GTE * terms_GTE.sum(-1, keepdim=True)
+    return of_logits_GTE.to(dtype).transpose(0, 1).flatten(1)
 
 
 def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
