@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-FILES = ("lean", "lean_ends", "gather", "fused", "switch", "route", "stream")
+FILES = ("lean", "lean_ends", "gather", "fused", "switch", "route", "gates", "stream")
 # of what initcheck tells, memory that torch has written counts as written: it has to watch torch's kernels too
 OURS = ["--kernel-name", "kernel_substring=_kernel"]
 # what the tool says of a kernel, with the line of ours that it means

@@ -64,6 +64,20 @@ def test_loss_and_gradients_are_those_of_the_usual_form(
         assert one.norm() > 0 and (one - two).norm() <= 1e-5 * one.norm()
 
 
+def test_routers_that_read_the_same_are_asked_together(tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(num_hidden_layers=2).double()
+    config = compose(*GEOMETRY, "method=mola", "experts.targets=[q_proj,v_proj,o_proj,gate_proj,up_proj]")
+    adapter = Adapter(model, config.method, config.experts, 0).to_dtype(torch.float64)
+    take(monkeypatch, [])
+    asked, together = [], layers.routed_together
+    monkeypatch.setattr(
+        layers, "routed_together", lambda found, x: asked.append(len(found)) or together(found, x)
+    )
+    step(model, adapter, checkpointed=True)
+    # forward and recomputed
+    assert asked == [2, 1, 2] * 4 and not adapter.context.ahead
+
+
 def test_one_wrong_expert_is_seen(tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama(num_hidden_layers=2).double()
     config = compose(*GEOMETRY, "method=mixlora", "method.dropout=0")
@@ -89,6 +103,32 @@ def test_of_experts_that_are_summed_too(experts) -> None:
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("frozen", [(), ("x",), ("down", "up"), ("gates",)], ids=str)
+def test_a_linear_in_one_node_has_the_gradients_of_its_parts(dropout: float, frozen: tuple[str, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"x": (7, 32), "down": (5, 4, 32), "up": (5, 48, 4), "gates": (7, 5)}
+    given = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(name not in frozen)
+        for name, shape in shapes.items()
+    }
+    weight_OI, of_y_TO = torch.randn(48, 32).double(), torch.randn(7, 48).double()
+
+    def parts(y_TO, x_TI, down_ERI, up_EOR, gates_TE, scaling, dropout):
+        x_TI = torch.native_dropout(x_TI, dropout, True)[0] if dropout else x_TI
+        h_TER = torch.einsum("ti,eri->ter", x_TI, down_ERI)
+        return y_TO + scaling * torch.einsum("te,ter,eor->to", gates_TE, h_TER, up_EOR)
+
+    found = []
+    for form in (forward._Fitted.apply, parts):
+        torch.manual_seed(1)
+        y_TO = form(given["x"] @ weight_OI.T, *given.values(), 0.5, dropout)
+        wanted = [one for one in given.values() if one.requires_grad]
+        found.append([y_TO, *torch.autograd.grad(y_TO, wanted, of_y_TO)])
+    # those of the factors are added in fp32
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
 def test_a_fit_on_a_cpu_keeps_its_form(tiny_llama, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama(num_hidden_layers=2).bfloat16()
     config = compose(*GEOMETRY, "method=mixlora")
@@ -104,8 +144,8 @@ def test_an_installed_strategy_and_a_model_in_eval_mode_keep_theirs(
     model = tiny_llama(num_hidden_layers=2).eval()
     take(monkeypatch, [])
     monkeypatch.setattr(UnmergedChosen, "mix", None)
-    monkeypatch.setattr(forward, "added", None)
-    monkeypatch.setattr(layers, "added", None)
+    monkeypatch.setattr(forward, "fitted", None)
+    monkeypatch.setattr(layers, "fitted", None)
     for method in ("mixlora", "adafuse", "pesc"):
         config = compose(*GEOMETRY, f"method={method}")
         adapter = Adapter(model, config.method, config.experts, 0)

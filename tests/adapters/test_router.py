@@ -75,24 +75,58 @@ def test_a_normed_router_sees_directions_alone(monkeypatch: pytest.MonkeyPatch) 
     assert torch.allclose(normed(1e2 * x_TI).probs_TE, large)
 
 
-@pytest.mark.parametrize("experts", [5, 8])
-def test_logits_on_tensor_cores_are_those_of_fp32(experts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against fp64 no worse than a product in fp32; gradients within a rounding of bf16."""
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("null_expert", [False, True])
+@pytest.mark.parametrize("normalisation", Normalisation)
+@pytest.mark.parametrize("experts,top_k", [(5, 2), (8, 1), (3, 3)])
+def test_a_fit_in_half_has_the_gates_of_fp32(
+    experts: int,
+    top_k: int,
+    normalisation: Normalisation,
+    null_expert: bool,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Against fp64 no worse than a product in fp32; gradients within two roundings to bf16, through each output."""
     torch.manual_seed(0)
-    router = Router(512, experts, 2, Normalisation.softmax_topk_renorm)
-    x_TI, grad_TE = torch.randn(64, 512).bfloat16().requires_grad_(), torch.randn(64, experts)
-    exact_TE = x_TI.detach().double() @ router.weight.detach().double().T
-    wanted = torch.autograd.grad(router._logits(x_TI), (x_TI, router.weight), grad_TE)
+    router = Router(512, experts, top_k, normalisation, null_expert).to(device)
+    x_TI = torch.randn(67, 512).bfloat16().to(device).requires_grad_()
+    of_probs_TE, of_dense_TE = torch.randn(2, 67, experts, device=device)
+    exact_TE = torch.softmax(x_TI.detach().double() @ router.weight.detach().double().T, -1)[:, :experts]
+    exact_TE = exact_TE / exact_TE.sum(-1, keepdim=True)
+
+    def gradients(gates: Gates, x_TI: torch.Tensor | None = x_TI) -> list[tuple[torch.Tensor, ...]]:
+        of_slot_TK = of_dense_TE.gather(1, gates.index_TK)
+        through = [
+            (gates.dense() * of_dense_TE).sum(),
+            (gates.weight_TK * of_slot_TK).sum() + (gates.probs_TE * of_probs_TE).sum(),
+        ]
+        wanted = [router.weight] if x_TI is None else [router.weight, x_TI]
+        return [torch.autograd.grad(one, wanted, retain_graph=True) for one in through]
+
+    usual = [router(x_TI), gradients(router(x_TI))]
     monkeypatch.setattr(routers, "is_fit_in_half", lambda x: True)
-    logits_TE = router._logits(x_TI)
-    assert logits_TE.dtype == torch.float32 and type(logits_TE.grad_fn).__name__ == "_LogitsBackward"
-    assert (logits_TE - exact_TE).abs().max() < 4e-7 * exact_TE.abs().max()
-    found = torch.autograd.grad(logits_TE, (x_TI, router.weight), grad_TE)
-    for one, two in zip(found, wanted, strict=True):
-        assert one.dtype == two.dtype and (one - two).norm() < 2**-7 * two.norm()
+    gates = router(x_TI)
+    assert gates.probs_TE.dtype == torch.float32 and "_Fitted" in str(_ancestors(gates.probs_TE))
+    assert torch.equal(gates.index_TK, usual[0].index_TK)
+    assert (gates.probs_TE - exact_TE).abs().max() < 1e-6
+    torch.testing.assert_close(gates.dense(), usual[0].dense())
+    torch.testing.assert_close(gates.weight_TK, usual[0].weight_TK)
+    for found, wanted in zip(gradients(gates), usual[1], strict=True):
+        for one, two in zip(found, wanted, strict=True):
+            # a gate that is always 1 has none
+            assert one.dtype == two.dtype and (one - two).norm() <= 2**-7 * two.norm() + 1e-5
     # the backbone's embeddings are frozen: there is no gradient for the first router's input
-    (of_weight,) = torch.autograd.grad(router._logits(x_TI.detach()), router.weight, grad_TE)
-    assert torch.equal(of_weight, found[1])
+    alone = gradients(router(x_TI.detach()), None)
+    assert all(torch.equal(one[0], two[0]) for one, two in zip(alone, gradients(gates), strict=True))
+
+
+def _ancestors(one: torch.Tensor) -> list[object]:
+    """The nodes that a tensor comes from."""
+    nodes = [one.grad_fn]
+    for node in nodes:
+        nodes += [before for before, _ in node.next_functions if before is not None]
+    return nodes
 
 
 @pytest.mark.parametrize("null_expert", [False, True])

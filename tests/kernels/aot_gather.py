@@ -1,4 +1,4 @@
-"""Compiles the launches of gather.py and route.py for GPUs that need not be there.
+"""Compiles the launches of gather.py, route.py and gates.py for GPUs that need not be there.
 
 In: nothing; run as a script with TRITON_INTERPRET unset. Tensors without storage go through the real launchers, so that
 what is compiled is what would be launched. Out: a line for every kernel; exit code 1 when one has no 128-bit load,
@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from adafuse.kernels import gather, route
+from adafuse.kernels import gates, gather, route
 from adafuse.kernels.config import FEW_TOKENS
 
 POINTERS = {
@@ -94,6 +94,10 @@ def launch_all(tokens: int, rank: int, dtype: torch.dtype) -> None:
     if rank == 16:
         route.route(x, empty(2, 8, inputs, dtype=torch.float32), 2, False)
         route.route(empty(tokens, 11008), empty(1, 8, 11008, dtype=torch.float32), 2, True)
+        gates.thirds(empty(8, 4096, dtype=torch.float32), dtype)
+        index, weight, probs, dense = gates.gates(empty(tokens, 72, dtype=torch.float32), 3, 2, False)
+        gates.gates_backward(weight, None, None, (index, probs, dense), True, dtype)
+        gates.gates_backward(None, probs, dense, (index, probs, dense), False, dtype)
 
 
 def main() -> int:
@@ -107,7 +111,9 @@ def main() -> int:
             code = compiled(kernel, arguments, arch)
             wide = len(re.findall(WIDE, code.asm["ptx"]))
             used, stack = registers(code.asm["cubin"])
-            failures += wide == 0 or stack > MOST_STACK
+            # of a tile of gates a thread has two numbers
+            narrow = kernel.fn.__name__.startswith("gates")
+            failures += (wide == 0 and not narrow) or stack > MOST_STACK
             routed = " routed" if arguments.get("ROUTED") else ""
             print(
                 f"{kernel.fn.__name__}{routed} T={tokens} r={rank} sm_{arch}: {wide} 128-bit loads, "

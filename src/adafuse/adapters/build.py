@@ -16,6 +16,7 @@ from adafuse.adapters.layers import AdaptedLinear, Context, MixtureMlp, SerialMl
 from adafuse.adapters.router import Router
 from adafuse.config import LINEARS, ExpertKind, Experts, Method, RouterInput, Routing
 from adafuse.model.llama import blocks_of, linear_path, mlp_path
+from adafuse.model.projections import SHARED_INPUT
 
 
 def build_sites(model: nn.Module, method: Method, geometry: Experts, context: Context) -> dict[str, Site]:
@@ -30,6 +31,12 @@ def build_sites(model: nn.Module, method: Method, geometry: Experts, context: Co
                 path = linear_path(block, name)
                 experts = count if name in targets else 0
                 sites[path] = _linear(_plain(model, path), method, geometry, context, experts, name)
+        for names in SHARED_INPUT:
+            linears = [sites.get(linear_path(block, name)) for name in names]
+            routers = [site.router for site in linears if site is not None and site.router is not None]
+            for site in linears:
+                if isinstance(site, AdaptedLinear):
+                    site.beside = routers
         if method.routing is Routing.blockwise:
             mlp = model.get_submodule(mlp_path(block))
             sites[mlp_path(block)] = _mlp(mlp, method, geometry, context, count)

@@ -57,12 +57,9 @@ class LoraExperts(nn.Module):
         return F.linear(F.linear(rows, self.lora_A[e]), self.lora_B[e]) * self.scaling
 
     def slots(self, ops: SlotOps, x_TI: Tensor, gates: Gates) -> Tensor:
-        return ops.expand_sum(self.weighted(ops, x_TI, gates), self.lora_B, gates)
-
-    def weighted(self, ops: SlotOps, x_TI: Tensor, gates: Gates) -> Tensor:
-        """[T, S, R]: what is left to expand."""
         weight_TS = (ops.weights(gates) * self.scaling).to(x_TI.dtype)
-        return ops.shrink(x_TI, self.lora_A, gates) * weight_TS[..., None]
+        h_TSR = ops.shrink(x_TI, self.lora_A, gates) * weight_TS[..., None]
+        return ops.expand_sum(h_TSR, self.lora_B, gates)
 
 
 class BottleneckExperts(nn.Module):

@@ -8,13 +8,13 @@ Letters as in experts.py. Next: layers.py, which calls a strategy, and strategie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from adafuse.adapters.experts import Experts
-from adafuse.adapters.router import Gates, is_fit_in_half
+from adafuse.adapters.experts import Experts, LoraExperts
+from adafuse.adapters.router import Gates, is_fit_in_half, summed_in_float
 from adafuse.model.projections import Joint
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ class UnmergedDense(Unmerged):
     def linear(self, site: AdaptedLinear, x_TI: Tensor, gates: Gates) -> Tensor:
         if not (site.training and is_fit_in_half(x_TI)):
             return super().linear(site, x_TI, gates)
-        h_TER = site.lora.weighted(self, site.drop(x_TI), gates)
-        return added(site.base(x_TI), h_TER.flatten(1), self.packed(site.lora.lora_B))
+        return fitted(site.base(x_TI), x_TI, site.lora, gates, site.dropout)
 
     def weights(self, gates: Gates) -> Tensor:
         return gates.dense()
@@ -124,9 +123,64 @@ class UnmergedDense(Unmerged):
         return self.pack(up_EOR) if found is None else found
 
 
-def added(y_TO: Tensor, h_TR: Tensor, up_RO: Tensor) -> Tensor:
-    """y + h @ up in y's memory: one product that reads y and writes the sum, rounded once."""
-    return y_TO.addmm_(h_TR.to(y_TO.dtype), up_RO.to(y_TO.dtype))
+def fitted(y_TO: Tensor, x_TI: Tensor, lora: LoraExperts, gates: Gates, dropout: float) -> Tensor:
+    """y + the gated sum of experts of x after dropout, in y's memory: the form of a fit in bf16 on a GPU."""
+    factors = lora.lora_A, lora.lora_B, gates.dense(), lora.scaling
+    sum_TO: Tensor = _Fitted.apply(y_TO, x_TI, *factors, dropout)
+    return sum_TO
+
+
+class _Fitted(torch.autograd.Function):
+    """One node of autograd's graph where torch's operators would be some fifteen.
+
+    With recomputation the host builds them twice and walks them once, and what each keeps passes through the hooks of
+    checkpointing every time: of hundreds of linears that takes longer than a GPU their arithmetic. One product reads y
+    and writes the sum, rounded once. Factors are rounded to the type of x, their gradients are added in fp32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y_TO: Tensor,
+        x_TI: Tensor,
+        down_ERI: Tensor,
+        up_EOR: Tensor,
+        gates_TE: Tensor,
+        scaling: float,
+        dropout: float,
+    ) -> Tensor:
+        mask_TI = None
+        if dropout:
+            x_TI, mask_TI = torch.native_dropout(x_TI, dropout, True)
+        down_CI = down_ERI.flatten(0, 1).to(x_TI.dtype)
+        # rounded and laid out in one launch
+        up_ERO = up_EOR.transpose(1, 2).to(x_TI.dtype, memory_format=torch.contiguous_format)
+        h_TER = (x_TI @ down_CI.T).unflatten(1, down_ERI.shape[:2])
+        weight_TE1 = (gates_TE * scaling).to(x_TI.dtype)[..., None]
+        ctx.save_for_backward(x_TI, mask_TI, h_TER, weight_TE1, down_CI, up_ERO)
+        ctx.mark_dirty(y_TO)
+        ctx.scaling, ctx.kept = scaling, 1 - dropout
+        return y_TO.addmm_((h_TER * weight_TE1).flatten(1), up_ERO.flatten(0, 1))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_TI, mask_TI, h_TER, weight_TE1, down_CI, up_ERO = ctx.saved_tensors
+        _, needs_x, needs_down, needs_up, needs_gates, *_ = ctx.needs_input_grad
+        of_x_TI = of_down_ERI = of_up_EOR = of_gates_TE = None
+        of_gated_TER = (grads[0] @ up_ERO.flatten(0, 1).T).view_as(h_TER)
+        of_h_TC = (of_gated_TER * weight_TE1).flatten(1)
+        if needs_x:
+            of_x_TI = of_h_TC @ down_CI
+            if mask_TI is not None:
+                of_x_TI = torch.ops.aten.native_dropout_backward(of_x_TI, mask_TI, 1 / ctx.kept)
+        if needs_down:
+            of_down_ERI = summed_in_float(of_h_TC.T, x_TI).unflatten(0, h_TER.shape[1:])
+        if needs_up:
+            of_up_CO = summed_in_float((h_TER * weight_TE1).flatten(1).T, grads[0])
+            of_up_EOR = of_up_CO.view_as(up_ERO).transpose(1, 2)
+        if needs_gates:
+            of_gates_TE = (of_gated_TER * h_TER).sum(-1, dtype=torch.float32) * ctx.scaling
+        return grads[0], of_x_TI, of_down_ERI, of_up_EOR, of_gates_TE, None, None
 
 
 class UnmergedChosen(UnmergedDense):

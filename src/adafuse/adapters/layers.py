@@ -7,15 +7,16 @@ Next: adapter.py, which builds and installs them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
-from adafuse.adapters.forward import Strategy, UnmergedChosen, UnmergedDense, added
+from adafuse.adapters.forward import Strategy, UnmergedChosen, UnmergedDense, fitted
 from adafuse.adapters.gate_table import GateTable
-from adafuse.adapters.router import Gates, Router, is_fit_in_half, ungated
+from adafuse.adapters.router import Gates, Router, is_fit_in_half, routed_together, ungated
 from adafuse.kernels import ops
 
 # of MixLoRA's training; it holds nothing
@@ -37,6 +38,8 @@ class Context:
     # what decode steps use in place of the router's choice, where a cell asks for it
     gate_table: GateTable | None = None
     said: list[tuple[Router, Gates]] = field(default_factory=list)
+    # in a fit: what the first of several linears that share their input has found for the others
+    ahead: dict[Router, Gates] = field(default_factory=dict)
 
     @property
     def strategy(self) -> Strategy:
@@ -46,12 +49,19 @@ class Context:
         """From the next forward on."""
         self.decode, self.whole = strategy, strategy if strategy.takes_prompts else UnmergedDense()
 
-    def route(self, router: Router, x_TI: Tensor) -> Gates:
-        """The gates [T, K] of this router, or of the table in its place; told to whoever collects."""
+    def route(self, router: Router, x_TI: Tensor, beside: Sequence[Router] = ()) -> Gates:
+        """The gates [T, K] of this router, or of the table in its place; told to whoever collects.
+
+        `beside` are it and the routers that read the same x, in the order in which they are asked.
+        """
         # the kernel knows neither null expert nor norm; such a router, one a token, is a few launches among hundreds
         if self.decoding and self.decode.routes_at_once and not (router.null_expert or router.norm):
             routed = ops.route(x_TI, router.weight.detach()[None], router.top_k, router.is_raw)
             gates = Gates(*(of_all_routers[:, 0] for of_all_routers in routed))
+        elif beside and is_fit_in_half(x_TI):
+            if router is beside[0]:
+                self.ahead = dict(zip(beside, routed_together(beside, x_TI), strict=True))
+            gates = self.ahead.pop(router)
         else:
             gates = router(x_TI)
         if self.decoding and self.gate_table is not None:
@@ -70,8 +80,8 @@ class Context:
 class AdaptedLinear(nn.Module):
     """A frozen linear with experts, with ordinary (static) LoRA, or with both.
 
-    `router`: its own (layer-wise). `decides`: its input feeds this router, which decides for it and those that follow.
-    `decided_by`: the router whose gates it shares.
+    `router`: its own (layer-wise); `beside`: it and those of linears that read the same input. `decides`: its input
+    feeds this router, which decides for it and those that follow. `decided_by`: the router whose gates it shares.
     """
 
     def __init__(self, base: nn.Linear, context: Context, dropout: float) -> None:
@@ -80,6 +90,7 @@ class AdaptedLinear(nn.Module):
         self.experts: LoraExperts | None = None
         self.static: LoraExperts | None = None
         self.router: Router | None = None
+        self.beside: list[Router] = []
         self.decides: Router | None = None
         self.decided_by: Router | None = None
         self.gated = True
@@ -99,20 +110,19 @@ class AdaptedLinear(nn.Module):
         plain = self.experts is None
         y_TO = self.base(x_TI) if plain else self.context.strategy.linear(self, x_TI, self._gates(x_TI))
         if self.static is not None and not self.static_merged:
-            y_TO = self._with_static(y_TO, self.static, self.drop(x_TI))
+            y_TO = self._with_static(y_TO, self.static, x_TI)
         return y_TO.reshape(*x.shape[:-1], y_TO.shape[-1])
 
     def _with_static(self, y_TO: Tensor, static: LoraExperts, x_TI: Tensor) -> Tensor:
         if not (self.training and is_fit_in_half(x_TI)):
-            return y_TO + static.one(0, x_TI)
-        # scaled where it is narrow
-        return added(y_TO, F.linear(x_TI, static.lora_A[0]) * static.scaling, static.lora_B[0].T)
+            return y_TO + static.one(0, self.drop(x_TI))
+        return fitted(y_TO, x_TI, static, ungated(x_TI.shape[0], x_TI.device), self.dropout)
 
     def _gates(self, x_TI: Tensor) -> Gates:
         if not self.gated:
             return ungated(x_TI.shape[0], x_TI.device)
         if self.router is not None:
-            return self.context.route(self.router, x_TI)
+            return self.context.route(self.router, x_TI, self.beside)
         if self.decides is not None:
             self.context.decide(self.decides, x_TI)
         assert self.context.gates is not None, "token gates are decided before any adapted linear runs"

@@ -9,6 +9,7 @@ Letters: T tokens, E experts, K top-k, I input width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from adafuse.config import Normalisation
 from adafuse.distributed import total
+from adafuse.kernels import ops
 
 # as in Llama's own norms
 NORM_EPS = 1e-6
@@ -81,8 +83,11 @@ class Router(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x_TI: Tensor) -> Gates:
+        if is_fit_in_half(x_TI) and not self.norm:
+            (gates,) = routed_together([self], x_TI)
+            return _or_none(gates.probs_TE, self.top_k) if self.null_expert else gates
         with torch.autocast(x_TI.device.type, enabled=False):
-            logits_TE = self._logits(x_TI)
+            logits_TE = self.read(x_TI) @ self.weight.float().T
             probs_TE = torch.softmax(logits_TE, dim=-1)
             if self.null_expert:
                 return _or_none(probs_TE, self.top_k)
@@ -93,12 +98,6 @@ class Router(nn.Module):
             if self.normalisation is Normalisation.softmax_topk_renorm:
                 weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
         return Gates(index_TK, weight_TK, probs_TE)
-
-    def _logits(self, x_TI: Tensor) -> Tensor:
-        if is_fit_in_half(x_TI) and not self.norm:
-            logits_TE: Tensor = _Logits.apply(x_TI, self.weight.float())
-            return logits_TE
-        return self.read(x_TI) @ self.weight.float().T
 
     @property
     def is_raw(self) -> bool:
@@ -111,30 +110,48 @@ class Router(nn.Module):
         return functional.rms_norm(x_TI, x_TI.shape[-1:], eps=NORM_EPS) if self.norm else x_TI
 
 
-class _Logits(torch.autograd.Function):
-    """`x @ W.T` in fp32 for x in bf16, without a copy of x in fp32: on tensor cores, which add in fp32.
+def routed_together(routers: Sequence[Router], x_TI: Tensor) -> list[Gates]:
+    """The gates of routers of one shape that read the same x, where `is_fit_in_half`; neither norm nor null expert."""
+    weights = [router.weight for router in routers]
+    with torch.autocast(x_TI.device.type, enabled=False):
+        found = _Fitted.apply(x_TI, routers[0].top_k, routers[0].is_raw, *weights)
+    # the gradient of a part of one is no copy
+    apart = [one.unbind() if len(routers) > 1 else [one.squeeze(0)] for one in found]
+    return [
+        Gates(index, weight, probs, None, dense) for index, weight, probs, dense in zip(*apart, strict=True)
+    ]
 
-    Three bf16 hold all 24 bits of a weight, so every product is exact, as it is of x in fp32. Gradients are rounded to
-    bf16 where autocast rounds all others; that of W is added in fp32.
+
+class _Fitted(torch.autograd.Function):
+    """G routers of x in bf16 with all their gates in three launches, and their gradients in three (kernels/gates.py).
+
+    The logits are `x @ W.T` in fp32 without a copy of x in fp32, on tensor cores, which add in fp32: three bf16 hold
+    all 24 bits of a weight, so every product is exact, as it is of x in fp32. Gradients are rounded to bf16 where
+    autocast rounds all others; that of W is added in fp32. Out: index and weight [G, T, K], probabilities and weight
+    [G, T, E].
     """
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, weight_EI: Tensor) -> Tensor:
-        ctx.save_for_backward(x_TI, weight_EI)
-        parts, rest_EI = [], weight_EI
-        for _ in range(3):
-            parts.append(rest_EI.to(x_TI.dtype))
-            rest_EI = rest_EI - parts[-1]
-        # the small parts first
-        high_TE, middle_TE, low_TE = summed_in_float(x_TI, torch.cat(parts).T).chunk(3, -1)
-        return low_TE + middle_TE + high_TE
+    def forward(ctx: Any, x_TI: Tensor, top_k: int, raw: bool, *weights_EI: Tensor) -> tuple[Tensor, ...]:
+        kernels, routers = ops.on(x_TI, "gates"), len(weights_EI)
+        weight_SI = torch.cat(weights_EI) if routers > 1 else weights_EI[0]
+        thirds_SI = kernels.thirds(weight_SI, x_TI.dtype)
+        chosen = kernels.gates(summed_in_float(x_TI, thirds_SI.T), routers, top_k, raw)
+        index_GTK, _, probs_GTE, dense_GTE = chosen
+        ctx.save_for_backward(x_TI, thirds_SI, index_GTK, probs_GTE, dense_GTE)
+        ctx.mark_non_differentiable(index_GTK)
+        # most fits use one form of the weights
+        ctx.set_materialize_grads(False)
+        ctx.raw = raw
+        return chosen
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
-        x_TI, weight_EI = ctx.saved_tensors
-        grad_TE = grads[0].to(x_TI.dtype)
-        of_x_TI = grad_TE @ weight_EI.to(x_TI.dtype) if ctx.needs_input_grad[0] else None
-        return of_x_TI, summed_in_float(grad_TE.T, x_TI)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x_TI, thirds_SI, *chosen = ctx.saved_tensors
+        grad_TS = ops.on(x_TI, "gates").gates_backward(*grads[1:], chosen, ctx.raw, x_TI.dtype)
+        # the first third is the weights in bf16
+        of_x_TI = grad_TS @ thirds_SI[: grad_TS.shape[1]] if ctx.needs_input_grad[0] else None
+        return of_x_TI, None, None, *summed_in_float(grad_TS.T, x_TI).chunk(len(chosen[0]))
 
 
 def summed_in_float(a: Tensor, b: Tensor) -> Tensor:

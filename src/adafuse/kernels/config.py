@@ -42,6 +42,11 @@ ROUTE_TILE = 4096  # weights of a router that are read at once
 ROUTE_WARPS = 4
 ROUTE_STAGES = 8  # one more than there are tiles in flight: 112 of the 128 KB of 8 rows of 4096 inputs
 
+# of a router that is trained; not measured
+THIRDS_BLOCK = 1024  # weights a program
+GATES_PAIRS = 2048  # pairs of experts, of all its tokens, that a program ranks: 16 a thread
+GATES_WARPS = 4
+
 NEXT_PIECES = 32  # programs that look through a vocabulary for the next token
 
 # of fp32 one, two or four loads of 16 bytes per thread, all in flight at once; the fastest counts. On an H200 a copy in

@@ -93,6 +93,50 @@ def route(x_TI: Tensor, router_GEI: Tensor, top_k: int, raw: bool) -> tuple[Tens
     return *_choose(logits_TGE, top_k, raw), torch.softmax(logits_TGE, dim=-1)
 
 
+def thirds(weight_EI: Tensor, dtype: torch.dtype) -> Tensor:
+    """[3 * E, I] in bf16, the largest part first: three of 8 bits hold all 24 of a weight in fp32."""
+    parts, rest_EI = [], weight_EI
+    for _ in range(3):
+        parts.append(rest_EI.to(dtype))
+        rest_EI = rest_EI - parts[-1]
+    return torch.cat(parts)
+
+
+def gates(parts_TS: Tensor, routers: int, top_k: int, raw: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`route` of logits that are the sum of three parts, [T, 3 * G * E], and its weights also of all experts, zero
+    where not chosen: index[G, T, K] (int64), weight[G, T, K], softmax[G, T, E] and weight[G, T, E] (fp32).
+    """
+    high_GTE, middle_GTE, low_GTE = parts_TS.unflatten(1, (3, routers, -1)).permute(1, 2, 0, 3)
+    # the small parts first
+    logits_GTE = low_GTE + middle_GTE + high_GTE
+    index_GTK, weight_GTK = _choose(logits_GTE, top_k, raw)
+    dense_GTE = torch.zeros_like(logits_GTE).scatter(-1, index_GTK, weight_GTK)
+    return index_GTK, weight_GTK, torch.softmax(logits_GTE, dim=-1), dense_GTE
+
+
+def gates_backward(
+    of_weight_GTK: Tensor | None,
+    of_probs_GTE: Tensor | None,
+    of_dense_GTE: Tensor | None,
+    chosen: tuple[Tensor, Tensor, Tensor],
+    raw: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The gradient of the logits, [T, G * E], from those of what `gates` gave (None is zero) and its index, softmax and
+    weight[G, T, E]: `chosen`.
+    """
+    index_GTK, probs_GTE, dense_GTE = chosen
+    of_all_GTE = torch.zeros_like(probs_GTE) if of_dense_GTE is None else of_dense_GTE
+    if of_weight_GTK is not None:
+        of_all_GTE = of_all_GTE.scatter_add(-1, index_GTK, of_weight_GTK)
+    terms_GTE = dense_GTE * of_all_GTE
+    of_logits_GTE = terms_GTE - (probs_GTE if raw else dense_GTE) * terms_GTE.sum(-1, keepdim=True)
+    if of_probs_GTE is not None:
+        terms_GTE = probs_GTE * of_probs_GTE
+        of_logits_GTE = of_logits_GTE + terms_GTE - probs_GTE * terms_GTE.sum(-1, keepdim=True)
+    return of_logits_GTE.to(dtype).transpose(0, 1).flatten(1)
+
+
 def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     """y = W x + b."""
     y_TO = x_TI.float() @ weight_OI.float().T

@@ -67,7 +67,7 @@ def expand_behind_(
     """naive.expand_all_ with u = A x standing behind y in the same rows, [T, O + S] or longer."""
     members = members_of(columns)
     y, u = y_and_u[:, :outputs], y_and_u[:, outputs : outputs + _shrunk(lora_B, members)]
-    _on(y, "gather").expand_all_(y, u, lora_B, index, weight, members, scaling)
+    on(y, "gather").expand_all_(y, u, lora_B, index, weight, members, scaling)
 
 
 @_operator("expand_routed_behind_", mutates=["product"])
@@ -87,7 +87,7 @@ def expand_routed_behind_(
     first_router = outputs + _shrunk(lora_B, members)
     ends = [outputs, first_router, first_router + len(members) * lora_B.shape[0]]
     y, u, logits, _ = product.tensor_split(ends, dim=1)
-    return _on(y, "gather").expand_routed_(y, u, logits, lora_B, members, top_k, raw, scaling)
+    return on(y, "gather").expand_routed_(y, u, logits, lora_B, members, top_k, raw, scaling)
 
 
 @torch.library.register_fake("adafuse::expand_routed_behind_")
@@ -101,20 +101,20 @@ def _(
 @_operator("add_all_", mutates=["y"])
 def add_all_(y: Tensor, u: Tensor, up: Tensor, index: Tensor, weight: Tensor) -> None:
     """naive.expand_all_ of serial adapters: gelu before the gate, y [T, O] and u [T, E*R] apart."""
-    _on(y, "gather").expand_all_(y, u, up, index, weight, [(0, y.shape[1])], 1.0, True)
+    on(y, "gather").expand_all_(y, u, up, index, weight, [(0, y.shape[1])], 1.0, True)
 
 
 @_operator("add_chosen_", mutates=["y"])
 def add_chosen_(y: Tensor, x: Tensor, down: Tensor, up: Tensor, index: Tensor, weight: Tensor) -> None:
     """naive.shrink, then naive.expand_ of serial adapters, for at most FEW_TOKENS tokens."""
-    kernels = _on(y, "gather")
+    kernels = on(y, "gather")
     kernels.expand_(y, kernels.shrink(x, down, index), up, index, weight, [(0, y.shape[1])], 1.0, True)
 
 
 @_operator("route")
 def route(x: Tensor, router: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor, Tensor]:
     """naive.route."""
-    return _on(x, "route").route(x, router, top_k, raw)
+    return on(x, "route").route(x, router, top_k, raw)
 
 
 @torch.library.register_fake("adafuse::route")
@@ -130,7 +130,7 @@ def _(x: Tensor, router: Tensor, top_k: int, raw: bool) -> tuple[Tensor, Tensor,
 @_operator("linear")
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """naive.linear, for the few tokens of a small batch."""
-    return _on(x, "fused").linear(x, weight, bias)
+    return on(x, "fused").linear(x, weight, bias)
 
 
 @_operator("fused")
@@ -150,7 +150,7 @@ def fused(
     """naive.fused. `flags` are the kernels' own: no compiler has to know that they change."""
     ring = {"flags": flags, "turn": turn} if x.is_cuda else {}
     operands = lora_A, lora_B, index, gate, members_of(columns), scaling
-    return _on(x, "fused").fused(x, weight, bias, *operands, **ring)
+    return on(x, "fused").fused(x, weight, bias, *operands, **ring)
 
 
 @torch.library.register_fake("adafuse::linear")
@@ -159,7 +159,7 @@ def _(x: Tensor, weight: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-def _on(operand: Tensor, kernels: str) -> ModuleType:
+def on(operand: Tensor, kernels: str) -> ModuleType:
     """Whose functions take this operand: kernels/`kernels`.py on a GPU, imported where it is called, else naive.py."""
     return _compiled(kernels) if operand.is_cuda else naive
 
