@@ -17,7 +17,7 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any
 
-from adafuse.config import Config, Fit, Method, Routing, Task, Weights, arm_version
+from adafuse.config import FIT_VERSION, Config, Fit, Method, Routing, Task, Weights, arm_version
 from adafuse.data import rows
 from adafuse.data.items import PREPARED, former_text, is_mended, pretraining_version, recipe, wrong_text
 from adafuse.records import as_plain
@@ -104,15 +104,15 @@ def withdrawn_hashes(config: Config) -> list[str]:
 
 
 def outdated_hashes(config: Config) -> list[str]:
-    """The hashes of records of this cell from before any of its arms was mended (`arm_version`); mostly none.
+    """The hashes of records of this cell from before what it times was mended (`arm_version`); mostly none.
 
     Like withdrawn ones they are no records of the cell, but of the experiments that it serves.
     """
     now = identity(config)
-    before = now | {"arms": {name: own[:3] for name, own in now.get("arms", {}).items()}}
-    return (
-        [] if "arms" not in now or before == now else _hashes_but(now, [before, *_formerly(before, config)])
-    )
+    before = {name: part for name, part in now.items() if name != "version"}
+    if "arms" in now:
+        before["arms"] = {name: own[:3] for name, own in now["arms"].items()}
+    return [] if before == now else _hashes_but(now, [before, *_formerly(before, config)])
 
 
 def text(config: Config) -> str | None:
@@ -191,6 +191,8 @@ def methods_of_arms(config: Config) -> dict[str, Method]:
 
 def versions_of_arms(config: Config) -> dict[str, int]:
     """Of the code of each arm that runs, by name (config.py)."""
+    if config.task is Task.fit_speed:
+        return {config.method.name: FIT_VERSION}
     chosen = config.arms.chosen.items()
     return {name: arm_version(arm, config.methods[arm.method]) for name, arm in chosen}
 
@@ -411,6 +413,7 @@ def _fit_speed(config: Config) -> dict[str, Any]:
         "adapters": {"experts": _experts(config, own), "method": own, "peft": lora},
         "step": {"batch": fit.batch, "length": fit.max_length, "bf16": fit.bf16},
         "knobs": {"steps": fit.steps, "rounds": knobs.rounds, "check_tokens": knobs.check_tokens},
+        "version": FIT_VERSION,
         **_repeat(config),
     }
 

@@ -146,6 +146,10 @@ def arm_version(arm: Arm, method: Method) -> int:
     return 2 if beside or (launches and arm.runtime is Runtime.eager) else 1
 
 
+# the same of a step of training (bench/fit_speed.py), whatever the method: routers and experts in few launches
+FIT_VERSION = 2
+
+
 @dataclass
 class Arms:
     name: str = MISSING

@@ -145,7 +145,7 @@ def run_fields(config: Config, command: str, experiment: str | None = None) -> d
         "cell_id": cell.cell_id(config),
         "config_hash": cell.cell_hash(config),
         "text": cell.text(config),
-        "arm_versions": cell.versions_of_arms(config) if config.task in OF_ARMS else {},
+        "arm_versions": cell.versions_of_arms(config) if config.task in (*OF_ARMS, Task.fit_speed) else {},
         "experiment": experiment,
         "profile": config.profile,
         "commit": commit,

@@ -419,10 +419,21 @@ def _kernel(cells: Cells) -> pd.DataFrame:
     return found.join(behind(pd.concat([lines, errors]), ARM), on=ARM)
 
 
+def _newest(cells: Cells, lines: pd.DataFrame) -> pd.DataFrame:
+    """Of each row of a cell the lines of the newest version of its code."""
+    told = cells.frames.runs["arm_versions"]
+    version = pd.Series(
+        [told[record].get(row, 1) for record, row in zip(lines["record"], lines["row"], strict=True)],
+        lines.index,
+        "int64",
+    )
+    return lines[version == version.groupby([lines[name] for name in ARM]).transform("max")]
+
+
 def _fit_speed(cells: Cells) -> pd.DataFrame:
     """Steps of training: medians over processes, and tokens/s over those of PEFT's LoRA, paired by round."""
-    lines, ratios = cells.lines("fit_speed"), []
-    blocks = cells.placed(counted(cells.frames)).query("task == 'fit_speed'")
+    lines, ratios = _newest(cells, cells.lines("fit_speed")), []
+    blocks = _newest(cells, cells.placed(counted(cells.frames)).query("task == 'fit_speed'"))
     ms = blocks.pivot(index=[*PLACE, "record", "round"], columns="row", values="ms")
     for place, own in ms.groupby(level=PLACE, sort=False):
         for arm in own.columns.drop(PEFT, errors="ignore"):
