@@ -163,7 +163,21 @@ def test_nothing_can_be_spared(board):
 def test_rounding(board, half, words):
     place = board.cell("generation_drift", task="evaluate", model="small")
     board.row(place, "switch bfloat16 (restored=False)", minus(0.0, half, "dense"), method="adafuse")
-    assert words in said(board, "rounding")
+    board.row(board.cell("table2", task="evaluate"), "mola", minus(0.0, 1.0, "lora"))
+    assert words in said(board, "deploy")
+
+
+def test_what_to_deploy_turns_with_the_first_that_is_better_than_plain_lora(board):
+    place = board.cell("table2", task="evaluate")
+    for row, points in (("mola", -1.0), ("pesc", 0.0)):
+        board.row(place, row, minus(points, 1.0, "lora"))
+    assert "In none of 2 comparisons" in said(board, "deploy") and "captured" not in said(board, "deploy")
+    board.row(place, "mixlora", minus(4.0, 1.0, "lora", p=0.9))
+    assert "In 1 of 3 comparisons" in said(board, "deploy")
+    graph = board.cell("graph", "the headline's", rank=16)
+    for row, ratio in (("adafuse_gather_graph", 1.06), ("adafuse_switch_graph", 2.06)):
+        board.row(graph, row, {"ratio": around(ratio, 0.01)})
+    assert "read them in a captured step" in said(board, "deploy")
 
 
 # -- the whole, from records
