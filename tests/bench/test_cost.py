@@ -60,3 +60,17 @@ def test_what_was_seen_of_the_experts_counts_for_those_alone_that_can_skip(tiny_
     assert of(StrategyName.simple_merge, None) == router.nbytes + experts + 2 * weights
     assert of(StrategyName.gather, seen) == router.nbytes + experts * 0.75
     assert of(StrategyName.dense, seen) == router.nbytes + experts
+
+
+def test_rebase_alone_holds_a_clean_copy_of_every_adapted_weight(tiny_llama) -> None:
+    model = tiny_llama()
+    adapter = adapted(model, compose(*GEOMETRY, "method=adafuse"))
+    merged, rebased = (
+        cost.weights_gib(model, adapter, own) for own in (StrategyName.switch, StrategyName.rebase)
+    )
+    weights = sum(site.base.weight.nbytes for site in adapter.adapted().values())
+    assert rebased - merged == pytest.approx(weights / 2**30)
+    laid_out = cost.weights_gib(model, adapter, StrategyName.gather) - merged
+    assert laid_out == pytest.approx(
+        sum(p.nbytes for lora in adapter.loras().values() for p in lora.parameters()) / 2**30
+    )

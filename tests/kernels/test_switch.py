@@ -38,6 +38,23 @@ def test_rebase_overwrites_and_leaves_the_clean_weights_alone(case: Case) -> Non
     assert all(torch.equal(left, right) for left, right in zip(case.clean, before, strict=True))
 
 
+@pytest.mark.parametrize("slot", [0, -1])
+@pytest.mark.parametrize(("device", "dtype"), WHERE)
+def test_of_a_slot_without_a_gate_no_factor_counts(device: str, dtype: torch.dtype, slot: int) -> None:
+    """Whatever stands there: such a slot names any expert."""
+    case = Case(*SHAPES[0], device, dtype)
+    unused = next(e for e in range(len(case.lora_A[0])) if e not in case.index.tolist())
+    case.gate[slot] = 0.0
+    wanted = case.expected(case.index, case.gate, case.weights)
+    case.index[slot] = unused
+    for factor in case.lora_A:
+        factor[unused] = float("nan")
+    for factor in case.lora_B:
+        factor[unused] = float("nan")
+    switch.switch_(case.plan(), case.index, case.gate)
+    assert worst_error(case.weights, wanted, case.terms()) <= 1
+
+
 @pytest.mark.parametrize(("device", "dtype"), WHERE)
 def test_a_wrong_meaning_is_noticed(device: str, dtype: torch.dtype) -> None:
     case = Case(*SHAPES[0], device, dtype)
