@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from adafuse import stats
 from adafuse.stats import (
@@ -267,3 +268,18 @@ def test_a_share_has_an_interval_that_knows_its_ends() -> None:
     for right, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
         share, *ends = share_interval(right / n, n)
         assert share == right / n and ends == pytest.approx([low, high], abs=5e-5)
+
+
+def test_a_difference_that_is_not_worse_has_the_p_of_its_own_interval():
+    values = np.array([0.5, -1.0, 0.2, -0.4, 0.9])
+    low90 = stats.mean_interval(values, 0.90)[1]
+    wanted = scipy.stats.ttest_1samp(values, -2.0, alternative="greater").pvalue
+    assert stats.not_worse(values.mean(), low90, 5, 2.0) == pytest.approx(wanted)
+    # where the interval ends at the margin, p is the size of the test
+    assert stats.not_worse(values.mean(), low90, 5, -low90) == pytest.approx(stats.SIZE)
+    assert stats.not_worse(1.0, 1.0, 5, 2.0) == 0 and stats.not_worse(-3.0, -3.0, 5, 2.0) == 1
+
+
+def test_holm_multiplies_the_smallest_by_all_and_keeps_the_order():
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.6, 0.5]) == [1.0, 1.0] and stats.holm([0.2]) == [0.2] and stats.holm([]) == []

@@ -155,6 +155,25 @@ def equivalence(by_seed: ArrayLike, margin: float) -> Equivalence:
     return Equivalence(float(special.stdtr(len(values) - 1, (abs(centre) - margin) / error)), low, high)
 
 
+def not_worse(value: float, low90: float, n: int, margin: float) -> float:
+    """p of a t-test over `n` seeds against a mean difference of -`margin` or below, from the mean and the lower end of
+    its 90 % interval.
+    """
+    error = (value - low90) / float(special.stdtrit(n - 1, 1 - SIZE))
+    if error == 0:
+        return 0.0 if value > -margin else 1.0
+    return float(special.stdtr(n - 1, -(value + margin) / error))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Each p as Holm's procedure corrects it for standing among these."""
+    found, most = [0.0] * len(ps), 0.0
+    for place, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        most = max(most, min(1.0, (len(ps) - place) * ps[i]))
+        found[i] = most
+    return found
+
+
 def seeds_needed(spread: float, half: float, level: float) -> int | None:
     """How many seeds a t interval takes to reach no further than `half`; None if MOST_SEEDS are too few."""
     for count in range(2, MOST_SEEDS + 1):

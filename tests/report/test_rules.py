@@ -238,3 +238,17 @@ def test_a_time_of_a_cpu_judges_nothing_and_a_count_does():
     assert rules.on_cpu(found, False, "tiny") == Verdict(REPLICATED, "on CPU, tiny backbone: why")
     absent = Verdict(NOT_TESTABLE, "not run")
     assert rules.on_cpu(absent, True, "tiny").why == "on CPU, tiny backbone: not run"
+
+
+def test_what_is_replicated_alone_may_not_be_among_others():
+    """Two claims just inside the margin: each alone is not worse, together nothing is decided of the weaker one."""
+    alone = difference(0.0, 2.0), difference(1.0, 1.0)
+    told = [(own, judge_difference(own)) for own in alone]
+    assert [found.verdict for _, found in told] == [REPLICATED, REPLICATED]
+    assert rules.judge_family(told[:1]) == [told[0][1]], "one is a family of its own"
+    weaker, sound = rules.judge_family(told * 2)[:2]
+    assert sound == told[1][1]
+    assert (weaker.verdict, weaker.before) == (
+        NOT_DECIDED,
+        REPLICATED,
+    ) and "among 4 claims (Holm: p = " in weaker.why

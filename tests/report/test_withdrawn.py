@@ -178,9 +178,10 @@ def test_a_sentence_is_said_of_numbers_that_hold(tmp_path: Path) -> None:
     cpu = {"name": "cpu", "cpu": "EPYC", "cores": 2, "memory_gib": 8.0, "gpu": None, "driver": None}
     here = records(tmp_path / "cpu", {"data.families": TASKS, "suite.tasks": TASKS}, machine=cpu)
     gpu = records(tmp_path / "gpu", LEVEL_3 | {"model.name": "small"})
-    one_gate, said = page.page(report.build([*gpu, *here])).sentences
+    one_gate, deploy, said = page.page(report.build([*gpu, *here])).sentences
     assert "backbone tiny" in one_gate and "1 studies" in one_gate and said.startswith("Withdrawn")
-    one_gate, *none = page.page(report.build([*measured_anew(gpu), *here])).sentences
+    assert deploy.startswith("To deploy")
+    one_gate, _, *none = page.page(report.build([*measured_anew(gpu), *here])).sentences
     assert "backbone small" in one_gate and "2 studies" in one_gate and not none
 
 

@@ -147,6 +147,20 @@ def all_claims(every: list[Cell], spec: Json, paper: Json) -> list[Claim]:
         if not own and "unless" not in group:
             verdict = Verdict(NOT_TESTABLE, f"not run in this profile: experiment={group['experiments'][0]}")
             found.append(Claim(group["name"], "", group["where"], group["about"], "see there", "", verdict))
+    return _in_families(found)
+
+
+def _in_families(found: list[Claim]) -> list[Claim]:
+    """The claims of accuracy of one machine are judged together as well."""
+    families = defaultdict[str, list[int]](list)
+    for place, claim in enumerate(found):
+        sound = claim.verdict.verdict not in (rules.WITHDRAWN, NOT_TESTABLE)
+        if claim.cell and sound and isinstance(claim.ours, rules.Difference):
+            families[claim.cell.name.machine].append(place)
+    for places in families.values():
+        told = [(found[at].ours, found[at].verdict) for at in places]
+        for at, verdict in zip(places, rules.judge_family(told), strict=True):  # type: ignore[arg-type]
+            found[at] = replace(found[at], verdict=verdict)
     return found
 
 

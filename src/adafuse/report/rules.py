@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from adafuse.stats import LEVEL, MOST_SEEDS, SIZE, seeds_needed
+from adafuse.stats import LEVEL, MOST_SEEDS, SIZE, holm, not_worse, seeds_needed
 
 SINCE = "2026-12-01"
-SHA256 = "6f3a22ab9a5a54666567682bf4fe1a0633152d80e68b3b8c1773b750c3dd170b"
+SHA256 = "27d09624793ac414a745730a02ed4750aa59dd724003a62cd550f6d34a923c14"
 REPLICATED, IN_PART, NOT_REPLICATED = "replicated", "replicated in part", "not replicated"
 NOT_DECIDED, NOT_TESTABLE, WITHDRAWN = "not decided", "not testable here", "withdrawn"
 VERDICTS = (REPLICATED, IN_PART, NOT_REPLICATED, NOT_DECIDED, NOT_TESTABLE, WITHDRAWN)
@@ -194,6 +194,24 @@ def judge_difference(ours: Number) -> Verdict:
     return Verdict(NOT_DECIDED, f"{within} is too wide to tell; {_seeds_text(ours)}", NOT_DECIDED)
 
 
+def judge_family(told: list[tuple[Difference, Verdict]]) -> list[Verdict]:
+    """Verdicts of claims that stand together, each "no worse": what counts as replicated must be so after Holm's
+    correction too, or nothing is decided.
+    """
+    ps = holm([not_worse(ours.value, ours.low90, ours.n, MARGIN / 100) for ours, _ in told])
+    return [
+        Verdict(
+            NOT_DECIDED,
+            f"{found.why}; but not among {len(told)} claims (Holm: p = {p:.2g})",
+            NOT_DECIDED,
+            REPLICATED,
+        )
+        if found.verdict == REPLICATED and p >= SIZE
+        else found
+        for (_, found), p in zip(told, ps, strict=True)
+    ]
+
+
 def judge_goal(bound: float, ours: Number, sense: str, unit: str = "", failed: bool = False) -> Verdict:
     """Judge a goal of our own by the measured value; an interval that holds the bound is named."""
     if failed or not ours:
@@ -220,7 +238,7 @@ def digest(groups: Iterable[dict[str, Any]]) -> str:
     """SHA-256 over the rules, but for white space: the functions that judge claims, their constants, and by which rule
     each claim in the `groups` of claims.yaml is judged.
     """
-    judging = (judge_ratio, judge_order, judge_cost, judge_difference, on_cpu, _in_part)
+    judging = (judge_ratio, judge_order, judge_cost, judge_difference, judge_family, on_cpu, _in_part)
     constants = (LEVEL, SIZE, CLOSE, PART, WIDE, CLOSE_MEMORY, COST_PARAMS, MIN_SEEDS, MARGIN)
     ruled = [(claim["id"], claim["kind"], claim["rule"]) for group in groups for claim in group["claims"]]
     text = json.dumps([[" ".join(inspect.getsource(one).split()) for one in judging], constants, ruled])
