@@ -1,6 +1,7 @@
 """Intervals hold the truth as often as they say, under drift and under processes that differ."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from adafuse.stats import (
     seeds_needed,
     share_interval,
 )
+from synthetic.configurations import ROOT
 
 TRUE_RATIO = 2.4
 
@@ -283,3 +285,16 @@ def test_a_difference_that_is_not_worse_has_the_p_of_its_own_interval():
 def test_holm_multiplies_the_smallest_by_all_and_keeps_the_order():
     assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert stats.holm([0.6, 0.5]) == [1.0, 1.0] and stats.holm([0.2]) == [0.2] and stats.holm([]) == []
+
+
+def test_the_power_in_docs_method_is_that_of_the_rule():
+    text = (ROOT / "docs/method.md").read_text().partition("| seeds differ by |")[2]
+    rows = re.findall(r"^\| ([\d.]+) points \|(.*)\|$", text, re.MULTILINE)
+    assert len(rows) == 4
+    for spread, cells in rows:
+        for count, cell in zip((5, 10, 15), cells.split("|"), strict=True):
+            printed = [float(one) for one in re.findall(r"[\d.]+", cell)]
+            away = 2.0 * math.sqrt(count) / float(spread)
+            limits = (scipy.stats.t.ppf(1 - stats.SIZE / claims, count - 1) for claims in (1, 3))
+            wanted = [scipy.stats.nct.sf(limit, count - 1, away) for limit in limits]
+            assert printed == pytest.approx(wanted, abs=0.006), (spread, count)
