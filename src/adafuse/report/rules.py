@@ -18,7 +18,7 @@ from typing import Any
 from adafuse.stats import LEVEL, MOST_SEEDS, SIZE, holm, not_worse, seeds_needed
 
 SINCE = "2026-12-01"
-SHA256 = "27d09624793ac414a745730a02ed4750aa59dd724003a62cd550f6d34a923c14"
+SHA256 = "163305b3536e6f701fbd34899c6d2083facc9be55af243aa2af15b3f50ffa1df"
 REPLICATED, IN_PART, NOT_REPLICATED = "replicated", "replicated in part", "not replicated"
 NOT_DECIDED, NOT_TESTABLE, WITHDRAWN = "not decided", "not testable here", "withdrawn"
 VERDICTS = (REPLICATED, IN_PART, NOT_REPLICATED, NOT_DECIDED, NOT_TESTABLE, WITHDRAWN)
