@@ -24,7 +24,7 @@ from adafuse.report.formats import environment, rendered
 from adafuse.report.rules import WITHDRAWN, Difference, Number
 
 # what the README's block may hold of its 15 KB
-BLOCK_BYTES = 6_800
+BLOCK_BYTES = 7_200
 # where a claim's number stands on the page, by kind
 SHOWN_IN = {"time": ("table6", "table1", "layers"), "memory": ("table5",), "count": ("table1",)}
 SHOWN_IN |= {"accuracy": ("table2", "table3", "table4"), "goal": ("attribution", "kernels")}
