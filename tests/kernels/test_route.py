@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,3 +51,20 @@ def test_indices_are_distinct_and_valid_whatever_the_logits(fill):
     index, weight, _ = route(x, torch.full((2, 5, 32), fill), 4, False)
     assert all(len(set(row)) == 4 and max(row) < 5 and min(row) >= 0 for row in index.flatten(0, 1).tolist())
     assert weight.isnan().all() if fill != fill else torch.allclose(weight, torch.full_like(weight, 0.25))
+
+
+@pytest.mark.parametrize("device,dtype", TYPES)
+def test_nothing_is_written_behind_what_is_chosen(device, dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts that are no power of two, fewer slots than experts: the last token's next slot is somebody else's."""
+    x, router = operands(3, 2, 5, 40, device, dtype)
+    empty, rooms = torch.empty, []
+
+    def with_room(*size: int, **how: object) -> Tensor:
+        whole = empty(math.prod(size) + 8, **how).fill_(7)
+        rooms.append((whole, math.prod(size)))
+        return whole[: math.prod(size)].view(size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", with_room)
+        route(x, router, 2, False)
+    assert len(rooms) >= 3 and all((whole[size:] == 7).all() for whole, size in rooms)
