@@ -15,21 +15,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import hydra
 import psutil
 import torch
 from torch import Tensor, nn
 
-from adafuse import compose
 from adafuse.adapters.adapter import Adapter
 from adafuse.bench import workload
+from adafuse.compose import composed
 from adafuse.config import Config
 from adafuse.engine.decode import forward_logits, installed
 from adafuse.engine.decoders import Decoder
 from adafuse.engine.make import make
 from adafuse.model import backbone
 
-ROOT = Path(__file__).resolve().parents[1]
 PROMPT, TOKENS, SEQUENCES = 16, 200, 20
 # of two logits no further apart either may be the largest: roundings of another order of the same sums
 MARGIN = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
@@ -37,13 +35,6 @@ MARGIN = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 GROWTH_GIB = 0.25
 
 Line = dict[str, Any]
-
-
-def composed(model: str, arms: str, changes: list[str]) -> Config:
-    compose.register()
-    overrides = ["profile=gpu", f"model={model}", "model.weights=random", f"arms.run=[{arms}]", *changes]
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose.build(hydra.compose("config", overrides=[*overrides, "task=latency"]), overrides)
 
 
 def endure(settings: Config, name: str, tokens: int, ends: float, line: Line) -> Line:
@@ -117,7 +108,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/runs/endure.json"))
     parser.add_argument("--seconds", type=float, default=500.0)
     given = parser.parse_args(arguments)
-    ends, settings = time.monotonic() + given.seconds, composed(given.model, given.arms, given.set)
+    ends, overrides = (
+        time.monotonic() + given.seconds,
+        ["profile=gpu", "task=latency", f"model={given.model}"],
+    )
+    try:
+        settings = composed([*overrides, "model.weights=random", f"arms.run=[{given.arms}]", *given.set])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     lines: dict[str, Line] = json.loads(given.out.read_text()) if given.out.exists() else {}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     for name in settings.arms.run:

@@ -25,7 +25,6 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-import hydra
 import torch
 from torch import Tensor
 
@@ -39,7 +38,6 @@ from adafuse.kernels import attend, config, lean
 from adafuse.kernels.config import AttendCut, LeanCut
 from adafuse.model import backbone
 
-ROOT = Path(__file__).resolve().parents[1]
 PRODUCTS = ("qkv", "out", "gate_up", "down", "head")
 STEP_ARMS = "base_lean,adafuse_gather_lean,adafuse_layerwise_gather_lean"
 BLOCKS, REPLAYS, TOKENS = 8, 20, 64
@@ -67,12 +65,10 @@ def attend_cuts(sequences: int, heads: int) -> list[AttendCut]:
 
 
 def composed(name: str, batch: int, blocks: int | None, arms: str) -> Config:
-    """The cell's configuration, by Hydra as any other."""
-    compose.register()
+    """The cell's configuration."""
     overrides = ["profile=gpu", f"model={name}", f"batch={batch}", "context=128", f"arms.run=[{arms}]"]
     overrides += ["task=latency"] + ([f"model.shape.num_hidden_layers={blocks}"] if blocks else [])
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose.build(hydra.compose("config", overrides=overrides), overrides)
+    return compose.composed(overrides)
 
 
 @contextmanager

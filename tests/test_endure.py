@@ -57,6 +57,16 @@ def test_a_wrong_token_and_a_weight_that_stays_moved_are_found(
             model.model.layers[0].mlp.down_proj.weight[0, 0] += 1e-6
         return ids
 
+    assert endure.is_sound(line | {"different": 0}) and not endure.is_sound(
+        line | {"different": 0, "grown_gib": [0.0, 0.3]}
+    )
     monkeypatch.setattr(endure, "decoded", moved)
     status, (line,) = run(endure, tmp_path / "moved.json", 16)
     assert status == 1 and line["moved"] == 1
+
+
+def test_what_is_no_model_or_arm_is_one_line(endure: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, named in ((["nobody", "base"], "nobody"), (["tiny", "adafuse_swich"], "adafuse_swich")):
+        assert endure.main(arguments) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and named in said and said.count("\n") == 1

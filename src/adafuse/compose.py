@@ -26,6 +26,7 @@ from adafuse.membership import refuse_secrets
 from adafuse.model.backbone import check_source, device
 from adafuse.model.checkpoint import dtype_of
 from adafuse.model.declared import OF_ARMS, check_declared
+from adafuse.paths import ROOT
 from adafuse.records import as_plain
 from adafuse.refusals import validate
 from adafuse.shape import shape_of
@@ -44,6 +45,19 @@ def register() -> None:
 
     ConfigStore.instance().store(name="schema", node=Config)
     _resolvers()
+
+
+def composed(overrides: list[str]) -> Config:
+    """The configuration of one job, by Hydra as any other. Raises ValueError, one line."""
+    import hydra
+    from hydra.errors import HydraException
+
+    register()
+    try:
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return build(hydra.compose("config", overrides=overrides), overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(printable(str(error).splitlines()[0])) from None
 
 
 def _resolvers() -> None:

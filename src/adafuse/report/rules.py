@@ -18,7 +18,7 @@ from typing import Any
 from adafuse.stats import LEVEL, MOST_SEEDS, SIZE, holm, not_worse, seeds_needed
 
 SINCE = "2026-12-01"
-SHA256 = "163305b3536e6f701fbd34899c6d2083facc9be55af243aa2af15b3f50ffa1df"
+SHA256 = "3fb8ead2153cb04738187ddb87d94a1f5a1f68162b00f028b2e34005ba0d7fc8"
 REPLICATED, IN_PART, NOT_REPLICATED = "replicated", "replicated in part", "not replicated"
 NOT_DECIDED, NOT_TESTABLE, WITHDRAWN = "not decided", "not testable here", "withdrawn"
 VERDICTS = (REPLICATED, IN_PART, NOT_REPLICATED, NOT_DECIDED, NOT_TESTABLE, WITHDRAWN)
@@ -238,7 +238,17 @@ def digest(groups: Iterable[dict[str, Any]]) -> str:
     """SHA-256 over the rules, but for white space: the functions that judge claims, their constants, and by which rule
     each claim in the `groups` of claims.yaml is judged.
     """
-    judging = (judge_ratio, judge_order, judge_cost, judge_difference, judge_family, on_cpu, _in_part)
+    judging = (
+        judge_ratio,
+        judge_order,
+        judge_cost,
+        judge_difference,
+        judge_family,
+        holm,
+        not_worse,
+        on_cpu,
+        _in_part,
+    )
     constants = (LEVEL, SIZE, CLOSE, PART, WIDE, CLOSE_MEMORY, COST_PARAMS, MIN_SEEDS, MARGIN)
     ruled = [(claim["id"], claim["kind"], claim["rule"]) for group in groups for claim in group["claims"]]
     text = json.dumps([[" ".join(inspect.getsource(one).split()) for one in judging], constants, ruled])
