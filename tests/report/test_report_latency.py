@@ -374,13 +374,16 @@ def test_steps_of_training_are_tokens_a_second_over_pefts_paired_by_round(made):
     for key, method, ms, version in cases:
         times = {"peft_lora": [1.0, 1.1, 1.2], method: [ms * 1.0, ms * 1.1, ms * 1.2]}
         lines = [{"kind": "fit_speed", "arm": arm, **numbers, "ratio": 1.0} for arm in times]
+        lines.append(check(method, value=0.4 if key == "d" else 0.2))
         own = {"header": {"arm_versions": {method: version}}, "method": {"name": method}}
         records.append(made(key, "fit_speed", process(times) + lines, **own))
     found = values(records)
     assert found["mixlora", "ratio"].value == pytest.approx(0.5) and found["mixlora", "ratio"].n == 1
     assert found["adafuse", "ratio"].value == pytest.approx(2**0.5) and found["adafuse", "ratio"].n == 2
     assert "d" not in found["adafuse", "ratio"].records, "an older version of the code is not pooled"
-    assert found["peft_lora", "tokens_per_s"].records == "a b c d" and ("peft_lora", "ratio") not in found
+    assert (found["adafuse", "check"].value, found["adafuse", "check"].records) == (0.2, "b c")
+    assert found["peft_lora", "tokens_per_s"].records == "a b c" and ("peft_lora", "ratio") not in found
+    assert measured(records).cells[0].caption.endswith("adafuse of 1 record, peft_lora of 1 record")
     assert found["adafuse", "matrix_share"].value == 0.4 and ("adafuse", "peak_gib") not in found
 
 

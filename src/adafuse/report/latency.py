@@ -26,6 +26,7 @@ from adafuse.report.naming import (
     BASE,
     GEOMETRY,
     KEYS,
+    PEFT,
     TWIN,
     Arm,
     arms_of,
@@ -47,7 +48,6 @@ COUNTS = ["params", "macs", "adapter_params", "bytes_per_token", "floor_ms"]
 SIZES = ["weights_gib", "peak_gib", "peak_load_gib", "process_gib", "reserved_gib"]
 TRACED = ["untraced_ms", "launches", "host_launches", "graph_nodes", "gap_ms", "unlinked"]
 OF_FIT = ["parameters", "tokens_per_s", "flops_per_token", "matrix_share", "peak_gib"]
-PEFT = "peft_lora"
 OF_KERNEL = ["ms", "naive_ms", "bytes", "floor_ms", "gbps", "share", "bound"]
 DRIFTED = ["weight_error", "delta_error", "logit_error", "agreement", "delta_share"]
 # what two workloads must agree in for memory that was measured of one to be the other's
@@ -132,16 +132,16 @@ def _cells(frames: Frames) -> Cells:
     further = [[f" {name}={value}" for name, value in job if name.split(".")[-1] not in TOLD] for job in jobs]
     own = own.assign(cell=own["key"] + list(map("".join, further)))
     own = own.sort_values(["is_cpu", "title", *PLACE, "name"]).drop_duplicates([*PLACE, "record"])
-    lines, older = [], set[tuple[Any, ...]]()
+    lines, versioned = [], own[own["task"].isin([*OF_ARMS, "fit_speed"])].groupby(PLACE, sort=False)
+    older = {(*place, *which) for place, cell in versioned for which in outdated(cell)}
     for place, cell in own[own["task"].isin(OF_ARMS)].groupby(PLACE, sort=False):
-        first, arms, out = cell.iloc[0], dict[str, Arm](), outdated(cell)
+        first, arms = cell.iloc[0], dict[str, Arm]()
         for _, run in cell.iterrows():
             for name, arm in arms_of(run).items():
-                if name not in arms or (run["record"], name) not in out:
+                if name not in arms or (*place, run["record"], name) not in older:
                     arms[name] = arm
         tokens = first["block_tokens"]
         lines += [[*place, name, *arm, _held(first, name, arm.version), tokens] for name, arm in arms.items()]
-        older |= {(*place, *which) for which in out}
     return Cells(frames, own, pd.DataFrame(lines, columns=[*ARM, *Arm._fields, "held", "tokens"]), older)
 
 
@@ -297,6 +297,7 @@ def _checks(cells: Cells) -> pd.DataFrame:
     nearest = lines.sort_values("near", ascending=False, kind="stable").drop_duplicates(ARM)
     names = worst["check"].map("check.{}".format)
     parts = [worst.assign(quantity=names, high=worst["bound"], reason=worst["detail"])]
+    nearest = nearest.drop(columns="record").join(behind(lines, ARM), on=ARM)
     parts.append(nearest.assign(quantity="check", reason=nearest["check"]))
     return pd.concat([*parts, nearest.assign(quantity="check_bound", value=nearest["bound"])])
 
@@ -419,21 +420,10 @@ def _kernel(cells: Cells) -> pd.DataFrame:
     return found.join(behind(pd.concat([lines, errors]), ARM), on=ARM)
 
 
-def _newest(cells: Cells, lines: pd.DataFrame) -> pd.DataFrame:
-    """Of each row of a cell the lines of the newest version of its code."""
-    told = cells.frames.runs["arm_versions"]
-    version = pd.Series(
-        [told[record].get(row, 1) for record, row in zip(lines["record"], lines["row"], strict=True)],
-        lines.index,
-        "int64",
-    )
-    return lines[version == version.groupby([lines[name] for name in ARM]).transform("max")]
-
-
 def _fit_speed(cells: Cells) -> pd.DataFrame:
     """Steps of training: medians over processes, and tokens/s over those of PEFT's LoRA, paired by round."""
-    lines, ratios = _newest(cells, cells.lines("fit_speed")), []
-    blocks = _newest(cells, cells.placed(counted(cells.frames)).query("task == 'fit_speed'"))
+    lines, ratios = cells.lines("fit_speed"), []
+    blocks = cells.placed(counted(cells.frames)).query("task == 'fit_speed'")
     ms = blocks.pivot(index=[*PLACE, "record", "round"], columns="row", values="ms")
     for place, own in ms.groupby(level=PLACE, sort=False):
         for arm in own.columns.drop(PEFT, errors="ignore"):

@@ -20,6 +20,8 @@ from adafuse.report.frames import BEFORE, setting
 
 ORDER = ("base", "full", "lora", "mola", "moral", "pesc", "mixlora", "adafuse_layerwise", "adafuse")
 BASE, LORA, ADAFUSE, TWIN = "base", "lora", "adafuse", "adafuse_layerwise"
+# what a step of training is timed beside
+PEFT = "peft_lora"
 BUDGETS = {"published": "published sizes", "equal": "equal parameters"}
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 ALL_LINEARS = "q, k, v, o, gate, up, down"
@@ -110,11 +112,12 @@ def caption(runs: pd.DataFrame) -> str:
 
 
 def arms_of(run: pd.Series) -> dict[str, Arm]:
-    """Every arm that a run was to time, in order, by the record's own table of arms."""
-    found = {}
-    for name in setting(run["config"], "arms.run") or []:
-        own = {"label": name, "runtime": "eager"} | (setting(run["config"], f"arms.table.{name}") or {})
-        own["routing"] = setting(run["config"], f"methods.{own.get('method')}.routing")
+    """Every arm that a run was to time, in order, by the record's table of arms; of a training step the method."""
+    found, config = {}, run["config"]
+    fitted = [setting(config, "method.name")] if run["task"] == "fit_speed" else None
+    for name in fitted or setting(config, "arms.run") or []:
+        own = {"label": name, "runtime": "eager"} | (setting(config, f"arms.table.{name}") or {})
+        own["routing"] = setting(config, f"methods.{own.get('method')}.routing")
         own["version"] = run["arm_versions"].get(name, 1)
         found[name] = Arm._make(own.get(what) or "" for what in Arm._fields)
     return found
@@ -122,7 +125,7 @@ def arms_of(run: pd.Series) -> dict[str, Arm]:
 
 def outdated(runs: pd.DataFrame) -> set[tuple[str, str]]:
     """(record, arm) of a cell's runs where the arm's code has another version than the newest that one finished with:
-    versions of an arm are never pooled.
+    versions of an arm are never pooled. With a method's older steps of training goes what they were timed beside.
     """
     if not runs["arm_versions"].any():
         return set()
@@ -130,12 +133,14 @@ def outdated(runs: pd.DataFrame) -> set[tuple[str, str]]:
     newest = dict[str, int]()
     for finished, own in arms.values():
         newest |= {name: max(arm.version, newest.get(name, 1)) for name, arm in own.items() if finished}
-    return {
+    older = {
         (record, name)
         for record, (_, own) in arms.items()
         for name, arm in own.items()
         if arm.version != newest.get(name, arm.version)
     }
+    beside = set(runs.loc[runs["task"] == "fit_speed", "record"])
+    return older | {(record, PEFT) for record, _ in older if record in beside}
 
 
 def rank(row: str) -> tuple[int, str]:
