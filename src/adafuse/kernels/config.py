@@ -111,10 +111,10 @@ LEAN_CUTS: dict[tuple[int, int, int, bool], LeanCut] = {
     (1, 4096, 22016, False): LeanCut(rows=4, block=2048, warps=8),
     (1, 4096, 32000, False): LeanCut(rows=4, block=2048, warps=8),
     (1, 11008, 4096, False): LeanCut(rows=2, block=2048, warps=4, tiles=2),
-    (1, 4096, 4096, True): LeanCut(rows=4, block=2048, warps=4, tiles=2),
-    (1, 4096, 12288, True): LeanCut(rows=4, block=4096, warps=8),
-    (1, 4096, 22016, True): LeanCut(rows=4, block=4096, warps=8, tiles=2),
-    (1, 11008, 4096, True): LeanCut(rows=4, block=2048, warps=4, tiles=2),
+    (1, 4096, 4096, True): LeanCut(rows=8, block=1024, warps=4),
+    (1, 4096, 12288, True): LeanCut(rows=8, block=1024, warps=4),
+    (1, 4096, 22016, True): LeanCut(rows=8, block=1024, warps=4),
+    (1, 11008, 4096, True): LeanCut(rows=2, block=2048, warps=4),
 }
 
 
