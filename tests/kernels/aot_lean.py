@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from adafuse.kernels import attend, beside, ends, lean
-from adafuse.kernels.config import AHEAD_COPIES, GEMV_TOKENS, attend_cut
+from adafuse.kernels.config import GEMV_TOKENS, attend_cut
 
 META = {"device": "meta"}
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -67,9 +67,11 @@ def launched(every: bool) -> list[tuple[str, Any, dict[str, Any]]]:
     for tokens in (1, 64):
         mixture(tokens, *llama[:2], rank=16)
         note(f"T={tokens} mixture 4096->")
-    for (group, heads, window), rank in product(((1, 32, None), (4, 8, 4096), (7, 4, None)), (16, 64)):
-        attention(1, heads, group, window, rank)
-        note(f"attend group={group} R={rank}")
+    for (group, heads, window), (rank, routed) in product(
+        ((1, 32, None), (4, 8, 4096), (7, 4, None)), ((16, False), (16, True), (64, False), (64, True))
+    ):
+        attention(1, heads, group, window, rank, routed)
+        note(f"attend group={group} R={rank}{' routed' * routed}")
     head()
     note("head")
     mock.patch.stopall()
@@ -89,10 +91,8 @@ def products(tokens: int, hidden: int, inner: int, joined: int, rank: int, route
         lean.Norm(meta(tokens, hidden // (4 if tokens < 3 else 16), dtype=FP32), 1e-5),
         ((hidden, joined), (hidden, hidden), (hidden, 2 * inner), (inner, hidden)),
     )
-    sized = zip(sizes, members, strict=True)
-    experts = [beside_of(tokens, *size, own, rank, routed) if rank else None for size, own in sized]
-    few = tokens <= GEMV_TOKENS and rank > 0 and not routed
-    if few:
+    experts = [beside_of(tokens, *size, own, rank, routed) if rank else None for size, own in zip(sizes, members, strict=True)]  # fmt: skip
+    if tokens <= GEMV_TOKENS and rank:
         experts = [ahead(own) for own in experts]
     for place, (inputs, outputs) in enumerate(sizes):
         gated, residual = outputs == 2 * inner, outputs == hidden
@@ -103,7 +103,7 @@ def products(tokens: int, hidden: int, inner: int, joined: int, rank: int, route
             gated=gated,
             beside=experts[place],
             # q, k, v are read by attention
-            ahead=experts[(place + 1) % 4] if few and place else None,
+            ahead=experts[(place + 1) % 4] if tokens <= GEMV_TOKENS and place else None,
         )
         if residual:
             slots = meta(tokens, -(-outputs // work.fitted().rows), dtype=FP32)
@@ -161,11 +161,12 @@ def beside_of(tokens: int, inputs: int, outputs: int, members: Any, rank: int, r
 
 def ahead(own: beside.Beside) -> beside.Beside:
     """The same, shrunk by the launch before."""
-    h = meta(AHEAD_COPIES, *own.h.shape, dtype=torch.int64)
-    return replace(own, columns_IS=meta(*own.rows_SI.shape[::-1]), h=h)
+    h = meta(*own.h.shape, dtype=torch.int64)
+    logits = None if own.logits is None else h[:, own.h.shape[1] - own.logits.shape[1] :]
+    return replace(own, columns_IS=meta(*own.rows_SI.shape[::-1]), h=h, logits=logits)
 
 
-def attention(tokens: int, heads: int, group: int, window: int | None, rank: int) -> None:
+def attention(tokens: int, heads: int, group: int, window: int | None, rank: int, routed: bool) -> None:
     cut, width, slots = attend_cut(tokens, heads, 8192), 128, 8192
     cache, table, norm = (
         meta(tokens, heads, slots, width),
@@ -191,7 +192,7 @@ def attention(tokens: int, heads: int, group: int, window: int | None, rank: int
             window,
             partial,
             cut,
-            ahead(beside_of(tokens, heads * group * width, 4096, [(0, 4096)], rank, False)),
+            ahead(beside_of(tokens, heads * group * width, 4096, [(0, 4096)], rank, routed)),
         )
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adafuse.kernels import beside, lean
-from adafuse.kernels.config import AHEAD_COPIES, LeanCut, Members
+from adafuse.kernels.config import LeanCut, Members
 
 EXPERTS, EPS, SCALING = 4, 1e-5, 2.0
 
@@ -77,7 +77,7 @@ class Case:
         shrunk: bool = False,
         reader: beside.Beside | None = None,
     ) -> dict[str, Tensor]:
-        """What the launch writes, by name; memory is poisoned first. `shrunk`: A x is there already; `reader` has
+        """What the launch writes, by name; memory is poisoned first. `shrunk`: A x is there already; `reader` is who has
         its own shrunk by this launch.
         """
         kind, device, wide = self.kind, self.x.device, torch.float32
@@ -90,8 +90,7 @@ class Case:
             own = self.beside(found, ready)
             if shrunk:
                 own = turned(own)
-                # each copy has its share
-                own.h.copy_((low_of(own, self.x) / AHEAD_COPIES * beside.FIXED.value).to(torch.int64))
+                own.h.copy_((low_of(own, self.x) * 2**36).to(torch.int64))
             work = replace(work, beside=own)
         work = replace(work, ahead=reader)
         if kind.residual:
@@ -183,16 +182,19 @@ class Case:
 
 def turned(own: beside.Beside) -> beside.Beside:
     """The same experts for a launch that finds them shrunk; nothing is yet."""
-    shape = AHEAD_COPIES, len(own.index) * own.top_k, len(own.members) * own.rank
-    h = torch.zeros(shape, dtype=torch.int64, device=own.h.device)
-    return replace(own, columns_IS=own.rows_SI.T.contiguous(), h=h)
+    h = torch.zeros(own.h.shape, dtype=torch.int64, device=own.h.device)
+    logits = None if own.logits is None else h[:, -own.logits.shape[1] :]
+    return replace(own, columns_IS=own.rows_SI.T.contiguous(), h=h, logits=logits)
 
 
 def low_of(own: beside.Beside, x: Tensor) -> Tensor:
-    """A x of each choice's expert in fp32, [T * K, G * R]; zero of a choice without a gate."""
-    A = own.rows_SI.float().view(len(own.members), own.experts, own.rank, -1)
+    """A x in fp32, as `own.h` has it: of each choice's expert, or of all rows."""
+    rows, tokens = own.rows_SI.float(), len(x)
+    if own.logits is not None:
+        return x.float() @ rows.T
+    A = rows.view(len(own.members), own.experts, own.rank, -1)
     low = torch.einsum("gkri,ti->tkgr", A, x.float())
-    each = torch.stack([low[t, own.index[t]] for t in range(len(x))])
+    each = torch.stack([low[t, own.index[t]] for t in range(tokens)])
     return (each * (own.weight != 0)[:, :, None, None]).flatten(2).flatten(0, 1)
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from adafuse.config import RouterInput, Runtime, StrategyName
 from adafuse.engine.graph import Static
 from adafuse.kernels.attend import Attend, Partial, attend, room
 from adafuse.kernels.beside import Beside, scratch
-from adafuse.kernels.config import AHEAD_COPIES, GEMV_TOKENS, AttendCut, attend_cut
+from adafuse.kernels.config import GEMV_TOKENS, AttendCut, attend_cut
 from adafuse.kernels.ends import Decision, Next, choose_next, decide, embed, pieces_of
 from adafuse.kernels.lean import Norm, Product, Residual, product
 from adafuse.model.llama import blocks_of, mlp_path, window_of_each_block
@@ -243,8 +242,9 @@ def make_plan(decoder: Lean) -> Plan:
 
 
 def _shrink_ahead(plan: Plan, flow: Flow, of: Mapping[tuple[str, ...], Factors]) -> None:
-    """Whoever makes the input of a product with experts shrinks it too, where tokens are few and gates were known long
-    before: that is what deciding early is worth here. Not for the first product: an embedding makes its input.
+    """Whoever makes the input of a product with experts shrinks it too, where tokens are few and the experts' gates, if
+    they do not hang on that input, were known long before. Not the first product's: what makes its input is an
+    embedding. Nor those whose experts have inputs of their own (MixLoRA's down, PESC's).
     """
     if len(flow.sum_TD) > GEMV_TOKENS:
         return
@@ -252,12 +252,13 @@ def _shrink_ahead(plan: Plan, flow: Flow, of: Mapping[tuple[str, ...], Factors])
     for (writer, wrote), (reader, reads) in pairwise(places):
         work: Product = getattr(reader, reads)
         own = work.beside if reads != "attend" else None
-        if own is None or not own.ready:
+        is_alike = own is not None and own.lora_B_EOR is not None and own.slots is None and not own.gelu
+        if own is None or not is_alike or not (own.ready or own.logits is not None):
             continue
         factors = next(one for one in of.values() if one.rows_SI is own.rows_SI)
-        shape = AHEAD_COPIES, *own.h.shape
-        own = replace(own, columns_IS=factors.turned(), h=room[: prod(shape)].view(shape))
-        room = room[prod(shape) :]
+        h, room = room[: own.h.numel()].view(own.h.shape), room[own.h.numel() :]
+        logits = None if own.logits is None else h[:, factors.shrunk :]
+        own = replace(own, columns_IS=factors.turned(), h=h, logits=logits)
         _swap(plan, reader, reads, replace(work, beside=own))
         _swap(plan, writer, wrote, replace(getattr(writer, wrote), ahead=own))
 
@@ -426,9 +427,8 @@ def _flow(decoder: Lean, of: Mapping[tuple[str, ...], Factors]) -> Flow:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     cut = attend_cut(tokens, kv_heads, decoder.length)
     top_k = 1 if adapter is None or adapter.token_router is None else adapter.token_router.top_k
-    sums = 0
-    if tokens <= GEMV_TOKENS:
-        sums = AHEAD_COPIES * tokens * sum(own.top_k * len(own.members) * own.rank for own in of.values())
+    lows = sum(max(len(own.rows_SI), own.top_k * len(own.members) * own.rank) for own in of.values())
+    sums = tokens * lows if tokens <= GEMV_TOKENS else 0
 
     def fresh(width: int, dtype: torch.dtype = model.dtype) -> Tensor:
         return torch.empty(tokens, width, dtype=dtype, device=device)

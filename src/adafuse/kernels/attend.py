@@ -17,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adafuse.kernels.ahead import add_low, ahead_arguments, columns, shrink
+from adafuse.kernels.ahead import add_lows, ahead_arguments, columns
 from adafuse.kernels.beside import Beside
-from adafuse.kernels.config import AttendCut
+from adafuse.kernels.config import AttendCut, power_of_2
 from adafuse.kernels.gather import _dot_type
 from adafuse.kernels.lean import dependent
 
@@ -102,7 +102,7 @@ def attend(work: Attend) -> None:
         SPLITS=work.cut.splits,
         LEAST=work.cut.least,
         DOT=_dot_type(work.keys),
-        **ahead_arguments(work.ahead),
+        **ahead_arguments(work.ahead, sequences, power_of_2(width), work.cut.warps),
         num_warps=work.cut.warps,
         **dependent(work.qkv.device),
     )
@@ -120,8 +120,8 @@ def attend_kernel(
     WINDOW: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
     LEAST: tl.constexpr, DOT: tl.constexpr,
-    AHEAD: tl.constexpr, STRIDE_LOW: tl.constexpr, G_LOW: tl.constexpr, E_LOW: tl.constexpr, K_LOW: tl.constexpr,
-    R_LOW: tl.constexpr, PDL: tl.constexpr,
+    AHEAD: tl.constexpr, LOWS: tl.constexpr, STRIDE_LOW: tl.constexpr, G_LOW: tl.constexpr, E_LOW: tl.constexpr,
+    K_LOW: tl.constexpr, R_LOW: tl.constexpr, CHOSEN_LOW: tl.constexpr, PAIRS_LOW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """`Attend`. Grid: sequences * key heads, SPLITS parts, of which those beyond the filled slots end at once.
 
@@ -157,10 +157,15 @@ def attend_kernel(
     p_slots = i_pair.to(tl.int64) * slots * WIDTH
     b_K = load_slots(p_keys + p_slots, begin + o_n, end, o_d, WIDTH)
     b_V = load_slots(p_values + p_slots, begin + o_n, end, o_d, WIDTH)
-    if AHEAD > 0 and GROUP == 1:
-        b_columns = columns(
-            p_columns, p_chosen, p_gates, i_kv * WIDTH + o_d, m_d, i_b, STRIDE_LOW, G_LOW, E_LOW, K_LOW, R_LOW
-        )
+    if AHEAD:
+        b_columns: tl.tuple = ()
+        for g in tl.static_range(GROUP):
+            b_columns += (
+                columns(
+                    p_columns, p_chosen, p_gates, (i_kv * GROUP + g) * WIDTH + o_d, m_d, i_b, 0,
+                    LOWS, STRIDE_LOW, G_LOW, E_LOW, K_LOW, R_LOW, CHOSEN_LOW, PAIRS_LOW,
+                ),
+            )  # fmt: skip
     if PDL:
         gdc_wait()
     p_row = p_qkv + i_b * ((GROUP + 2) * KV_HEADS * WIDTH)
@@ -228,18 +233,13 @@ def attend_kernel(
         tl.store(p_ended + i_pair, 0)
     b_out = (b_sum / b_total[:, None]).to(p_out.dtype.element_ty)
     tl.store(p_out + o_out, b_out, mask=m_q)
-    if AHEAD > 0:
-        b_low = tl.zeros((triton.next_power_of_2(K_LOW * G_LOW), triton.next_power_of_2(R_LOW)), tl.float32)
+    if AHEAD:
         for g in tl.static_range(GROUP):
-            if GROUP > 1:
-                # of several heads there is no room for all before the context is summed up
-                o_x = (i_kv * GROUP + g) * WIDTH + o_d
-                b_columns = columns(
-                    p_columns, p_chosen, p_gates, o_x, m_d, i_b, STRIDE_LOW, G_LOW, E_LOW, K_LOW, R_LOW
-                )
             b_x = tl.sum(tl.where((o_g == g)[:, None], b_out.to(tl.float32), 0.0), 0)
-            b_low += shrink(b_columns, b_x)
-        add_low(b_low, p_low, i_kv, i_b, tl.num_programs(0) // KV_HEADS, G_LOW, K_LOW, R_LOW, AHEAD)
+            add_lows(
+                b_columns[g], b_x, p_columns, p_chosen, p_gates, p_low, (i_kv * GROUP + g) * WIDTH + o_d, m_d, i_b,
+                LOWS, STRIDE_LOW, G_LOW, E_LOW, K_LOW, R_LOW, CHOSEN_LOW, PAIRS_LOW,
+            )  # fmt: skip
 
 
 @triton.jit

@@ -30,6 +30,7 @@ from adafuse.kernels.gather import _exact_gelu
 from adafuse.kernels.route import choose_alone, is_slot
 from adafuse.kernels.times import load_rows, rstd, times_x
 
+
 # One in fixed point: of sums in 64 bits up to 1e8 the last digit is 1.5e-11.
 FIXED = tl.constexpr(2.0**36)
 
@@ -43,7 +44,7 @@ class Beside:
     logits are `logits` [T, G * E] (part of h, or of another product's), and index and weight [T, G, K] are written;
     members that share one router have [T, 1, K]. `slots` [T * K, M] of MixLoRA, an input of its own for each choice: a
     gated product leaves each choice's there (and in y their weighted sum), another one's A reads them.
-    `columns_IS`: whoever makes x has shrunk it (ahead.py), by these rows turned; `h` [copies, T * K, G * R] is in fixed
+    `columns_IS`: whoever makes x has shrunk it (ahead.py), by these rows turned; `h`, and logits in it, are in fixed
     point then, before the norm, and no program of this launch shrinks.
     """
 
@@ -88,7 +89,7 @@ def arguments(beside: Beside | None, tokens: int, cut: LeanCut) -> dict[str, Any
         )
         numbers = dict.fromkeys(("turn", "logits_stride"), 0) | {"scaling": 0.0}
         sizes = dict.fromkeys(("FRONT", "ROWS_A", "ROWS_B", "G"), 0) | dict.fromkeys(
-            ("E", "K", "R", "ROUTERS", "COPIES"), 1
+            ("E", "K", "R", "ROUTERS"), 1
         )
         flags = dict.fromkeys(("CHOSEN", "EXPAND", "ROUTED", "RAW", "GELU", "READY"), False)
         return nothing | numbers | sizes | flags | _edges([]) | {"FRONT_ROWS": 1, "FRONT_BLOCK": 1}
@@ -124,7 +125,6 @@ def arguments(beside: Beside | None, tokens: int, cut: LeanCut) -> dict[str, Any
         "E": beside.experts,
         "K": beside.top_k,
         "R": beside.rank,
-        "COPIES": 1 if beside.columns_IS is None else beside.h.shape[0],
         "CHOSEN": chosen,
         "EXPAND": beside.lora_B_EOR is not None,
         "ROUTED": routed,
@@ -196,7 +196,7 @@ def front(
 
 @triton.jit
 def few_gates(
-    p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_first, known,
+    p_index, p_weight, p_logits, logits_stride, b_scale, b_g, m_row, m_first, known,
     T: tl.constexpr, PADDED: tl.constexpr, ROUTERS: tl.constexpr, E: tl.constexpr, K: tl.constexpr,
     R: tl.constexpr, ROUTED: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
@@ -214,7 +214,7 @@ def few_gates(
         # of members that share a router the first tells
         b_own = tl.minimum(tl.maximum(b_g, 0), ROUTERS - 1)[None, :]
         b_index, b_share = choose_alone(
-            p_logits + tl.minimum(o_row, T - 1) * logits_stride + b_own * E, E, K, RAW
+            p_logits + tl.minimum(o_row, T - 1) * logits_stride + b_own * E, b_scale[:, None], E, K, RAW
         )
         b_e = tl.zeros((PADDED, b_g.shape[0], CHOICES, 1), tl.int32)
         b_gate = tl.zeros((PADDED, b_g.shape[0], CHOICES, 1), tl.float32)
@@ -241,10 +241,10 @@ def few_ups(p_B, b_e, b_gate, o_B, ROWS_B: tl.constexpr, K: tl.constexpr, R: tl.
 
 @triton.jit
 def few_lows(
-    p_h, b_e, b_gate, b_g, known, PADDED: tl.constexpr,
+    p_h, b_scale, b_e, b_gate, b_g, known, PADDED: tl.constexpr,
     ROWS_A: tl.constexpr, G: tl.constexpr, E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr,
 ):  # fmt: skip
-    """[T, rows, K, R] of h, past the L1 cache, which does not see what other processors wrote."""
+    """[T, rows, K, R] of h times `b_scale` [T], past the L1 cache, which does not see what other processors wrote."""
     o_t = tl.arange(0, PADDED)[:, None, None, None]
     o_k = tl.arange(0, triton.next_power_of_2(K))[None, None, :, None]
     o_r = tl.arange(0, triton.next_power_of_2(R))[None, None, None, :]
@@ -253,24 +253,8 @@ def few_lows(
         p_low = p_h + (o_t * K + o_k) * (G * R) + b_own * R + o_r
     else:
         p_low = p_h + o_t * ROWS_A + (b_own * E + b_e) * R + o_r
-    return tl.load(p_low, mask=is_slot(b_gate) & (o_r < R) & known, other=0.0, cache_modifier=".cg")
-
-
-@triton.jit
-def summed_lows(
-    p_h, b_gate, b_g,
-    T: tl.constexpr, PADDED: tl.constexpr, G: tl.constexpr, K: tl.constexpr, R: tl.constexpr, COPIES: tl.constexpr,
-):  # fmt: skip
-    """The same of the chosen experts' h, in COPIES in fixed point, which the launch before has added up."""
-    o_t = tl.arange(0, PADDED)[:, None, None, None]
-    o_k = tl.arange(0, triton.next_power_of_2(K))[None, None, :, None]
-    o_r = tl.arange(0, triton.next_power_of_2(R))[None, None, None, :]
-    p_low = p_h + (o_t * K + o_k) * (G * R) + tl.maximum(b_g, 0)[None, :, None, None] * R + o_r
-    m_low = is_slot(b_gate) & (o_r < R)
-    b_low = tl.load(p_low, mask=m_low, other=0)
-    for copy in tl.static_range(1, COPIES):
-        b_low += tl.load(p_low + copy * (T * K * G * R), mask=m_low, other=0)
-    return b_low.to(tl.float32) * (1.0 / FIXED)
+    b_low = tl.load(p_low, mask=is_slot(b_gate) & (o_r < R) & known, other=0, cache_modifier=".cg")
+    return b_low.to(tl.float32) * b_scale[:, None, None, None]
 
 
 @triton.jit
@@ -298,7 +282,7 @@ def expand_all(
     o_slot = (o_t * ROUTERS + i_router) * K
     if ROUTED:
         p_own = p_logits + tl.minimum(o_t, T - 1) * logits_stride + i_router * E
-        b_index, b_share = choose_alone(p_own, E, K, RAW)
+        b_index, b_share = choose_alone(p_own, 1.0, E, K, RAW)
         for k in tl.static_range(K):
             m_told = m_t & starts & exists & (i_g < ROUTERS)
             tl.store(p_index + o_slot + k, b_index[k].to(tl.int64), mask=m_told)

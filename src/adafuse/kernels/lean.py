@@ -21,8 +21,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adafuse.kernels.ahead import add_low, ahead_arguments, columns, shrink
+from adafuse.kernels.ahead import add_lows, ahead_arguments, columns
 from adafuse.kernels.beside import (
+    FIXED,
     Beside,
     arguments,
     expand_all,
@@ -34,7 +35,6 @@ from adafuse.kernels.beside import (
     load_terms,
     member,
     member_start,
-    summed_lows,
 )
 from adafuse.kernels.config import GEMV_TOKENS, LeanCut, cdiv, fit_lean, lean_cut
 from adafuse.kernels.gather import _dot_type
@@ -118,7 +118,7 @@ def product(work: Product) -> None:
         p_squares_next=residual and residual.squares_TP,
         eps=work.norm.eps if work.norm else 0.0,
         **experts,
-        **ahead_arguments(work.ahead),
+        **ahead_arguments(work.ahead, tokens, cut.rows // (2 if work.gated else 1), cut.warps),
         T=tokens,
         PADDED=max(16 if tensor_cores else 1, triton.next_power_of_2(tokens)),
         OUTPUTS=outputs,
@@ -171,10 +171,10 @@ def product_kernel(
     GATED: tl.constexpr,
     FRONT: tl.constexpr, FRONT_ROWS: tl.constexpr, FRONT_BLOCK: tl.constexpr, ROWS_A: tl.constexpr,
     ROWS_B: tl.constexpr, G: tl.constexpr, E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr,
-    EXPAND: tl.constexpr, COPIES: tl.constexpr,
+    EXPAND: tl.constexpr,
     ROUTED: tl.constexpr, ROUTERS: tl.constexpr, RAW: tl.constexpr, GELU: tl.constexpr, READY: tl.constexpr,
-    AHEAD: tl.constexpr, STRIDE_LOW: tl.constexpr, G_LOW: tl.constexpr, E_LOW: tl.constexpr, K_LOW: tl.constexpr,
-    R_LOW: tl.constexpr,
+    AHEAD: tl.constexpr, LOWS: tl.constexpr, STRIDE_LOW: tl.constexpr, G_LOW: tl.constexpr, E_LOW: tl.constexpr,
+    K_LOW: tl.constexpr, R_LOW: tl.constexpr, CHOSEN_LOW: tl.constexpr, PAIRS_LOW: tl.constexpr,
     ROWS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
     TENSOR_CORES: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -185,8 +185,8 @@ def product_kernel(
     in fp32, p_norm [O], p_next [T, O], p_squares_next [T, tiles]; p_A [ROWS_A, I]; p_B [E, ROWS_B, R]; p_index and
     p_weight [T, K], with ROUTED [T, G, K]; p_h in fp32, [T * K, G * R] of the CHOSEN rows or [T, ROWS_A] of all;
     p_logits [T, G * E] in fp32, rows `logits_stride` apart. p_flags[turn] counts the programs that have shrunk; the
-    step's last launch lowers all flags (ends.py). Without FRONT programs p_h [COPIES, T * K, G * R] is in fixed point,
-    before the norm. AHEAD: p_columns, p_chosen, p_gates and p_low are those of the next product's experts (ahead.py).
+    step's last launch lowers all flags (ends.py). Without FRONT programs p_h and p_logits are in fixed point, before
+    the norm. AHEAD: p_columns, p_chosen, p_gates and p_low are those of the next product's experts (ahead.py).
     """
     i_program = tl.program_id(0)
     if PDL:
@@ -205,12 +205,7 @@ def product_kernel(
     FEW: tl.constexpr = EXPAND and not TENSOR_CORES
     MIXED: tl.constexpr = GATED and p_slots is not None
     SUMMED: tl.constexpr = EXPAND and FRONT == 0
-    b_lows: tl.tuple = ()
-    if AHEAD > 0:
-        for _ in tl.static_range(T):
-            b_lows += (
-                tl.zeros((triton.next_power_of_2(K_LOW * G_LOW), triton.next_power_of_2(R_LOW)), tl.float32),
-            )
+    b_unit = tl.full((PADDED,), 1.0 / FIXED if SUMMED else 1.0, tl.float32)
     # whether the flag is raised: once a program has seen it there is nothing to wait for
     seen = False
     for tile in tl.static_range(TILES):
@@ -233,37 +228,39 @@ def product_kernel(
             if GATED:
                 o_up = o_y + WIDTH + shift_up
                 b_B_up = load_terms(p_B, 0, o_up, m_y & (i_up >= 0), ROWS_B, E, R, BLOCK_C)
-        if AHEAD > 0:
+        if AHEAD:
             b_columns: tl.tuple = ()
             for t in tl.static_range(T):
-                own = columns(
-                    p_columns, p_chosen, p_gates, o_y, m_y, t, STRIDE_LOW, G_LOW, E_LOW, K_LOW, R_LOW
-                )
-                b_columns += (own,)
+                b_columns += (
+                    columns(
+                        p_columns, p_chosen, p_gates, o_y, m_y, t, 0,
+                        LOWS, STRIDE_LOW, G_LOW, E_LOW, K_LOW, R_LOW, CHOSEN_LOW, PAIRS_LOW,
+                    ),
+                )  # fmt: skip
         if PDL and tile == 0 and not (CHOSEN and READY):
             gdc_wait()
         if CHOSEN:
             b_e, b_gate = few_gates(
-                p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_row, True,
+                p_index, p_weight, p_logits, logits_stride, b_unit, b_g, m_row, m_row, True,
                 T, PADDED, G, E, K, R, False, RAW,
             )  # fmt: skip
             b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
             if PDL and tile == 0 and READY:
                 gdc_wait()
         m_first = m_row & (o_row == member_start(b_g, COLUMN_0, COLUMN_1, COLUMN_2)) & (b_g >= 0)
-        if SUMMED:
-            b_h = summed_lows(p_h, b_gate, b_g, T, PADDED, G, K, R, COPIES)
+        if SUMMED and CHOSEN:
+            b_h = few_lows(p_h, b_unit, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, CHOSEN)
         elif FEW and not SUMMED:
             # most programs start when all is shrunk, and have it long before their rows are multiplied
             if not seen:
                 seen = tl.atomic_add(p_flags + turn, 0, sem="acquire") >= FRONT
             if ROUTED:
                 b_e, b_gate = few_gates(
-                    p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_first, seen,
+                    p_index, p_weight, p_logits, logits_stride, b_unit, b_g, m_row, m_first, seen,
                     T, PADDED, ROUTERS, E, K, R, True, RAW,
                 )  # fmt: skip
                 b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
-            b_h = few_lows(p_h, b_e, b_gate, b_g, seen, PADDED, ROWS_A, G, E, K, R, CHOSEN)
+            b_h = few_lows(p_h, b_unit, b_e, b_gate, b_g, seen, PADDED, ROWS_A, G, E, K, R, CHOSEN)
         o_t = tl.arange(0, PADDED)
         m_t = o_t < T
         m_out = m_t[:, None] & m_y[None, :]
@@ -281,9 +278,18 @@ def product_kernel(
                 b_y += tl.load(p_bias + o_row, mask=m_row, other=0.0).to(tl.float32)[None, :]
         else:
             b_y = tl.load(p_x + o_t[:, None] * INPUTS + o_y[None, :], mask=m_out, other=0.0).to(tl.float32)
-        if SUMMED and PARTS > 0:
-            b_h *= b_rstd[:, None, None, None]
-        elif EXPAND and not SUMMED:
+        if SUMMED:
+            if ROUTED:
+                b_scale = b_unit * b_rstd if PARTS > 0 else b_unit
+                b_e, b_gate = few_gates(
+                    p_index, p_weight, p_logits, logits_stride, b_scale, b_g, m_row, m_first, True,
+                    T, PADDED, ROUTERS, E, K, R, True, RAW,
+                )  # fmt: skip
+                b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
+                b_h = few_lows(p_h, b_unit, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, CHOSEN)
+            if PARTS > 0:
+                b_h *= b_rstd[:, None, None, None]
+        elif EXPAND:
             has_experts = i_g >= 0
             if GATED:
                 has_experts = has_experts | (i_up >= 0)
@@ -294,11 +300,11 @@ def product_kernel(
                 if FEW:
                     if ROUTED:
                         b_e, b_gate = few_gates(
-                            p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_first, True,
+                            p_index, p_weight, p_logits, logits_stride, b_unit, b_g, m_row, m_first, True,
                             T, PADDED, ROUTERS, E, K, R, True, RAW,
                         )  # fmt: skip
                         b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
-                    b_h = few_lows(p_h, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, CHOSEN)
+                    b_h = few_lows(p_h, b_unit, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, CHOSEN)
         o_out = o_t[:, None] * WIDTH + o_y[None, :]
         starts = i_tile == 0
         if not GATED:
@@ -313,7 +319,7 @@ def product_kernel(
             b_mix = tl.zeros((PADDED, HALF), tl.float32)
             if TENSOR_CORES:
                 p_own = p_logits + tl.minimum(o_t, T - 1) * logits_stride
-                _b_index, b_share = choose_alone(p_own, E, K, RAW)
+                _b_index, b_share = choose_alone(p_own, 1.0, E, K, RAW)
             for k in tl.static_range(K):
                 if FEW:
                     b_share_k = tl.where(
@@ -365,12 +371,10 @@ def product_kernel(
         else:
             b_next = b_y.to(p_y.dtype.element_ty)
             tl.store(p_y + o_out, b_next, mask=m_out)
-        if AHEAD > 0:
-            b_added: tl.tuple = ()
+        if AHEAD:
             for t in tl.static_range(T):
                 b_x = tl.sum(tl.where((o_t == t)[:, None], b_next.to(tl.float32), 0.0), 0)
-                b_added += (b_lows[t] + shrink(b_columns[t], b_x),)
-            b_lows = b_added
-    if AHEAD > 0:
-        for t in tl.static_range(T):
-            add_low(b_lows[t], p_low, i_program, t, T, G_LOW, K_LOW, R_LOW, AHEAD)
+                add_lows(
+                    b_columns[t], b_x, p_columns, p_chosen, p_gates, p_low, o_y, m_y, t,
+                    LOWS, STRIDE_LOW, G_LOW, E_LOW, K_LOW, R_LOW, CHOSEN_LOW, PAIRS_LOW,
+                )  # fmt: skip
