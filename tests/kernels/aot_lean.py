@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from adafuse.kernels import attend, beside, ends, lean
-from adafuse.kernels.config import GEMV_TOKENS, attend_cut
+from adafuse.kernels.config import attend_cut
 
 META = {"device": "meta"}
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -67,11 +67,9 @@ def launched(every: bool) -> list[tuple[str, Any, dict[str, Any]]]:
     for tokens in (1, 64):
         mixture(tokens, *llama[:2], rank=16)
         note(f"T={tokens} mixture 4096->")
-    for (group, heads, window), (rank, routed) in product(
-        ((1, 32, None), (4, 8, 4096), (7, 4, None)), ((16, False), (16, True), (64, False), (64, True))
-    ):
-        attention(1, heads, group, window, rank, routed)
-        note(f"attend group={group} R={rank}{' routed' * routed}")
+    for group, heads, window in ((1, 32, None), (4, 8, 4096)):
+        attention(1, heads, group, window)
+        note(f"attend group={group}")
     head()
     note("head")
     mock.patch.stopall()
@@ -79,7 +77,7 @@ def launched(every: bool) -> list[tuple[str, Any, dict[str, Any]]]:
 
 
 def products(tokens: int, hidden: int, inner: int, joined: int, rank: int, routed: bool):
-    """The four products of a block, launched one by one; of few tokens each shrinks for the next one's experts."""
+    """The four products of a block, launched one by one."""
     kv = (joined - hidden) // 2
     members = [
         [(0, hidden), (hidden, kv), (hidden + kv, kv)],
@@ -91,19 +89,15 @@ def products(tokens: int, hidden: int, inner: int, joined: int, rank: int, route
         lean.Norm(meta(tokens, hidden // (4 if tokens < 3 else 16), dtype=FP32), 1e-5),
         ((hidden, joined), (hidden, hidden), (hidden, 2 * inner), (inner, hidden)),
     )
-    experts = [beside_of(tokens, *size, own, rank, routed) if rank else None for size, own in zip(sizes, members, strict=True)]  # fmt: skip
-    if tokens <= GEMV_TOKENS and rank:
-        experts = [ahead(own) for own in experts]
-    for place, (inputs, outputs) in enumerate(sizes):
+    for (inputs, outputs), own in zip(sizes, members, strict=True):
         gated, residual = outputs == 2 * inner, outputs == hidden
+        own_experts = beside_of(tokens, inputs, outputs, own, rank, routed) if rank else None
         work = lean.Product(
             meta(tokens, inputs),
             meta(outputs, inputs),
             norm=None if residual else norm,
             gated=gated,
-            beside=experts[place],
-            # q, k, v are read by attention
-            ahead=experts[(place + 1) % 4] if tokens <= GEMV_TOKENS and place else None,
+            beside=own_experts,
         )
         if residual:
             slots = meta(tokens, -(-outputs // work.fitted().rows), dtype=FP32)
@@ -140,7 +134,7 @@ def beside_of(tokens: int, inputs: int, outputs: int, members: Any, rank: int, r
     chosen = (tokens, groups, 2) if routed else (tokens, 2)
     logits = h[:, groups * experts * rank :] if routed else None
     index, weight = meta(*chosen, dtype=torch.int64), meta(*chosen, dtype=FP32)
-    flags = meta(128, dtype=torch.int64)
+    flags = meta(128, dtype=torch.int32)
     return beside.Beside(
         meta(rows, inputs),
         meta(experts, outputs, rank),
@@ -159,14 +153,7 @@ def beside_of(tokens: int, inputs: int, outputs: int, members: Any, rank: int, r
     )
 
 
-def ahead(own: beside.Beside) -> beside.Beside:
-    """The same, shrunk by the launch before."""
-    h = meta(*own.h.shape, dtype=torch.int64)
-    logits = None if own.logits is None else h[:, own.h.shape[1] - own.logits.shape[1] :]
-    return replace(own, columns_IS=meta(*own.rows_SI.shape[::-1]), h=h, logits=logits)
-
-
-def attention(tokens: int, heads: int, group: int, window: int | None, rank: int, routed: bool) -> None:
+def attention(tokens: int, heads: int, group: int, window: int | None) -> None:
     cut, width, slots = attend_cut(tokens, heads, 8192), 128, 8192
     cache, table, norm = (
         meta(tokens, heads, slots, width),
@@ -192,7 +179,6 @@ def attention(tokens: int, heads: int, group: int, window: int | None, rank: int
             window,
             partial,
             cut,
-            ahead(beside_of(tokens, heads * group * width, 4096, [(0, 4096)], rank, routed)),
         )
     )
 
@@ -215,7 +201,7 @@ def head() -> None:
             best,
             found,
             meta(1, dtype=torch.int32),
-            meta(128, dtype=torch.int64),
+            meta(128, dtype=torch.int32),
         )
     )
     out = lean.Residual(

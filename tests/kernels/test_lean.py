@@ -11,7 +11,7 @@ import torch
 
 from adafuse.kernels.config import LeanCut, fit_lean, lean_cut
 from synthetic.fused import DEVICE, MACHINES
-from synthetic.lean import KINDS, Case, Kind, low_of, turned
+from synthetic.lean import KINDS, Case
 
 # by how many tokens: each kernel in several tiles, with and without tensor cores
 CUTS = {
@@ -31,40 +31,6 @@ def test_a_product_with_experts(device, dtype, name: str, tokens: int, routed: b
     case = Case(KINDS[name], tokens, device, dtype, routed, CUTS[tokens])
     # programs run in another order each time where they run at once
     assert all(case.agrees(case.launch(), case.meaning()) for _ in range(1 if device == "cpu" else 50))
-
-
-@pytest.mark.parametrize("routed", [False, True], ids=["known", "routed"])
-@pytest.mark.parametrize("tokens", [1, 2])
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "serial"])
-@pytest.mark.parametrize(("device", "dtype"), MACHINES)
-def test_a_product_that_finds_its_experts_shrunk(device, dtype, name: str, tokens: int, routed: bool) -> None:
-    case = Case(KINDS[name], tokens, device, dtype, routed, CUTS[tokens])
-    for ready in (False, not routed):
-        assert case.agrees(case.launch(ready=ready, shrunk=True), case.meaning())
-
-
-@pytest.mark.parametrize("routed", [False, True], ids=["known", "routed"])
-@pytest.mark.parametrize("tokens", [1, 2])
-@pytest.mark.parametrize("name", ["gate,up", "up of gate,up", "down", "odd"])
-@pytest.mark.parametrize(("device", "dtype"), MACHINES)
-def test_a_product_shrinks_for_the_next(device, dtype, name: str, tokens: int, routed: bool) -> None:
-    """Over what it leaves, rounded; the same bits in whatever order its programs end, and added to what was there."""
-    case = Case(KINDS[name], tokens, device, dtype, False, CUTS[tokens])
-    width = len(case.launch(experts=False)["next" if case.kind.residual else "y"][0])
-    kind = Kind(width, 48, [(0, 32), (40, 8)], rank=5)
-    next_case = Case(kind, tokens, device, dtype, routed, CUTS[tokens])
-    if not routed:
-        next_case.weight_TK[0, 1] = 0.0
-    found, reader = [], turned(next_case.beside({}, True))
-    for _ in range(2 if device == "cpu" else 20):
-        reader.h.zero_()
-        wrote = case.launch(reader=reader)
-        found.append(reader.h.clone())
-    low = low_of(reader, wrote["next" if case.kind.residual else "y"])
-    assert (found[0] / 2**36 - low).abs().max() <= 1e-5 * low.abs().max()
-    assert all(torch.equal(one, found[0]) for one in found)
-    case.launch(reader=reader)
-    assert torch.equal(reader.h, 2 * found[0])
 
 
 @pytest.mark.parametrize("tokens", CUTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -70,16 +70,8 @@ class Case:
         self.weight_TK = torch.rand(tokens, kind.top_k, generator=generator).to(device)
         self.routed, self.cut = routed, cut
 
-    def launch(
-        self,
-        experts: bool = True,
-        ready: bool = False,
-        shrunk: bool = False,
-        reader: beside.Beside | None = None,
-    ) -> dict[str, Tensor]:
-        """What the launch writes, by name; memory is poisoned first. `shrunk`: A x is there already; `reader` is who has
-        its own shrunk by this launch.
-        """
+    def launch(self, experts: bool = True, ready: bool = False) -> dict[str, Tensor]:
+        """What the launch writes, by name; memory is poisoned first."""
         kind, device, wide = self.kind, self.x.device, torch.float32
         fresh = {"device": device}
         width = kind.outputs // 2 if kind.gated else kind.outputs
@@ -88,22 +80,18 @@ class Case:
         found: dict[str, Tensor] = {}
         if experts:
             own = self.beside(found, ready)
-            if shrunk:
-                own = turned(own)
-                own.h.copy_((low_of(own, self.x) * 2**36).to(torch.int64))
-            work = replace(work, beside=own)
-        work = replace(work, ahead=reader)
+            work = lean.Product(**{**work.__dict__, "beside": own})
         if kind.residual:
             found["sum"] = self.sum.clone()
             tiles = -(-kind.outputs // work.fitted().rows)
             found["next"] = torch.full((self.tokens, width), math.nan, dtype=self.dtype, **fresh)
             found["squares"] = torch.full((self.tokens, tiles), math.nan, dtype=wide, **fresh)
             residual = lean.Residual(found["sum"], self.norm_weight, found["next"], found["squares"])
-            lean.product(replace(work, residual=residual))
+            lean.product(lean.Product(**{**work.__dict__, "residual": residual}))
             found["squares"] = found["squares"].sum(1)
         else:
             found["y"] = torch.full((self.tokens, width), math.nan, dtype=self.dtype, **fresh)
-            lean.product(replace(work, y_TO=found["y"]))
+            lean.product(lean.Product(**{**work.__dict__, "y_TO": found["y"]}))
         found.pop("h", None)
         return found
 
@@ -120,7 +108,7 @@ class Case:
             index = found["index"] = torch.full(chosen, -1, dtype=torch.int64, device=device)
             weight = found["weight"] = torch.full(chosen, math.nan, device=device)
             logits = h[:, groups * EXPERTS * kind.rank :]
-        flags = torch.zeros(2, dtype=torch.int64, device=device)
+        flags = torch.zeros(2, dtype=torch.int32, device=device)
         sizes = kind.members, EXPERTS, kind.rank, kind.top_k, SCALING
         return beside.Beside(
             rows, self.B, *sizes, index, weight, h, flags, 0, logits, gelu=kind.serial, ready=ready
@@ -178,24 +166,6 @@ class Case:
         assert got.keys() == want.keys(), (got.keys(), want.keys())
         units = 64 if self.dtype == torch.float32 else 4
         return all(_near(got[name], want[name], units * torch.finfo(self.dtype).eps) for name in want)
-
-
-def turned(own: beside.Beside) -> beside.Beside:
-    """The same experts for a launch that finds them shrunk; nothing is yet."""
-    h = torch.zeros(own.h.shape, dtype=torch.int64, device=own.h.device)
-    logits = None if own.logits is None else h[:, -own.logits.shape[1] :]
-    return replace(own, columns_IS=own.rows_SI.T.contiguous(), h=h, logits=logits)
-
-
-def low_of(own: beside.Beside, x: Tensor) -> Tensor:
-    """A x in fp32, as `own.h` has it: of each choice's expert, or of all rows."""
-    rows, tokens = own.rows_SI.float(), len(x)
-    if own.logits is not None:
-        return x.float() @ rows.T
-    A = rows.view(len(own.members), own.experts, own.rank, -1)
-    low = torch.einsum("gkri,ti->tkgr", A, x.float())
-    each = torch.stack([low[t, own.index[t]] for t in range(tokens)])
-    return (each * (own.weight != 0)[:, :, None, None]).flatten(2).flatten(0, 1)
 
 
 def _near(got: Tensor, want: Tensor, tolerance: float) -> bool:

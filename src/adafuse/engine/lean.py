@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import count, pairwise
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from adafuse.config import RouterInput, Runtime, StrategyName
 from adafuse.engine.graph import Static
 from adafuse.kernels.attend import Attend, Partial, attend, room
 from adafuse.kernels.beside import Beside, scratch
-from adafuse.kernels.config import GEMV_TOKENS, AttendCut, attend_cut
+from adafuse.kernels.config import AttendCut, attend_cut
 from adafuse.kernels.ends import Decision, Next, choose_next, decide, embed, pieces_of
 from adafuse.kernels.lean import Norm, Product, Residual, product
 from adafuse.model.llama import blocks_of, mlp_path, window_of_each_block
@@ -183,7 +183,6 @@ class Flow:
     # gates [T, K] that all layers share
     index_TK: Tensor
     weight_TK: Tensor
-    # flags, and behind them what is shrunk ahead
     flags: Tensor
     turns: Iterator[int]
     said: list[tuple[Router, Gates]]
@@ -193,7 +192,7 @@ def make_plan(decoder: Lean) -> Plan:
     """The launches of a step of `decoder`, whose adapter is installed and whose prompt is in the cache."""
     model, adapter, strategy = decoder.model, decoder.adapter, decoder._strategy
     of = strategy.of if adapter is not None and isinstance(strategy, Resident) else {}
-    flow, layers, final = _flow(decoder, of), decoder._layers, model.model.norm
+    flow, layers, final = _flow(decoder, len(of)), decoder._layers, model.model.norm
     norms = [(layer.input_layernorm, layer.post_attention_layernorm) for layer in layers]
     following = [*(first for first, _ in norms[1:]), final]
     starts = [] if adapter is None else decision_blocks(adapter.method, adapter.geometry, len(layers))
@@ -237,44 +236,7 @@ def make_plan(decoder: Lean) -> Plan:
     if adapter is not None:
         for router in adapter.token_routers.values():
             _share_gates(decoder, adapter, plan, flow, router)
-    _shrink_ahead(plan, flow, of)
     return plan
-
-
-def _shrink_ahead(plan: Plan, flow: Flow, of: Mapping[tuple[str, ...], Factors]) -> None:
-    """Whoever makes the input of a product with experts shrinks it too, where tokens are few and the experts' gates, if
-    they do not hang on that input, were known long before. Not the first product's: what makes its input is an
-    embedding. Nor those whose experts have inputs of their own (MixLoRA's down, PESC's).
-    """
-    if len(flow.sum_TD) > GEMV_TOKENS:
-        return
-    room, places = flow.flags[len(of) :], _in_turn(plan)
-    for (writer, wrote), (reader, reads) in pairwise(places):
-        work: Product = getattr(reader, reads)
-        own = work.beside if reads != "attend" else None
-        is_alike = own is not None and own.lora_B_EOR is not None and own.slots is None and not own.gelu
-        if own is None or not is_alike or not (own.ready or own.logits is not None):
-            continue
-        factors = next(one for one in of.values() if one.rows_SI is own.rows_SI)
-        h, room = room[: own.h.numel()].view(own.h.shape), room[own.h.numel() :]
-        logits = None if own.logits is None else h[:, factors.shrunk :]
-        own = replace(own, columns_IS=factors.turned(), h=h, logits=logits)
-        _swap(plan, reader, reads, replace(work, beside=own))
-        _swap(plan, writer, wrote, replace(getattr(writer, wrote), ahead=own))
-
-
-def _in_turn(plan: Plan) -> list[tuple[Block, str]]:
-    """Where the launches of all blocks stand, one after the other."""
-    names = ("qkv", "attend", "out", "gate_up", "down", "serial")
-    return [(block, name) for block in plan.blocks for name in names if getattr(block, name) is not None]
-
-
-def _swap(plan: Plan, owner: Block, name: str, work: Product | Attend) -> None:
-    """`work` in the place of another launch, behind whatever decision that was behind."""
-    before = getattr(owner, name)
-    if id(before) in plan.decides:
-        plan.decides[id(work)] = plan.decides.pop(id(before))
-    setattr(owner, name, work)
 
 
 def _joined(
@@ -420,15 +382,13 @@ def _decides_before(decoder: Lean, adapter: Adapter, plan: Plan, router: Router)
     return plan.blocks[place // 4], ("qkv", "out", "gate_up", "down")[place % 4]
 
 
-def _flow(decoder: Lean, of: Mapping[tuple[str, ...], Factors]) -> Flow:
-    """Room for a step with these experts."""
+def _flow(decoder: Lean, adapted: int) -> Flow:
+    """Room for a step; `adapted` products have experts beside them."""
     model, adapter, tokens = decoder.model, decoder.adapter, decoder._rows
     config, attention, device = model.config, decoder._layers[0].self_attn, decoder.position.device
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     cut = attend_cut(tokens, kv_heads, decoder.length)
     top_k = 1 if adapter is None or adapter.token_router is None else adapter.token_router.top_k
-    lows = sum(max(len(own.rows_SI), own.top_k * len(own.members) * own.rank) for own in of.values())
-    sums = tokens * lows if tokens <= GEMV_TOKENS else 0
 
     def fresh(width: int, dtype: torch.dtype = model.dtype) -> Tensor:
         return torch.empty(tokens, width, dtype=dtype, device=device)
@@ -446,7 +406,7 @@ def _flow(decoder: Lean, of: Mapping[tuple[str, ...], Factors]) -> Flow:
         attend_cut=cut,
         index_TK=index_TK,
         weight_TK=weight_TK,
-        flags=torch.zeros(max(1, len(of) + sums), dtype=torch.int64, device=device),
+        flags=torch.zeros(max(1, adapted), dtype=torch.int32, device=device),
         turns=count(),
         said=[],
     )

@@ -17,9 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adafuse.kernels.ahead import add_lows, ahead_arguments, columns
-from adafuse.kernels.beside import Beside
-from adafuse.kernels.config import AttendCut, power_of_2
+from adafuse.kernels.config import AttendCut
 from adafuse.kernels.gather import _dot_type
 from adafuse.kernels.lean import dependent
 
@@ -39,7 +37,6 @@ class Attend:
 
     Cache [B, kv heads, slots, width]; `cos`, `sin` [positions, width / 2] in fp32; `position` [1] the slot that is
     written, `pads_B` how many slots of each sequence come before its first token; norms of q and k [width], or None.
-    `ahead`: the experts of the product that reads the heads' outputs, which are shrunk here.
     """
 
     qkv: Tensor
@@ -57,7 +54,6 @@ class Attend:
     window: int | None
     partial: Partial
     cut: AttendCut
-    ahead: Beside | None = None
 
 
 def room(
@@ -102,7 +98,6 @@ def attend(work: Attend) -> None:
         SPLITS=work.cut.splits,
         LEAST=work.cut.least,
         DOT=_dot_type(work.keys),
-        **ahead_arguments(work.ahead, sequences, power_of_2(width), work.cut.warps),
         num_warps=work.cut.warps,
         **dependent(work.qkv.device),
     )
@@ -116,12 +111,10 @@ def _group_block(group: int) -> int:
 @triton.jit
 def attend_kernel(
     p_qkv, p_keys, p_values, p_out, p_cos, p_sin, p_position, p_pads, p_q_norm, p_k_norm, p_sums, p_totals, p_ended,
-    p_columns, p_chosen, p_gates, p_low, slots, eps, scale,
+    slots, eps, scale,
     WINDOW: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
-    LEAST: tl.constexpr, DOT: tl.constexpr,
-    AHEAD: tl.constexpr, LOWS: tl.constexpr, STRIDE_LOW: tl.constexpr, G_LOW: tl.constexpr, E_LOW: tl.constexpr,
-    K_LOW: tl.constexpr, R_LOW: tl.constexpr, CHOSEN_LOW: tl.constexpr, PAIRS_LOW: tl.constexpr, PDL: tl.constexpr,
+    LEAST: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """`Attend`. Grid: sequences * key heads, SPLITS parts, of which those beyond the filled slots end at once.
 
@@ -157,15 +150,6 @@ def attend_kernel(
     p_slots = i_pair.to(tl.int64) * slots * WIDTH
     b_K = load_slots(p_keys + p_slots, begin + o_n, end, o_d, WIDTH)
     b_V = load_slots(p_values + p_slots, begin + o_n, end, o_d, WIDTH)
-    if AHEAD:
-        b_columns: tl.tuple = ()
-        for g in tl.static_range(GROUP):
-            b_columns += (
-                columns(
-                    p_columns, p_chosen, p_gates, (i_kv * GROUP + g) * WIDTH + o_d, m_d, i_b, 0,
-                    LOWS, STRIDE_LOW, G_LOW, E_LOW, K_LOW, R_LOW, CHOSEN_LOW, PAIRS_LOW,
-                ),
-            )  # fmt: skip
     if PDL:
         gdc_wait()
     p_row = p_qkv + i_b * ((GROUP + 2) * KV_HEADS * WIDTH)
@@ -231,15 +215,7 @@ def attend_kernel(
             b_sum = b_sum * b_fade[:, None] + b_own_sum * b_share[:, None]
             b_most = b_higher
         tl.store(p_ended + i_pair, 0)
-    b_out = (b_sum / b_total[:, None]).to(p_out.dtype.element_ty)
-    tl.store(p_out + o_out, b_out, mask=m_q)
-    if AHEAD:
-        for g in tl.static_range(GROUP):
-            b_x = tl.sum(tl.where((o_g == g)[:, None], b_out.to(tl.float32), 0.0), 0)
-            add_lows(
-                b_columns[g], b_x, p_columns, p_chosen, p_gates, p_low, (i_kv * GROUP + g) * WIDTH + o_d, m_d, i_b,
-                LOWS, STRIDE_LOW, G_LOW, E_LOW, K_LOW, R_LOW, CHOSEN_LOW, PAIRS_LOW,
-            )  # fmt: skip
+    tl.store(p_out + o_out, (b_sum / b_total[:, None]).to(p_out.dtype.element_ty), mask=m_q)
 
 
 @triton.jit

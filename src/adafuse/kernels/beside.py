@@ -3,7 +3,7 @@
 In: x, the factors, gates that are known or logits that are not. Out: h = A x by the programs in front, a flag that
 counts them, and [T, rows] of B h for whoever has waited for it. The hardware starts programs in the order of their
 numbers and nobody waits for a later one, so it ends. One or two tokens read the chosen experts alone; more, and routers
-of the linear's own, have all A multiplied. Names as in gather.py. Next: ahead.py.
+of the linear's own, have all A multiplied. Names as in gather.py. Next: lean.py.
 """
 
 from __future__ import annotations
@@ -31,10 +31,6 @@ from adafuse.kernels.route import choose_alone, is_slot
 from adafuse.kernels.times import load_rows, rstd, times_x
 
 
-# One in fixed point: of sums in 64 bits up to 1e8 the last digit is 1.5e-11.
-FIXED = tl.constexpr(2.0**36)
-
-
 @dataclass(frozen=True)
 class Beside:
     """Experts beside a product: `rows_SI` are all A, [G * E * R, I] by member, expert and rank, then its routers' rows.
@@ -44,8 +40,6 @@ class Beside:
     logits are `logits` [T, G * E] (part of h, or of another product's), and index and weight [T, G, K] are written;
     members that share one router have [T, 1, K]. `slots` [T * K, M] of MixLoRA, an input of its own for each choice: a
     gated product leaves each choice's there (and in y their weighted sum), another one's A reads them.
-    `columns_IS`: whoever makes x has shrunk it (ahead.py), by these rows turned; `h`, and logits in it, are in fixed
-    point then, before the norm, and no program of this launch shrinks.
     """
 
     rows_SI: Tensor
@@ -65,12 +59,6 @@ class Beside:
     gelu: bool = False
     ready: bool = False
     slots: Tensor | None = None
-    columns_IS: Tensor | None = None
-
-
-def is_chosen(beside: Beside, tokens: int) -> bool:
-    """Whether the chosen experts' rows alone are shrunk."""
-    return beside.lora_B_EOR is not None and beside.logits is None and tokens <= GEMV_TOKENS
 
 
 def scratch(
@@ -95,7 +83,7 @@ def arguments(beside: Beside | None, tokens: int, cut: LeanCut) -> dict[str, Any
         return nothing | numbers | sizes | flags | _edges([]) | {"FRONT_ROWS": 1, "FRONT_BLOCK": 1}
     routed, groups = beside.logits is not None, len(beside.members)
     assert not routed or beside.experts <= ROUTED_MAX_EXPERTS, beside.experts
-    chosen = is_chosen(beside, tokens)
+    chosen = beside.lora_B_EOR is not None and not routed and tokens <= GEMV_TOKENS
     rows = groups * beside.rank if chosen else beside.rows_SI.shape[0]
     pairs = tokens * beside.top_k if chosen else 1
     front_rows, front_block = cut.front_rows, cut.block
@@ -105,7 +93,7 @@ def arguments(beside: Beside | None, tokens: int, cut: LeanCut) -> dict[str, Any
         # most of its rows are on their way before x is known
         room = 2 * cut.rows * cut.block // front_rows
         front_block = max(cut.block, min(power_of_2(beside.rows_SI.shape[1]), room))
-    front = 0 if beside.columns_IS is not None else cdiv(rows, front_rows) * pairs
+    front = cdiv(rows, front_rows) * pairs
     return {
         "p_A": beside.rows_SI,
         "p_B": beside.lora_B_EOR,
@@ -196,7 +184,7 @@ def front(
 
 @triton.jit
 def few_gates(
-    p_index, p_weight, p_logits, logits_stride, b_scale, b_g, m_row, m_first, known,
+    p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_first, known,
     T: tl.constexpr, PADDED: tl.constexpr, ROUTERS: tl.constexpr, E: tl.constexpr, K: tl.constexpr,
     R: tl.constexpr, ROUTED: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
@@ -214,7 +202,7 @@ def few_gates(
         # of members that share a router the first tells
         b_own = tl.minimum(tl.maximum(b_g, 0), ROUTERS - 1)[None, :]
         b_index, b_share = choose_alone(
-            p_logits + tl.minimum(o_row, T - 1) * logits_stride + b_own * E, b_scale[:, None], E, K, RAW
+            p_logits + tl.minimum(o_row, T - 1) * logits_stride + b_own * E, E, K, RAW
         )
         b_e = tl.zeros((PADDED, b_g.shape[0], CHOICES, 1), tl.int32)
         b_gate = tl.zeros((PADDED, b_g.shape[0], CHOICES, 1), tl.float32)
@@ -241,10 +229,10 @@ def few_ups(p_B, b_e, b_gate, o_B, ROWS_B: tl.constexpr, K: tl.constexpr, R: tl.
 
 @triton.jit
 def few_lows(
-    p_h, b_scale, b_e, b_gate, b_g, known, PADDED: tl.constexpr,
+    p_h, b_e, b_gate, b_g, known, PADDED: tl.constexpr,
     ROWS_A: tl.constexpr, G: tl.constexpr, E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr,
 ):  # fmt: skip
-    """[T, rows, K, R] of h times `b_scale` [T], past the L1 cache, which does not see what other processors wrote."""
+    """[T, rows, K, R] of h, past the L1 cache, which does not see what other processors wrote."""
     o_t = tl.arange(0, PADDED)[:, None, None, None]
     o_k = tl.arange(0, triton.next_power_of_2(K))[None, None, :, None]
     o_r = tl.arange(0, triton.next_power_of_2(R))[None, None, None, :]
@@ -253,8 +241,7 @@ def few_lows(
         p_low = p_h + (o_t * K + o_k) * (G * R) + b_own * R + o_r
     else:
         p_low = p_h + o_t * ROWS_A + (b_own * E + b_e) * R + o_r
-    b_low = tl.load(p_low, mask=is_slot(b_gate) & (o_r < R) & known, other=0, cache_modifier=".cg")
-    return b_low.to(tl.float32) * b_scale[:, None, None, None]
+    return tl.load(p_low, mask=is_slot(b_gate) & (o_r < R) & known, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit
@@ -282,7 +269,7 @@ def expand_all(
     o_slot = (o_t * ROUTERS + i_router) * K
     if ROUTED:
         p_own = p_logits + tl.minimum(o_t, T - 1) * logits_stride + i_router * E
-        b_index, b_share = choose_alone(p_own, 1.0, E, K, RAW)
+        b_index, b_share = choose_alone(p_own, E, K, RAW)
         for k in tl.static_range(K):
             m_told = m_t & starts & exists & (i_g < ROUTERS)
             tl.store(p_index + o_slot + k, b_index[k].to(tl.int64), mask=m_told)

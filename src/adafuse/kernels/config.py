@@ -118,10 +118,6 @@ LEAN_CUTS: dict[tuple[int, int, int, bool], LeanCut] = {
 }
 
 
-# How many columns times rows of A a warp has at hand when it shrinks ahead: 32 a thread.
-AHEAD_NUMBERS = 1024
-
-
 @dataclass(frozen=True)
 class AttendCut:
     """How lean attention is cut: blocks of slots, at most so many programs beside each other for one head's context,

@@ -47,7 +47,7 @@ class Decision:
 class Next:
     """Where the next ids go [T] and [T, M], what is counted on (`position`, and a table's step), and how it is chosen:
     the largest of logits + temperature * Gumbel noise of this seed; at a temperature of zero the largest logit.
-    `flags` are those of all products of the step, and all that is shrunk ahead (lean.py).
+    `flags` are those of all products of the step (lean.py).
     """
 
     logits_TV: Tensor
@@ -130,7 +130,6 @@ def choose_next(work: Next) -> None:
         p_flags=work.flags,
         slots=work.ids_TM.shape[1],
         FLAGS=len(work.flags),
-        SHARE=cdiv(len(work.flags), tokens * pieces),
         T=tokens,
         WORDS=words,
         PIECES=pieces,
@@ -231,10 +230,10 @@ def next_kernel(
     p_logits, p_token, p_ids, p_position, p_step, p_temperature, p_seed, p_best, p_found, p_ended, p_flags,
     slots,
     T: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK: tl.constexpr, FLAGS: tl.constexpr, SHARE: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK: tl.constexpr, FLAGS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """`Next`. Grid: tokens, PIECES of the vocabulary. p_best, p_found [T, PIECES]; p_ended [1], which is lowered again,
-    as p_flags [FLAGS] of all products of the step are, SHARE of them by each program.
+    as p_flags [FLAGS] of all products of the step are.
 
     Of equal words the first; one is chosen even if all are NaN. The next id of slot `position` goes to slot
     `position + 1` of ids, where it will be read from.
@@ -244,9 +243,6 @@ def next_kernel(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    o_share = tl.arange(0, triton.next_power_of_2(SHARE))
-    o_flag = (i_t * PIECES + i_piece) * SHARE + o_share
-    tl.store(p_flags + o_flag, 0, mask=(o_share < SHARE) & (o_flag < FLAGS))
     position = tl.load(p_position)
     temperature = tl.load(p_temperature)
     o_v = i_piece * PIECE + tl.arange(0, BLOCK)
@@ -278,3 +274,5 @@ def next_kernel(
     if p_step is not None:
         tl.store(p_step, tl.load(p_step) + 1)
     tl.store(p_ended, 0)
+    o_flag = tl.arange(0, triton.next_power_of_2(FLAGS))
+    tl.store(p_flags + o_flag, 0, mask=o_flag < FLAGS)

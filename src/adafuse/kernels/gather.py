@@ -266,7 +266,7 @@ def expand_kernel(
     b_y = tl.load(p_tile, mask=m_o, other=0.0).to(tl.float32)
     first = (i_t * G + (i_g if G > 1 else 0)) * K
     if ROUTED:
-        b_index, b_share = choose_alone(p_logits + i_t.to(tl.int64) * logits_stride + i_g * E, 1.0, E, K, RAW)
+        b_index, b_share = choose_alone(p_logits + i_t.to(tl.int64) * logits_stride + i_g * E, E, K, RAW)
     m_y = m_o if ROUTED else o_o < 0
     b_sum = tl.zeros((BLOCK_O, BLOCK_R), tl.float32)
     for k in tl.static_range(K):
@@ -337,7 +337,7 @@ def expand_all_kernel(
         p_word = p_B + (o_e.to(tl.int64) * rows_B + row) * R + o_w
         tl.load(p_word, mask=(o_e < E) & (o_w < left * R), volatile=True)
         p_own = p_logits + tl.minimum(o_t, tokens - 1).to(tl.int64) * logits_stride + i_g * E
-        b_index, b_share = choose_alone(p_own, 1.0, E, K, RAW)
+        b_index, b_share = choose_alone(p_own, E, K, RAW)
         for k in tl.static_range(K):
             tl.store(p_index + o_slot + k, b_index[k].to(tl.int64), mask=m_t & (offset == 0))
             tl.store(p_weight + o_slot + k, b_share[k], mask=m_t & (offset == 0))

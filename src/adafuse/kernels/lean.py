@@ -21,9 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from adafuse.kernels.ahead import add_lows, ahead_arguments, columns
 from adafuse.kernels.beside import (
-    FIXED,
     Beside,
     arguments,
     expand_all,
@@ -67,8 +65,7 @@ class Product:
     """y = (W x) rstd + b + experts; W None: y = x + experts. Gated: silu of the first half of y times the second.
 
     With `residual` y is added there and goes nowhere else. `alone`: it starts when all before has ended, and what comes
-    next when it has: what it reads early, or what comes next reads early, was written just before. `ahead`: the experts
-    of the product that reads what this one leaves, which are shrunk here.
+    next when it has: what it reads early, or what comes next reads early, was written just before.
     """
 
     x_TI: Tensor
@@ -79,7 +76,6 @@ class Product:
     residual: Residual | None = None
     gated: bool = False
     beside: Beside | None = None
-    ahead: Beside | None = None
     alone: bool = False
     cut: LeanCut | None = None
 
@@ -118,7 +114,6 @@ def product(work: Product) -> None:
         p_squares_next=residual and residual.squares_TP,
         eps=work.norm.eps if work.norm else 0.0,
         **experts,
-        **ahead_arguments(work.ahead, tokens, cut.rows // (2 if work.gated else 1), cut.warps),
         T=tokens,
         PADDED=max(16 if tensor_cores else 1, triton.next_power_of_2(tokens)),
         OUTPUTS=outputs,
@@ -163,7 +158,7 @@ def _hopper(index: int) -> bool:
 @triton.jit(do_not_specialize=["turn", "logits_stride"])
 def product_kernel(
     p_x, p_W, p_bias, p_y, p_squares, p_sum, p_norm, p_next, p_squares_next,
-    p_A, p_B, p_index, p_weight, p_h, p_logits, p_flags, p_slots, p_columns, p_chosen, p_gates, p_low,
+    p_A, p_B, p_index, p_weight, p_h, p_logits, p_flags, p_slots,
     turn, logits_stride, eps, scaling,
     COLUMN_0: tl.constexpr, WIDTH_0: tl.constexpr, COLUMN_1: tl.constexpr, WIDTH_1: tl.constexpr,
     COLUMN_2: tl.constexpr, WIDTH_2: tl.constexpr,
@@ -173,8 +168,6 @@ def product_kernel(
     ROWS_B: tl.constexpr, G: tl.constexpr, E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr,
     EXPAND: tl.constexpr,
     ROUTED: tl.constexpr, ROUTERS: tl.constexpr, RAW: tl.constexpr, GELU: tl.constexpr, READY: tl.constexpr,
-    AHEAD: tl.constexpr, LOWS: tl.constexpr, STRIDE_LOW: tl.constexpr, G_LOW: tl.constexpr, E_LOW: tl.constexpr,
-    K_LOW: tl.constexpr, R_LOW: tl.constexpr, CHOSEN_LOW: tl.constexpr, PAIRS_LOW: tl.constexpr,
     ROWS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
     TENSOR_CORES: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -185,8 +178,7 @@ def product_kernel(
     in fp32, p_norm [O], p_next [T, O], p_squares_next [T, tiles]; p_A [ROWS_A, I]; p_B [E, ROWS_B, R]; p_index and
     p_weight [T, K], with ROUTED [T, G, K]; p_h in fp32, [T * K, G * R] of the CHOSEN rows or [T, ROWS_A] of all;
     p_logits [T, G * E] in fp32, rows `logits_stride` apart. p_flags[turn] counts the programs that have shrunk; the
-    step's last launch lowers all flags (ends.py). Without FRONT programs p_h and p_logits are in fixed point, before
-    the norm. AHEAD: p_columns, p_chosen, p_gates and p_low are those of the next product's experts (ahead.py).
+    step's last launch lowers all flags (ends.py).
     """
     i_program = tl.program_id(0)
     if PDL:
@@ -204,8 +196,6 @@ def product_kernel(
     WHOLE: tl.constexpr = OUTPUTS % ROWS == 0
     FEW: tl.constexpr = EXPAND and not TENSOR_CORES
     MIXED: tl.constexpr = GATED and p_slots is not None
-    SUMMED: tl.constexpr = EXPAND and FRONT == 0
-    b_unit = tl.full((PADDED,), 1.0 / FIXED if SUMMED else 1.0, tl.float32)
     # whether the flag is raised: once a program has seen it there is nothing to wait for
     seen = False
     for tile in tl.static_range(TILES):
@@ -228,39 +218,28 @@ def product_kernel(
             if GATED:
                 o_up = o_y + WIDTH + shift_up
                 b_B_up = load_terms(p_B, 0, o_up, m_y & (i_up >= 0), ROWS_B, E, R, BLOCK_C)
-        if AHEAD:
-            b_columns: tl.tuple = ()
-            for t in tl.static_range(T):
-                b_columns += (
-                    columns(
-                        p_columns, p_chosen, p_gates, o_y, m_y, t, 0,
-                        LOWS, STRIDE_LOW, G_LOW, E_LOW, K_LOW, R_LOW, CHOSEN_LOW, PAIRS_LOW,
-                    ),
-                )  # fmt: skip
         if PDL and tile == 0 and not (CHOSEN and READY):
             gdc_wait()
         if CHOSEN:
             b_e, b_gate = few_gates(
-                p_index, p_weight, p_logits, logits_stride, b_unit, b_g, m_row, m_row, True,
+                p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_row, True,
                 T, PADDED, G, E, K, R, False, RAW,
             )  # fmt: skip
             b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
             if PDL and tile == 0 and READY:
                 gdc_wait()
         m_first = m_row & (o_row == member_start(b_g, COLUMN_0, COLUMN_1, COLUMN_2)) & (b_g >= 0)
-        if SUMMED and CHOSEN:
-            b_h = few_lows(p_h, b_unit, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, CHOSEN)
-        elif FEW and not SUMMED:
+        if FEW:
             # most programs start when all is shrunk, and have it long before their rows are multiplied
             if not seen:
                 seen = tl.atomic_add(p_flags + turn, 0, sem="acquire") >= FRONT
             if ROUTED:
                 b_e, b_gate = few_gates(
-                    p_index, p_weight, p_logits, logits_stride, b_unit, b_g, m_row, m_first, seen,
+                    p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_first, seen,
                     T, PADDED, ROUTERS, E, K, R, True, RAW,
                 )  # fmt: skip
                 b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
-            b_h = few_lows(p_h, b_unit, b_e, b_gate, b_g, seen, PADDED, ROWS_A, G, E, K, R, CHOSEN)
+            b_h = few_lows(p_h, b_e, b_gate, b_g, seen, PADDED, ROWS_A, G, E, K, R, CHOSEN)
         o_t = tl.arange(0, PADDED)
         m_t = o_t < T
         m_out = m_t[:, None] & m_y[None, :]
@@ -272,24 +251,12 @@ def product_kernel(
                 p_next_rows = p_W + o_next.to(tl.int64) * INPUTS
                 b_W = load_rows(p_next_rows, m_next, 0, INPUTS, BLOCK, WHOLE, TENSOR_CORES)
             if PARTS > 0:
-                b_rstd = rstd(p_squares, eps, INPUTS, T, PARTS, PADDED)
-                b_y *= b_rstd[:, None]
+                b_y *= rstd(p_squares, eps, INPUTS, T, PARTS, PADDED)[:, None]
             if p_bias is not None:
                 b_y += tl.load(p_bias + o_row, mask=m_row, other=0.0).to(tl.float32)[None, :]
         else:
             b_y = tl.load(p_x + o_t[:, None] * INPUTS + o_y[None, :], mask=m_out, other=0.0).to(tl.float32)
-        if SUMMED:
-            if ROUTED:
-                b_scale = b_unit * b_rstd if PARTS > 0 else b_unit
-                b_e, b_gate = few_gates(
-                    p_index, p_weight, p_logits, logits_stride, b_scale, b_g, m_row, m_first, True,
-                    T, PADDED, ROUTERS, E, K, R, True, RAW,
-                )  # fmt: skip
-                b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
-                b_h = few_lows(p_h, b_unit, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, CHOSEN)
-            if PARTS > 0:
-                b_h *= b_rstd[:, None, None, None]
-        elif EXPAND:
+        if EXPAND:
             has_experts = i_g >= 0
             if GATED:
                 has_experts = has_experts | (i_up >= 0)
@@ -300,11 +267,11 @@ def product_kernel(
                 if FEW:
                     if ROUTED:
                         b_e, b_gate = few_gates(
-                            p_index, p_weight, p_logits, logits_stride, b_unit, b_g, m_row, m_first, True,
+                            p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_first, True,
                             T, PADDED, ROUTERS, E, K, R, True, RAW,
                         )  # fmt: skip
                         b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
-                    b_h = few_lows(p_h, b_unit, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, CHOSEN)
+                    b_h = few_lows(p_h, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, CHOSEN)
         o_out = o_t[:, None] * WIDTH + o_y[None, :]
         starts = i_tile == 0
         if not GATED:
@@ -319,7 +286,7 @@ def product_kernel(
             b_mix = tl.zeros((PADDED, HALF), tl.float32)
             if TENSOR_CORES:
                 p_own = p_logits + tl.minimum(o_t, T - 1) * logits_stride
-                _b_index, b_share = choose_alone(p_own, 1.0, E, K, RAW)
+                _b_index, b_share = choose_alone(p_own, E, K, RAW)
             for k in tl.static_range(K):
                 if FEW:
                     b_share_k = tl.where(
@@ -364,17 +331,8 @@ def product_kernel(
             b_sum = tl.load(p_sum + o_out, mask=m_out, other=0.0) + b_y
             tl.store(p_sum + o_out, b_sum, mask=m_out)
             b_norm = tl.load(p_norm + o_y, mask=m_y, other=0.0).to(tl.float32)
-            b_next = (b_sum * b_norm[None, :]).to(p_next.dtype.element_ty)
-            tl.store(p_next + o_out, b_next, mask=m_out)
+            tl.store(p_next + o_out, (b_sum * b_norm[None, :]).to(p_next.dtype.element_ty), mask=m_out)
             b_squares = tl.sum(tl.where(m_out, b_sum * b_sum, 0.0), 1)
             tl.store(p_squares_next + o_t * tl.cdiv(OUTPUTS, ROWS) + i_tile, b_squares, mask=m_t)
         else:
-            b_next = b_y.to(p_y.dtype.element_ty)
-            tl.store(p_y + o_out, b_next, mask=m_out)
-        if AHEAD:
-            for t in tl.static_range(T):
-                b_x = tl.sum(tl.where((o_t == t)[:, None], b_next.to(tl.float32), 0.0), 0)
-                add_lows(
-                    b_columns[t], b_x, p_columns, p_chosen, p_gates, p_low, o_y, m_y, t,
-                    LOWS, STRIDE_LOW, G_LOW, E_LOW, K_LOW, R_LOW, CHOSEN_LOW, PAIRS_LOW,
-                )  # fmt: skip
+            tl.store(p_y + o_out, b_y.to(p_y.dtype.element_ty), mask=m_out)

@@ -27,7 +27,7 @@ from adafuse.kernels.config import Members
 class Factors:
     """Letters as in kernels/lean.py: `down` are the linears' A, `up` their B, `members` their columns of y; their own
     routers' rows stand behind all A, rounded like every other row. PESC's (`gelu`) reads another input than its
-    experts: there they stand alone, in `apart_EI`. `columns_IS` are the rows turned, for who shrinks ahead.
+    experts: there they stand alone, in `apart_EI`.
     """
 
     members: Members
@@ -39,7 +39,6 @@ class Factors:
     rows_SI: Tensor
     lora_B_EOR: Tensor
     apart_EI: Tensor | None
-    columns_IS: Tensor | None = None
 
     @property
     def experts(self) -> int:
@@ -66,13 +65,6 @@ class Factors:
         torch.cat([factor.detach() for factor in self.up], dim=1, out=self.lora_B_EOR)
         if self.apart_EI is not None:
             self.apart_EI.copy_(routers[0])
-        if self.columns_IS is not None:
-            self.columns_IS.copy_(self.rows_SI.T)
-
-    def turned(self) -> Tensor:
-        """`columns_IS`, from now on."""
-        self.columns_IS = self.rows_SI.T.contiguous()
-        return self.columns_IS
 
 
 class Resident(UnmergedDense):
