@@ -90,9 +90,10 @@ def arguments(beside: Beside | None, tokens: int, cut: LeanCut) -> dict[str, Any
     if tokens <= GEMV_TOKENS:
         # at most a program a multiprocessor, or those that read W would have to wait for a place
         front_rows = max(front_rows, min(cut.rows, power_of_2(cdiv(rows * pairs, MULTIPROCESSORS))))
-        # most of its rows are on their way before x is known
-        room = 2 * cut.rows * cut.block // front_rows
-        front_block = max(cut.block, min(power_of_2(beside.rows_SI.shape[1]), room))
+        if front_rows > 1:
+            # most of its rows are on their way before x is known
+            room = 2 * cut.rows * cut.block // front_rows
+            front_block = max(cut.block, min(power_of_2(beside.rows_SI.shape[1]), room))
     front = cdiv(rows, front_rows) * pairs
     return {
         "p_A": beside.rows_SI,
@@ -188,15 +189,15 @@ def few_gates(
     T: tl.constexpr, PADDED: tl.constexpr, ROUTERS: tl.constexpr, E: tl.constexpr, K: tl.constexpr,
     R: tl.constexpr, ROUTED: tl.constexpr, RAW: tl.constexpr,
 ):  # fmt: skip
-    """Expert and gate of each choice of each row, [T, rows, K, 1], for few tokens; zeros where there is none, or not
-    `known`. The ranks have a dimension of their own: along it addresses are seen to be neighbours, and loads are wide.
+    """Expert and gate of each term of each row, [T, rows, K * R] (choices side by side), for few tokens; zeros where
+    there is none, or not `known`.
 
     ROUTED: each row's member `b_g` [rows] chooses by its own logits, and tells in p_index and p_weight where `m_first`.
     """
-    CHOICES: tl.constexpr = triton.next_power_of_2(K)
-    o_t = tl.arange(0, PADDED)[:, None, None, None]
-    o_k = tl.arange(0, CHOICES)[None, None, :, None]
-    m_term = (o_t < T) & (b_g >= 0)[None, :, None, None] & (o_k < K) & known
+    TERMS: tl.constexpr = triton.next_power_of_2(K * R)
+    o_t = tl.arange(0, PADDED)[:, None, None]
+    o_k = (tl.arange(0, TERMS) // R)[None, None, :]
+    m_term = (o_t < T) & (b_g >= 0)[None, :, None] & (tl.arange(0, TERMS) < K * R)[None, None, :] & known
     if ROUTED:
         o_row = tl.arange(0, PADDED)[:, None]
         # of members that share a router the first tells
@@ -204,15 +205,15 @@ def few_gates(
         b_index, b_share = choose_alone(
             p_logits + tl.minimum(o_row, T - 1) * logits_stride + b_own * E, E, K, RAW
         )
-        b_e = tl.zeros((PADDED, b_g.shape[0], CHOICES, 1), tl.int32)
-        b_gate = tl.zeros((PADDED, b_g.shape[0], CHOICES, 1), tl.float32)
+        b_e = tl.zeros((PADDED, b_g.shape[0], TERMS), tl.int32)
+        b_gate = tl.zeros((PADDED, b_g.shape[0], TERMS), tl.float32)
         m_told = (o_row < T) & m_first[None, :] & (b_g < ROUTERS)[None, :] & known
         for k in tl.static_range(K):
             o_told = (o_row * ROUTERS + b_own) * K + k
             tl.store(p_index + o_told, b_index[k].to(tl.int64), mask=m_told)
             tl.store(p_weight + o_told, b_share[k], mask=m_told)
-            b_e = tl.where(o_k == k, b_index[k][:, :, None, None], b_e)
-            b_gate = tl.where(m_term & (o_k == k), b_share[k][:, :, None, None], b_gate)
+            b_e = tl.where(o_k == k, b_index[k][:, :, None], b_e)
+            b_gate = tl.where(m_term & (o_k == k), b_share[k][:, :, None], b_gate)
     else:
         b_e = tl.load(p_index + o_t * K + o_k, mask=m_term, other=0).to(tl.int32)
         b_gate = tl.load(p_weight + o_t * K + o_k, mask=m_term, other=0.0)
@@ -221,10 +222,10 @@ def few_gates(
 
 @triton.jit
 def few_ups(p_B, b_e, b_gate, o_B, ROWS_B: tl.constexpr, K: tl.constexpr, R: tl.constexpr):
-    """[T, rows, K, R] of B for rows `o_B` of it; of a choice without a gate nothing is read, here or below."""
-    o_r = tl.arange(0, triton.next_power_of_2(R))[None, None, None, :]
-    p_up = p_B + (b_e.to(tl.int64) * ROWS_B + o_B[None, :, None, None]) * R + o_r
-    return tl.load(p_up, mask=is_slot(b_gate) & (o_r < R), other=0.0)
+    """[T, rows, K * R] of B for rows `o_B` of it; of a term without a gate nothing is read, here or below."""
+    o_r = (tl.arange(0, triton.next_power_of_2(K * R)) % R)[None, None, :]
+    p_up = p_B + (b_e.to(tl.int64) * ROWS_B + o_B[None, :, None]) * R + o_r
+    return tl.load(p_up, mask=is_slot(b_gate), other=0.0)
 
 
 @triton.jit
@@ -232,24 +233,23 @@ def few_lows(
     p_h, b_e, b_gate, b_g, known, PADDED: tl.constexpr,
     ROWS_A: tl.constexpr, G: tl.constexpr, E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr,
 ):  # fmt: skip
-    """[T, rows, K, R] of h, past the L1 cache, which does not see what other processors wrote."""
-    o_t = tl.arange(0, PADDED)[:, None, None, None]
-    o_k = tl.arange(0, triton.next_power_of_2(K))[None, None, :, None]
-    o_r = tl.arange(0, triton.next_power_of_2(R))[None, None, None, :]
-    b_own = tl.maximum(b_g, 0)[None, :, None, None]
+    """[T, rows, K * R] of h, past the L1 cache, which does not see what other processors wrote."""
+    o_t = tl.arange(0, PADDED)[:, None, None]
+    o_c = tl.arange(0, triton.next_power_of_2(K * R))[None, None, :]
+    b_own = tl.maximum(b_g, 0)[None, :, None]
     if CHOSEN:
-        p_low = p_h + (o_t * K + o_k) * (G * R) + b_own * R + o_r
+        p_low = p_h + (o_t * K + o_c // R) * (G * R) + b_own * R + o_c % R
     else:
-        p_low = p_h + o_t * ROWS_A + (b_own * E + b_e) * R + o_r
-    return tl.load(p_low, mask=is_slot(b_gate) & (o_r < R) & known, other=0.0, cache_modifier=".cg")
+        p_low = p_h + o_t * ROWS_A + (b_own * E + b_e) * R + o_c % R
+    return tl.load(p_low, mask=is_slot(b_gate) & known, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit
 def few_sum(b_B, b_gate, b_h, scaling, GELU: tl.constexpr):
-    """[T, rows] of scaling * sum_k gate_k B[e_k] h_k, for any factor `b_gate` of the choices."""
+    """[T, rows] of scaling * sum_k gate_k B[e_k] h_k, for any factor `b_gate` of the terms."""
     if GELU:
         b_h = _exact_gelu(b_h)
-    return tl.sum(tl.sum(b_B.to(tl.float32) * (b_h * (b_gate * scaling)), 2), 2)
+    return tl.sum(b_B.to(tl.float32) * (b_h * (b_gate * scaling)), 2)
 
 
 @triton.jit

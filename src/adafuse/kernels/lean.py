@@ -290,7 +290,7 @@ def product_kernel(
             for k in tl.static_range(K):
                 if FEW:
                     b_share_k = tl.where(
-                        (tl.arange(0, b_gate.shape[2]) == k)[None, None, :, None], b_gate, 0.0
+                        (tl.arange(0, b_gate.shape[2]) // R == k)[None, None, :], b_gate, 0.0
                     )
                     b_all = b_y + few_sum(b_B, (b_share_k != 0).to(tl.float32), b_h, scaling, GELU)
                     b_own, b_own_up = tl.split(tl.reshape(b_all, (PADDED, HALF, 2)))
