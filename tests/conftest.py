@@ -44,6 +44,8 @@ VARIANTS = [
     ["method=adafuse", "method.first_expert_block=1"],
     ["method=adafuse", "method.router_input=block_output", "method.router_block=1", "experts.count=3"],
     ["method=adafuse", "method.router_input=embedding", "method.router_norm=true"],
+    ["method=adafuse", "method.router_input=previous_token"],
+    ["method=adafuse", "method.router_input=previous_and_embedding"],
     ["method=adafuse", "method.normalisation=softmax_topk_raw"],
     ["method=adafuse", "method.null_expert=true", "method.bypass_penalty=0.1"],
     ["method=adafuse", "experts.targets=[gate_proj,down_proj]"],

@@ -226,6 +226,10 @@ IMPOSSIBLE = [
     ("method=adafuse method.blocks_per_decision=-1", "at least 0"),
     ("method=adafuse method.router_block=2", "goes with router_input=block_output"),
     ("method=adafuse method.router_input=block_output", "router_block, from 1 on"),
+    (
+        "method=adafuse method.router_input=previous_token method.static_targets=[q_proj]",
+        "use static_targets=[]",
+    ),
     ("method=adafuse method.blocks_per_decision=1 evaluate_strategy=switch", "later blocks decide later"),
     ("method=adafuse evaluate_restore=false", "evaluate_strategy=switch"),
     ("data.level=4", "data.level"),

@@ -57,6 +57,10 @@ REFUSED = [
     (["arms.run=[adafuse_dense]", "arms.table.adafuse_dense.runtime=lean"], "use gather, switch, rebase, or"),
     (["arms.run=[base_lean]", "arms.table.base_lean.strategy=fused"], "use dense, or runtime=graph"),
     (["arms.run=[base_lean]", "batch=65"], "up to 64 rows in runtime=lean, not batch=65"),
+    (
+        ["arms.run=[adafuse_switch_lean]", "method=adafuse", "method.router_input=previous_token"],
+        "has no router_input=previous_token in runtime=lean: use runtime=graph",
+    ),
     (["arms.run=[adafuse_switch_lean]", "batch=2"], "runtime=lean needs batch=1"),
     (["method=lora", "evaluate_strategy=peft"], "is no way to evaluate: use dense"),
     (["method=adafuse", "evaluate_strategy=peft_merge"], "is no way to evaluate: use dense"),

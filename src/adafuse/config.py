@@ -18,7 +18,12 @@ Task = Enum("Task", "pretrain train evaluate latency memory trace layer kernel d
 Weights = Enum("Weights", "scratch random hub")
 Routing = Enum("Routing", "none layerwise blockwise token")
 LAYER_BY_LAYER = (Routing.layerwise, Routing.blockwise)
-RouterInput = Enum("RouterInput", "first_linear embedding block0_output block_output")
+RouterInput = Enum(
+    "RouterInput",
+    "first_linear embedding block0_output block_output previous_token previous_and_embedding",
+)
+# known before the token starts: the last hidden state of the token before (adapters/previous.py)
+OF_PREVIOUS = (RouterInput.previous_token, RouterInput.previous_and_embedding)
 Normalisation = Enum("Normalisation", "softmax_topk_renorm topk_softmax softmax_topk_raw")
 ExpertKind = Enum("ExpertKind", "lora mlp_lora bottleneck")
 StrategyName = Enum(

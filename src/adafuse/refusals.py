@@ -17,6 +17,7 @@ from typing import Any
 from adafuse.config import (
     LAYER_BY_LAYER,
     LINEARS,
+    OF_PREVIOUS,
     Arm,
     Config,
     ExpertKind,
@@ -285,6 +286,11 @@ def _of_decisions(method: Method) -> Iterator[str]:
     at_block = method.router_input is RouterInput.block_output
     if at_block != (method.router_block > 0):
         yield "router_block, from 1 on, goes with router_input=block_output (block0_output is that of the first)"
+    if token and method.router_input in OF_PREVIOUS and method.static_targets:
+        yield (
+            f"router_input={method.router_input.name} reads states of the backbone alone, and static_targets are "
+            "merged into it: use static_targets=[]"
+        )
     if every < 0:
         yield f"blocks_per_decision={every} must be at least 0 (0: one decision for all blocks)"
     if every and not (token and method.router_input is RouterInput.first_linear):
@@ -387,6 +393,8 @@ def _of_lean(arm: Arm, method: Method, batch: int) -> Iterator[str]:
     if arm.strategy not in allowed:
         names = ", ".join(strategy.name for strategy in allowed)
         yield f"is not one of runtime=lean's for method {method.name}: use {names}, or runtime=graph"
+    if method.routing is Routing.token and method.router_input in OF_PREVIOUS:
+        yield f"has no router_input={method.router_input.name} in runtime=lean: use runtime=graph"
     if batch > LEAN_MAX_BATCH:
         yield f"serves up to {LEAN_MAX_BATCH} rows in runtime=lean, not batch={batch}: use runtime=graph"
 

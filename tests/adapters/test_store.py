@@ -43,12 +43,14 @@ def test_a_saved_adapter_gives_the_same_logits(variant: Config, tiny_llama, tmp_
     assert torch.equal(logits(model, saved), logits(model, loaded))
 
 
-@pytest.mark.parametrize("method", ["mola", "mixlora", "adafuse"])
+@pytest.mark.parametrize(
+    "method", ["mola", "mixlora", "adafuse", "adafuse method.router_input=previous_and_embedding"]
+)
 def test_plain_peft_opens_an_expert(method: str, tiny_llama, tmp_path: Path) -> None:
     """One expert alone, opened by PEFT, is the model with that expert's gate at one."""
     from peft import PeftModel
 
-    model, config = tiny_llama(), compose(*GEOMETRY, f"method={method}")
+    model, config = tiny_llama(), compose(*GEOMETRY, *f"method={method}".split())
     adapter = make(model, config, seed=0)
     store.save(adapter, tmp_path, "tiny")
     only_expert(adapter, 1)

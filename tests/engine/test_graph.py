@@ -85,6 +85,7 @@ class Recorder:
     [
         ("adafuse", StrategyName.switch),
         ("adafuse", StrategyName.rebase),
+        ("adafuse method.router_input=previous_token", StrategyName.rebase),
         ("mola", StrategyName.simple_merge),
         ("lora", StrategyName.rebase),
     ],
@@ -93,7 +94,9 @@ class Recorder:
 def test_a_capture_leaves_the_weights_as_it_found_them(
     method: str, strategy: StrategyName, dtype: torch.dtype, tiny_llama, monkeypatch
 ) -> None:
-    """Its warm-up merges the experts of tokens that count for nothing; plain LoRA is merged before it, and stays."""
+    """Its warm-up merges the experts of tokens that count for nothing, and is no token before the first; plain LoRA is
+    merged before it, and stays.
+    """
     for name in ("Stream", "CUDAGraph", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, Recorder)
     for name in ("stream", "graph"):
@@ -101,14 +104,16 @@ def test_a_capture_leaves_the_weights_as_it_found_them(
     model = tiny_llama().to(dtype)
     weights = list(model.parameters())
     clean = [p.clone() for p in weights]
-    adapter = adapter_on(model, f"method={method}").to_dtype(dtype)
+    adapter = adapter_on(model, *f"method={method}".split()).to_dtype(dtype)
     decoder = make(model, adapter, strategy, Runtime.graph, 40)
     assert isinstance(decoder, Static)
     with decoder.installed():
         decoder.start(prompt())
         with decoder.decoding():
-            before = [p.clone() for p in weights]
+            before, states = [p.clone() for p in weights], [state.clone() for state in decoder._state()]
             decoder._capture()
+            assert len(states) == ("previous" in method)
+            assert all(map(torch.equal, decoder._state(), states))
             assert all(torch.equal(now, was) for now, was in zip(weights, before, strict=True))
             merged = [not torch.equal(now, was) for now, was in zip(before, clean, strict=True)]
             assert any(merged) == (method == "lora")
@@ -172,6 +177,7 @@ def test_members_leave_when_they_should(tiny_llama) -> None:
     [
         ("adafuse", StrategyName.gather),
         ("adafuse", StrategyName.fused),
+        ("adafuse method.router_input=previous_and_embedding", StrategyName.gather),
         ("adafuse_layerwise", StrategyName.gather),
         ("pesc", StrategyName.gather),
         ("mixlora", StrategyName.dense),
@@ -180,7 +186,7 @@ def test_members_leave_when_they_should(tiny_llama) -> None:
 def test_nothing_breaks_the_compiled_graph(method: str, strategy: StrategyName, tiny_llama) -> None:
     """The whole step is one graph (fullgraph), and what it computes is what the uncompiled step does."""
     model = tiny_llama(num_hidden_layers=2)
-    adapter = adapter_on(model, f"method={method}")
+    adapter = adapter_on(model, *f"method={method}".split())
     logits = []
     for wrap in (lambda step: step, lambda step: torch.compile(step, backend="aot_eager", fullgraph=True)):
         decoder = make(model, adapter, strategy, Runtime.graph, 40)

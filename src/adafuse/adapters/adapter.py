@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from adafuse.adapters.build import build_sites, build_token_routers
 from adafuse.adapters.experts import BottleneckExperts, LoraExperts, MlpLoraExperts
 from adafuse.adapters.forward import Strategy, UnmergedDense
-from adafuse.adapters.geometry import watched_block
+from adafuse.adapters.geometry import follows, watched_block
 from adafuse.adapters.hosted import Host
 from adafuse.adapters.layers import AdaptedLinear, Context
+from adafuse.adapters.previous import follow
 from adafuse.adapters.router import Gates, Router, ungated
 from adafuse.config import LINEARS, Experts, Method, RouterInput, Routing
 from adafuse.model.clean import clean_copy
@@ -152,7 +153,7 @@ class Adapter:
             self.context.use(strategy)
             # plain LoRA has one selection, which serves any batch
             per_token = strategy.merging and self.method.routing is not Routing.none
-            self.host = Host(self.model, self.decoding, per_token)
+            self.host = Host(self.model, self.decoding, per_token, follows(self.method))
             self.host.open()
             self._undo.callback(self.host.close)
 
@@ -175,13 +176,17 @@ class Adapter:
             self.remove()
 
     def _watch_router_input(self) -> None:
-        """Token routing from the embedding or from a block's output: decide as soon as it is there."""
+        """Token routing from elsewhere than a linear's input: decide as soon as what it reads is there."""
         router, point = self.token_router, self.method.router_input
         if router is None or point is RouterInput.first_linear:
             return
         # a child of the model, so that optimisers and DDP find it
         self.model.add_module("token_router", router)
         self._undo.callback(delattr, self.model, "token_router")
+        if follows(self.method):
+            for handle in follow(self.model, self.context, router, point):
+                self._undo.callback(handle.remove)
+            return
         block = watched_block(self.method)
         watched = self.model.get_input_embeddings() if block is None else blocks_of(self.model)[block]
 

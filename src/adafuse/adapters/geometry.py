@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from adafuse.config import LINEARS, ExpertKind, Experts, Method, RouterInput, Routing
+from adafuse.config import LINEARS, OF_PREVIOUS, ExpertKind, Experts, Method, RouterInput, Routing
 from adafuse.shape import widths
 
 
@@ -36,6 +36,11 @@ def watched_block(method: Method) -> int | None:
     if not token or point not in (RouterInput.block0_output, RouterInput.block_output):
         return None
     return method.router_block if point is RouterInput.block_output else 0
+
+
+def follows(method: Method) -> bool:
+    """Whether the gate of a token is taken from what the token before ended as."""
+    return method.routing is Routing.token and method.router_input in OF_PREVIOUS
 
 
 def decision_blocks(method: Method, geometry: Experts, depth: int) -> list[int]:

@@ -49,6 +49,8 @@ class Host:
     decoding: Callable[[], AbstractContextManager[None]]
     # its strategy merges a selection for every token
     merging: bool
+    # its router reads a state of each row, which does not move with the rows of a cache
+    follows: bool = False
     # why transformers may not decode at all, if so
     refusal: str | None = None
     # whoever decodes by a loop of his own says where decode steps happen
@@ -104,6 +106,10 @@ class Host:
         _refuse_ways(asked, options.get("past_key_values"))
         if self.merging:
             _refuse_rows(asked, (inputs, options.get("input_ids"), options.get("inputs_embeds")))
+        if self.follows and (asked("num_beams") or 1) > 1:
+            raise ValueError(
+                "num_beams takes rows of the cache for others, and this router reads a state of each: leave it out"
+            )
         hooks, self._sequence = self._hooks(), True
         try:
             return theirs(inputs, *args, **options)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +32,8 @@ class Context:
     decode: Strategy = field(default_factory=UnmergedDense)
     whole: Strategy = field(default_factory=UnmergedDense)
     decoding: bool = False
+    # the linears are the plain backbone's
+    silent: bool = False
     # token routing: the gates of these tokens, for all layers
     gates: Gates | None = None
     # collected only while training or when asked: what each router said
@@ -75,6 +78,9 @@ class Context:
         self.gates = self.route(router, hidden.reshape(-1, hidden.shape[-1]))
         if self.decoding:
             self.decode.decide(self.gates)
+        elif torch.is_grad_enabled():
+            # found once, and not within a block: where blocks are computed twice, the second time would lack it
+            self.gates.dense()
 
 
 class AdaptedLinear(nn.Module):
@@ -107,7 +113,7 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
-        plain = self.experts is None
+        plain = self.experts is None or self.context.silent
         y_TO = self.base(x_TI) if plain else self.context.strategy.linear(self, x_TI, self._gates(x_TI))
         if self.static is not None and not self.static_merged:
             y_TO = self._with_static(y_TO, self.static, x_TI)

@@ -13,15 +13,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
+from transformers import DynamicCache
 
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import LoraExperts
-from adafuse.adapters.geometry import watched_block
+from adafuse.adapters.geometry import follows, watched_block
 from adafuse.adapters.layers import AdaptedLinear, MixtureMlp, SerialMlp
 from adafuse.adapters.router import NORM_EPS, Router
 from adafuse.config import Normalisation, RouterInput
@@ -65,15 +67,42 @@ class Reference:
         self._choices: dict[str, Tensor] = {}
         # token routing: the gates [..., E] of these tokens, for all layers
         self._shared_E = torch.empty(0)
+        # a router that reads the state of the token before: of these tokens [B, S, D] that, and their own
+        self._before, self._states = torch.empty(0), torch.empty(0)
+        self._follows = adapter is not None and follows(adapter.method)
+        # the hooks say nothing; which of the given choices are of these tokens
+        self._silent, self._span = False, slice(None)
         self._names = {id(router): name for name, router in adapter.routers().items()} if adapter else {}
         self._handles = self._hook(adapter) if adapter else []
 
     @torch.no_grad()
-    def __call__(self, input_ids: Tensor, choices: dict[str, Tensor] | None = None) -> Tensor:
-        """Logits [B, S, V]; `choices` holds [B, S, K] expert numbers by the router's name (`Adapter.routers`)."""
+    def __call__(
+        self, input_ids: Tensor, choices: dict[str, Tensor] | None = None, prompt: int | None = None
+    ) -> Tensor:
+        """Logits [B, S, V]; `choices` holds [B, S, K] expert numbers by the router's name (`Adapter.routers`). The
+        first `prompt` tokens (None: all) came together, the others one by one: some routers ask.
+        """
         self._choices = choices or {}
         self.regret, self.missed_by, self.router_scale = 0.0, "", 0.0
+        if self._follows:
+            return self._one_by_one(input_ids, input_ids.shape[1] if prompt is None else prompt)
         return self._oracle(input_ids, use_cache=False).logits
+
+    def _one_by_one(self, ids_BS: Tensor, prompt: int) -> Tensor:
+        """The prompt's gates are from the plain backbone's states, those of every other token from the state that the
+        token before it has just ended as.
+        """
+        self._silent = True
+        self._oracle(ids_BS[:, :prompt], use_cache=False)
+        self._silent = False
+        self._before = self._states.roll(1, dims=1)
+        self._before[:, 0] = 0
+        cache, logits = DynamicCache(), []
+        for start, end in pairwise((0, *range(prompt, ids_BS.shape[1] + 1))):
+            self._span = slice(start, end)
+            logits.append(self._oracle(ids_BS[:, start:end], past_key_values=cache, use_cache=True).logits)
+            self._before = self._states[:, -1:]
+        return torch.cat(logits, dim=1)
 
     def close(self) -> None:
         for handle in self._handles:
@@ -82,7 +111,11 @@ class Reference:
     def _hook(self, adapter: Adapter) -> list[RemovableHandle]:
         handles: list[RemovableHandle] = []
         token, point = adapter.token_router, adapter.method.router_input
-        if token is not None and point is not RouterInput.first_linear:
+        if token is not None and self._follows:
+            embedding, norm = self._oracle.get_input_embeddings(), self._oracle.get_submodule("model.norm")
+            read = partial(self._share_before, token, point is RouterInput.previous_and_embedding)
+            handles += [embedding.register_forward_hook(read), norm.register_forward_hook(self._note)]
+        elif token is not None and point is not RouterInput.first_linear:
             block = watched_block(adapter.method)
             watched = self._oracle.get_input_embeddings() if block is None else blocks_of(self._oracle)[block]
             handles.append(watched.register_forward_hook(partial(self._share, token)))
@@ -99,11 +132,24 @@ class Reference:
         last = seen[-1]
         self._shared_E = self._gates(router, last[0] if isinstance(last, tuple) else last)
 
+    def _share_before(
+        self, router: Router, beside: bool, module: nn.Module, inputs: tuple[Tensor, ...], embedded: Tensor
+    ) -> None:
+        """Decide from the states before these tokens, or from x = state / rms(state) + embedding / rms(embedding)."""
+        if not self._silent:
+            x = _normed(self._before) + _normed(embedded) if beside else self._before
+            self._shared_E = self._gates(router, x)
+
+    def _note(self, norm: nn.Module, inputs: tuple[Tensor, ...], states: Tensor) -> None:
+        self._states = states
+
     def _linear(
         self, site: AdaptedLinear, module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor
     ) -> Tensor:
         """y = W x + s * sum_e g_e B_e (A_e x), and the same with g = 1 for a static LoRA."""
         x = inputs[0]
+        if self._silent:
+            return y
         if site.experts is not None:
             if not site.gated:
                 gates_E = torch.ones(*x.shape[:-1], 1)
@@ -140,9 +186,10 @@ class Reference:
         """Gates [..., E], zero for experts outside the top k (or outside the choices that were given)."""
         x = x.float()
         if router.norm:
-            x = x / (x.square().mean(-1, keepdim=True) + NORM_EPS).sqrt()
+            x = _normed(x)
         logits = x @ router.weight.float().T
         null, given = None, self._choices.get(self._names[id(router)])
+        given = None if given is None else given[:, self._span]
         if router.null_expert:
             null, logits = logits[..., -1:], logits[..., :-1]
         kth = logits.topk(router.top_k, dim=-1).values[..., -1:]
@@ -186,3 +233,7 @@ def delta(lora: LoraExperts, experts: Sequence[int], gates: Sequence[float]) -> 
 
 def _lora(lora: LoraExperts, e: int, x: Tensor) -> Tensor:
     return (x @ lora.lora_A[e].float().T) @ lora.lora_B[e].float().T * (lora.alpha / lora.lora_A.shape[1])
+
+
+def _normed(x: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + NORM_EPS).sqrt()

@@ -135,7 +135,8 @@ def run_checks(decoder: Decoder, float_model: nn.Module, prompt: Tensor, tokens:
     for (name, detail), way in zip(WAYS.items(), (stepwise, whole, padded), strict=True):
         length = prompt.shape[1] + way.logits.shape[1] - 1
         chosen = {router: index[rows] for router, index in way.choices.items()}
-        got, want = way.logits[rows], oracle(ids[rows, :length], chosen)[:, first:]
+        together = None if name == "whole" else prompt.shape[1]
+        got, want = way.logits[rows], oracle(ids[rows, :length], chosen, together)[:, first:]
         bound = _bound(model, tokens if in_place else 0)
         apart, spread = float((got - want).norm() / want.norm()), float(want.square().mean().sqrt())
         if name == "logits" and plain is not None:

@@ -15,6 +15,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 class SharedPositionCache(Cache):
     """`slots` holds the positions [S] at which the next forward writes; set it before a forward of S tokens."""
 
+    # a second pass writes over the first
+    fixed = True
+    # the last token's state, where a router reads it (adapters/previous.py); once there is one its address stays
+    state_B1D: Tensor | None = None
+
     def __init__(self, depth: int, length: int) -> None:
         super().__init__(layers=[_Layer(self, length) for _ in range(depth)])
         self.slots = torch.empty(0, dtype=torch.int64)

@@ -82,16 +82,21 @@ class Static:
             ).logits[:, -1]
         self._choices = self.adapter.by_name(said, batch) if self.adapter else {}
         self.cache.slots = self.position
-        self._first = prompt, logits.argmax(-1, keepdim=True)
+        self._first = prompt, [logits.argmax(-1, keepdim=True), *(one.clone() for one in self._state())]
         self.again(ids_BS)
         return logits
 
     def again(self, ids_BS: Tensor) -> None:
         """Whatever a block wrote behind the prompt is written anew before it is read."""
-        prompt, token_B1 = self._first
+        prompt, first = self._first
         self._position = prompt
         self.position.fill_(prompt)
-        self.token_B1.copy_(token_B1)
+        for now, was in zip([self.token_B1, *self._state()], first, strict=True):
+            now.copy_(was)
+
+    def _state(self) -> list[Tensor]:
+        """What a router reads of the token before, if one does."""
+        return [] if self.cache.state_B1D is None else [self.cache.state_B1D]
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
@@ -220,7 +225,7 @@ class Static:
     def _capture(self) -> Callable[[], None]:
         """Warm up on a side stream (first launches load modules, which capture forbids), then record one step."""
         stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-        counters = [self.position, self.token_B1]
+        counters = [self.position, self.token_B1, *self._state()]
         if self.adapter is not None and self.adapter.context.gate_table is not None:
             counters.append(self.adapter.context.gate_table.step)
         before = [counter.clone() for counter in counters]
