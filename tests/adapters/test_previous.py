@@ -8,6 +8,7 @@ from transformers import DynamicCache
 from adafuse import strategies
 from adafuse.adapters import previous, reference
 from adafuse.adapters.adapter import Adapter
+from adafuse.adapters.router import Gates, Router
 from adafuse.bench.checks import run_checks
 from adafuse.config import OF_PREVIOUS, RouterInput, Runtime, StrategyName
 from adafuse.engine.decode import forward_logits, generate
@@ -40,29 +41,38 @@ def ragged(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def read(model, ids_BS: torch.Tensor, point: RouterInput) -> torch.Tensor:
-    """What the router reads of a prompt, by the plain backbone."""
-    with torch.no_grad():
-        states_BSD = model.model(input_ids=ids_BS).last_hidden_state
-        before_BSD = torch.cat([torch.zeros_like(states_BSD[:, :1]), states_BSD[:, :-1]], dim=1)
-        if point is RouterInput.previous_token:
-            return before_BSD
-        both = before_BSD, model.get_input_embeddings()(ids_BS)
-        return sum(F.rms_norm(one, one.shape[-1:], eps=1e-6) for one in both)
+def gates_of(adapter: Adapter, ids_BS: torch.Tensor, states_BSD: torch.Tensor) -> Gates:
+    """What the router says where the last pass made these states of a prompt."""
+    x_BSD = torch.cat([torch.ones_like(states_BSD[:, :1]), states_BSD[:, :-1]], dim=1)
+    if adapter.method.router_input is RouterInput.previous_and_embedding:
+        both = x_BSD, adapter.model.get_input_embeddings()(ids_BS)
+        x_BSD = sum(F.rms_norm(one, one.shape[-1:], eps=1e-6) for one in both)
+    return adapter.token_router(x_BSD.flatten(0, 1))
 
 
 @POINTS
-def test_a_prompt_is_read_by_the_plain_backbone_and_shifted(point: RouterInput, tiny_llama) -> None:
-    model = tiny_llama()
-    wanted = read(model, prompt(2), point)
-    assert (point is RouterInput.previous_token) != bool(wanted[:, 0].any()), (
-        "a first token has nothing before"
-    )
-    adapter = adapter_on(model, point)
-    with adapter.installing(strategies.make(StrategyName.gather)), adapter.collecting() as said:
-        forward_logits(model, prompt(2))
-    ((router, gates),) = said
-    torch.testing.assert_close(gates.probs_TE, router(wanted.flatten(0, 1)).probs_TE)
+@pytest.mark.parametrize("fits", [False, True], ids=["in service", "in a fit"])
+def test_a_prompt_is_read_in_the_second_of_three_passes(point: RouterInput, fits: bool, tiny_llama) -> None:
+    """In a fit too, whose dropout they know nothing of."""
+    model, ids = tiny_llama(), prompt(2)
+    adapter = adapter_on(model, point, "method.dropout=0.5")
+    with torch.no_grad():
+        draft = gates_of(adapter, ids, model.model(input_ids=ids).last_hidden_state)
+        with adapter.installing(strategies.make(StrategyName.gather)):
+            adapter.context.gates = draft
+            wanted = gates_of(adapter, ids, model.model.forward(input_ids=ids).last_hidden_state)
+    model.train(fits)
+    with adapter.installing(None if fits else strategies.make(StrategyName.gather)):
+        with adapter.collecting() as said:
+            model(ids, use_cache=False)
+        assert all(module.training == fits for module in model.modules())
+    ((_, gates),) = said
+    torch.testing.assert_close(gates.probs_TE, wanted.probs_TE)
+    assert not torch.allclose(wanted.probs_TE, draft.probs_TE, atol=1e-3)
+    assert gates.probs_TE.requires_grad == fits and not gates.draft.probs_TE.requires_grad
+    named = adapter.by_name(said, 2)
+    assert named.keys() == {"token", "token.draft"}
+    assert torch.equal(named["token.draft"].flatten(0, 1), draft.index_TK)
 
 
 @POINTS
@@ -92,6 +102,30 @@ def test_decoding_is_that_of_the_reference(
     decoder = make(model, adapter_on(model, point), StrategyName[strategy], runtime, 40)
     found = run_checks(decoder, reference.float_view(model), prompt(), TOKENS).checks
     assert all(check.passed for check in found), [check for check in found if not check.passed]
+
+
+@pytest.mark.parametrize("runtime", [Runtime.eager, Runtime.graph], ids=lambda r: r.name)
+def test_a_draft_of_other_experts_is_followed_and_found(runtime: Runtime, tiny_llama, monkeypatch) -> None:
+    """The reference takes a draft's choices as they come, and says by how much they miss its own."""
+    real, says = Router.forward, iter(range(99))
+    model = tiny_llama()
+    decoder = make(model, adapter_on(model, RouterInput.previous_token), StrategyName.gather, runtime, 40)
+
+    def worse(router: Router, x_TI: torch.Tensor) -> Gates:
+        gates = real(router, x_TI)
+        # every other call is a draft's, until decoding begins
+        if len(x_TI) == 1 or next(says) % 2:
+            return gates
+        index_TK = gates.probs_TE.topk(router.top_k, largest=False).indices
+        weight_TK = gates.probs_TE.gather(-1, index_TK)
+        return Gates(index_TK, weight_TK / weight_TK.sum(-1, keepdim=True), gates.probs_TE)
+
+    monkeypatch.setattr(Router, "forward", worse)
+    checked = run_checks(decoder, reference.float_view(model), prompt(), TOKENS)
+    red = [check for check in checked.checks if not check.passed]
+    assert {check.check for check in red} == {"routing_logits", "routing_whole", "routing_padding"}
+    assert all(check.detail.endswith("by token.draft") for check in red)
+    assert checked.choices.keys() == {"token"}
 
 
 @pytest.mark.parametrize("runtime", [Runtime.eager, Runtime.graph], ids=lambda r: r.name)
@@ -192,7 +226,7 @@ def test_a_state_lies_with_its_cache(tiny_llama) -> None:
 
 @pytest.mark.parametrize("point", [*OF_PREVIOUS, RouterInput.embedding], ids=lambda point: point.name)
 def test_a_fit_teaches_the_router_and_not_the_backbone(point: RouterInput, tiny_llama) -> None:
-    """Recomputed or not: the first pass keeps nothing."""
+    """Recomputed or not: the passes before keep nothing."""
     grads = []
     for recomputes in (False, True):
         model = tiny_llama()

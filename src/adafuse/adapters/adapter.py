@@ -20,7 +20,7 @@ from adafuse.adapters.geometry import follows, watched_block
 from adafuse.adapters.hosted import Host
 from adafuse.adapters.layers import AdaptedLinear, Context
 from adafuse.adapters.previous import follow
-from adafuse.adapters.router import Gates, Router, ungated
+from adafuse.adapters.router import DRAFT, Gates, Router, ungated
 from adafuse.config import LINEARS, Experts, Method, RouterInput, Routing
 from adafuse.model.clean import clean_copy
 from adafuse.model.llama import blocks_of
@@ -257,9 +257,13 @@ class Adapter:
             self.context.collect, self.context.said = False, []
 
     def by_name(self, said: list[tuple[Router, Gates]], rows: int) -> dict[str, Tensor]:
-        """The choices [B, S, K] of one forward of `rows` sequences, by the router's name; -1 is no expert."""
+        """The choices [B, S, K] of one forward of `rows` sequences, by the router's name; -1 is no expert. Those of a
+        draft stand beside.
+        """
         names = {id(router): name for name, router in self.routers().items()}
-        return {names[id(router)]: gates.chosen().unflatten(0, (rows, -1)) for router, gates in said}
+        found = {names[id(router)]: gates for router, gates in said}
+        found |= {name + DRAFT: gates.draft for name, gates in found.items() if gates.draft is not None}
+        return {name: gates.chosen().unflatten(0, (rows, -1)) for name, gates in found.items()}
 
 
 def randomise(adapter: Adapter, seed: int, scale: float = 0.02) -> None:

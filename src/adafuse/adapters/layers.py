@@ -73,9 +73,10 @@ class Context:
             self.said.append((router, gates))
         return gates
 
-    def decide(self, router: Router, hidden: Tensor) -> None:
+    def decide(self, router: Router, hidden: Tensor, draft: Gates | None = None) -> None:
         """Token routing's one decision, before the first adapted linear uses it."""
         self.gates = self.route(router, hidden.reshape(-1, hidden.shape[-1]))
+        self.gates.draft = draft
         if self.decoding:
             self.decode.decide(self.gates)
         elif torch.is_grad_enabled():

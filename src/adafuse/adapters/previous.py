@@ -1,14 +1,16 @@
 """A gate that knows more and still decides before the token starts: it reads the last state of the token before.
 
 In: a model, the `Context` of its adapter, the router. Out: hooks on the model's body that decide ahead of its first
-block. Tokens that are processed together take what was before them from a first pass of the plain backbone, without a
-gradient: their own adapted states depend on the gates that are sought. Tokens that are decoded one by one take the
-adapted state of the token before, which lies with their cache. Zeros stand where a sequence begins.
+block. Tokens that are processed together cannot take what was before them from the pass that counts: its states depend
+on the gates that are sought. They take it from a draft of it, an adapted pass whose gates are from a pass of the plain
+backbone; both are without a gradient. Tokens that are decoded one by one take the adapted state of the token before,
+which lies with their cache. Ones stand where a sequence begins: of zeros all experts would be tied.
 Letters: B sequences, S tokens, D width. Next: adapter.py, which installs the hooks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,11 +20,13 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from adafuse.adapters.layers import Context
-from adafuse.adapters.router import NORM_EPS, Router
+from adafuse.adapters.router import NORM_EPS, Gates, Router
 from adafuse.config import RouterInput
 
 # of a cache: the state [B, 1, D] of each row's last token
 STATE = "state_B1D"
+# every number of what stands before a first token
+BEGIN = 1.0
 
 
 def follow(model: nn.Module, context: Context, router: Router, point: RouterInput) -> list[RemovableHandle]:
@@ -47,22 +51,29 @@ def _decide(
         ids_BS = options.get("input_ids", args[0] if args else None)
         options = options | {"input_ids": None, "inputs_embeds": body.get_submodule("embed_tokens")(ids_BS)}
         args = (None, *args[1:]) if args else args
-    embedded_BSD = options["inputs_embeds"]
+    read = partial(_read, point, options["inputs_embeds"].detach())
     if context.decoding:
-        previous_BSD = _of_cache(options.get("past_key_values"), len(embedded_BSD))
+        cache, rows = options.get("past_key_values"), len(options["inputs_embeds"])
+        context.decide(router, read(_of_cache(cache, rows)))
     else:
-        previous_BSD = _shifted(_plain_states(context, body, args, options), options)
-    if point is RouterInput.previous_and_embedding:
-        previous_BSD = _normed(previous_BSD) + _normed(embedded_BSD.detach())
-    context.decide(router, previous_BSD)
+        states_BSD, draft = _drafted(context, router, read, body, args, options)
+        context.decide(router, read(states_BSD), draft)
     return args, options
 
 
 @torch.no_grad()
-def _plain_states(
-    context: Context, body: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
-) -> Tensor:
-    """[B, S, D]: what the backbone alone makes of these tokens, which nothing may precede."""
+def _drafted(
+    context: Context,
+    router: Router,
+    read: Callable[[Tensor], Tensor],
+    body: nn.Module,
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+) -> tuple[Tensor, Gates]:
+    """[B, S, D]: what stands in the draft before these tokens, which nothing may precede; and its own gates. Neither
+    pass drops out or recomputes anything, in a fit either.
+    """
+    shifted = partial(_shifted, options=options)
     cache = options.get("past_key_values")
     # what is written at fixed places is written anew by the pass that counts
     if not getattr(cache, "fixed", False):
@@ -72,29 +83,41 @@ def _plain_states(
                 "prompt whole, to an adapter in service"
             )
         options = options | {"past_key_values": None, "use_cache": False}
+    training = body.training
+    body.eval()
     context.silent = True
     try:
-        states_BSD: Tensor = body.forward(*args, **options)[0]
+        plain_BSD = shifted(body.forward(*args, **options)[0])
+        context.silent = False
+        context.gates = draft = router(read(plain_BSD).flatten(0, 1))
+        return shifted(body.forward(*args, **options)[0]), draft
     finally:
         context.silent = False
-    return states_BSD
+        body.train(training)
+
+
+def _read(point: RouterInput, embedded_BSD: Tensor, before_BSD: Tensor) -> Tensor:
+    """What the router sees: the states before these tokens, alone or beside their embeddings."""
+    if point is RouterInput.previous_token:
+        return before_BSD
+    return _normed(before_BSD) + _normed(embedded_BSD)
 
 
 def _shifted(states_BSD: Tensor, options: dict[str, Any]) -> Tensor:
-    """Each token's state at the one behind it, zeros at the first of a sequence: behind padding too, whose end is told
+    """Each token's state at the one behind it, BEGIN at the first of a sequence: behind padding too, whose end is told
     by positions (0 at a first token), or by the mask where there are none.
     """
-    previous_BSD = F.pad(states_BSD[:, :-1], (0, 0, 1, 0))
+    previous_BSD = F.pad(states_BSD[:, :-1], (0, 0, 1, 0), value=BEGIN)
     position_BS, mask = options.get("position_ids"), options.get("attention_mask")
     if position_BS is None and isinstance(mask, Tensor) and mask.ndim == 2:
         position_BS = mask.cumsum(-1) - 1
     if position_BS is None:
         return previous_BSD
-    return previous_BSD.masked_fill((position_BS <= 0)[..., None], 0.0)
+    return previous_BSD.masked_fill((position_BS <= 0)[..., None], BEGIN)
 
 
 def _normed(x_BSD: Tensor) -> Tensor:
-    """At a root mean square of 1: states and embeddings differ in scale, and zeros stay zeros."""
+    """At a root mean square of 1: states and embeddings differ in scale."""
     return F.rms_norm(x_BSD.float(), x_BSD.shape[-1:], eps=NORM_EPS).to(x_BSD.dtype)
 
 

@@ -25,7 +25,7 @@ from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import LoraExperts
 from adafuse.adapters.geometry import follows, watched_block
 from adafuse.adapters.layers import AdaptedLinear, MixtureMlp, SerialMlp
-from adafuse.adapters.router import NORM_EPS, Router
+from adafuse.adapters.router import DRAFT, NORM_EPS, Router
 from adafuse.config import Normalisation, RouterInput
 from adafuse.model.llama import blocks_of
 
@@ -70,8 +70,8 @@ class Reference:
         # a router that reads the state of the token before: of these tokens [B, S, D] that, and their own
         self._before, self._states = torch.empty(0), torch.empty(0)
         self._follows = adapter is not None and follows(adapter.method)
-        # the hooks say nothing; which of the given choices are of these tokens
-        self._silent, self._span = False, slice(None)
+        # the hooks say nothing; which of the given choices are of these tokens, and of this pass
+        self._silent, self._span, self._pass = False, slice(None), ""
         self._names = {id(router): name for name, router in adapter.routers().items()} if adapter else {}
         self._handles = self._hook(adapter) if adapter else []
 
@@ -79,7 +79,7 @@ class Reference:
     def __call__(
         self, input_ids: Tensor, choices: dict[str, Tensor] | None = None, prompt: int | None = None
     ) -> Tensor:
-        """Logits [B, S, V]; `choices` holds [B, S, K] expert numbers by the router's name (`Adapter.routers`). The
+        """Logits [B, S, V]; `choices` holds [B, S, K] expert numbers by the router's name (`Adapter.by_name`). The
         first `prompt` tokens (None: all) came together, the others one by one: some routers ask.
         """
         self._choices = choices or {}
@@ -89,14 +89,15 @@ class Reference:
         return self._oracle(input_ids, use_cache=False).logits
 
     def _one_by_one(self, ids_BS: Tensor, prompt: int) -> Tensor:
-        """The prompt's gates are from the plain backbone's states, those of every other token from the state that the
-        token before it has just ended as.
+        """The prompt's gates are from the states of a draft, whose own gates are from those of the plain backbone; the
+        gates of every other token are from the state that the token before it has just ended as.
         """
-        self._silent = True
-        self._oracle(ids_BS[:, :prompt], use_cache=False)
-        self._silent = False
-        self._before = self._states.roll(1, dims=1)
-        self._before[:, 0] = 0
+        self._span = slice(prompt)
+        for self._silent, self._pass in ((True, ""), (False, DRAFT)):
+            self._oracle(ids_BS[:, :prompt], use_cache=False)
+            self._before = self._states.roll(1, dims=1)
+            self._before[:, 0] = 1
+        self._pass = ""
         cache, logits = DynamicCache(), []
         for start, end in pairwise((0, *range(prompt, ids_BS.shape[1] + 1))):
             self._span = slice(start, end)
@@ -188,7 +189,7 @@ class Reference:
         if router.norm:
             x = _normed(x)
         logits = x @ router.weight.float().T
-        null, given = None, self._choices.get(self._names[id(router)])
+        null, given = None, self._choices.get(self._names[id(router)] + self._pass)
         given = None if given is None else given[:, self._span]
         if router.null_expert:
             null, logits = logits[..., -1:], logits[..., :-1]
@@ -221,7 +222,7 @@ class Reference:
     def _miss(self, router: Router, logits: Tensor) -> None:
         worst = float(logits.max())
         if worst > self.regret:
-            self.regret, self.missed_by = worst, self._names[id(router)]
+            self.regret, self.missed_by = worst, self._names[id(router)] + self._pass
 
 
 def delta(lora: LoraExperts, experts: Sequence[int], gates: Sequence[float]) -> Tensor:

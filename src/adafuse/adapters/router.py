@@ -24,6 +24,8 @@ from adafuse.kernels import ops
 
 # as in Llama's own norms
 NORM_EPS = 1e-6
+# behind a router's name: what it chose in a draft
+DRAFT = ".draft"
 
 
 @dataclass
@@ -35,6 +37,8 @@ class Gates:
     probs_TE: Tensor
     # with a null expert: how likely a token is not left to the backbone, 0 to 1; a token that is has weights of zero
     used_T: Tensor | None = None
+    # those of the pass whose states this router read, where there was one (previous.py)
+    draft: Gates | None = None
     _dense_TE: Tensor | None = None
 
     def chosen(self) -> Tensor:

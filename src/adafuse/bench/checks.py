@@ -23,6 +23,7 @@ from adafuse.adapters import reference
 from adafuse.adapters.adapter import Adapter
 from adafuse.adapters.experts import LoraExperts
 from adafuse.adapters.layers import AdaptedLinear
+from adafuse.adapters.router import DRAFT
 from adafuse.config import StrategyName
 from adafuse.engine.decode import forward_logits
 from adafuse.engine.decoders import Decoder
@@ -152,7 +153,8 @@ def run_checks(decoder: Decoder, float_model: nn.Module, prompt: Tensor, tokens:
     oracle.close()
     for name, own in weights.items():
         checks.append(_at_most(name, own.error, own.bound, _detail(own, name)))
-    decoded = {router: index[:, prompt.shape[1] :] for router, index in stepwise.choices.items()}
+    taken = {name: index for name, index in stepwise.choices.items() if not name.endswith(DRAFT)}
+    decoded = {router: index[:, prompt.shape[1] :] for router, index in taken.items()}
     return Checked([*checks, restored], decoded)
 
 
@@ -209,8 +211,9 @@ def _decode_padded(decoder: Decoder, prompt: Tensor, ids: Tensor) -> Pass:
 
 
 def _side_by_side(choices: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The choices of consecutive forwards as one [B, S, K] by router."""
-    return {name: torch.cat([forward[name] for forward in choices], dim=1) for name in choices[0]}
+    """The choices of a prompt and of the steps behind it as one [B, S, K] by router; drafts are the prompt's alone."""
+    routers = choices[-1]
+    return choices[0] | {name: torch.cat([forward[name] for forward in choices], dim=1) for name in routers}
 
 
 def _bound(model: nn.Module, in_place_tokens: int) -> float:
