@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 class SharedPositionCache(Cache):
     """`slots` holds the positions [S] at which the next forward writes; set it before a forward of S tokens."""
 
-    # a second pass writes over the first
+    # each pass over a prompt writes over the one before
     fixed = True
     # the last token's state, where a router reads it (adapters/previous.py); once there is one its address stays
     state_B1D: Tensor | None = None
