@@ -35,6 +35,7 @@ from adafuse.config import Config
 from adafuse.engine import lean as engine
 from adafuse.engine.make import make
 from adafuse.kernels import attend, config, lean
+from adafuse.kernels.beside import DOWN, neighbours
 from adafuse.kernels.config import AttendCut, LeanCut
 from adafuse.model import backbone
 
@@ -105,7 +106,7 @@ def recut(work: lean.Product, cut: LeanCut) -> lean.Product:
 def launch_all(launch: Callable[[Any], None], each: list[Any], flags: Tensor | None) -> None:
     """One pass; with experts the flags that the last pass raised are lowered first, as a step's last launch does."""
     if flags is not None and each[0].beside is not None:
-        flags.zero_()
+        flags.fill_(DOWN)
     for work in each:
         launch(work)
 
@@ -137,7 +138,7 @@ def sweep(settings: Config, parts: list[str], seen: Notes | Share) -> None:
                 "tokens": batch,
                 "inputs": first.x_TI.shape[1],
                 "outputs": first.outputs,
-                "experts": first.beside is not None,
+                "experts": neighbours(first.beside),
             }
             for cut in cuts(batch, first.gated, first.beside is not None):
                 own = [recut(work, cut) for work in works(plan, part)]
@@ -249,9 +250,9 @@ class Notes:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
 
-    def best(self) -> dict[tuple[int, int, int, bool], LeanCut]:
-        """The fastest cut of each shape, with and without experts."""
-        found: dict[tuple[int, int, int, bool], Line] = {}
+    def best(self) -> dict[tuple[int, int, int, config.Neighbours], LeanCut]:
+        """The fastest cut of each shape, by what stands beside."""
+        found: dict[tuple[int, int, int, config.Neighbours], Line] = {}
         for line in self.lines:
             if line.get("part") in PRODUCTS and "us" in line:
                 key = config.power_of_2(line["tokens"]), line["inputs"], line["outputs"], line["experts"]

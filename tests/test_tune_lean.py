@@ -48,10 +48,10 @@ def test_cuts_are_measured_once_and_the_fastest_stays(
     script.sweep(own, ["out", "attend"], again)
     assert len(again.lines) == len(lines)
     fastest = min(lines[1:3], key=lambda line: line["us"])
-    assert again.best() == {(1, 64, 64, False): next(cut for cut in CUTS if cut.rows == fastest["rows"])}
+    assert again.best() == {(1, 64, 64, "none"): next(cut for cut in CUTS if cut.rows == fastest["rows"])}
     with_experts = settings(script, "adafuse_gather_lean")
     script.sweep(with_experts, ["out"], again)
-    assert {line["experts"] for line in again.lines if "experts" in line} == {False, True}
+    assert {line["experts"] for line in again.lines if "experts" in line} == {"none", "known"}
     assert len(again.best()) == 2 and all("error" not in line for line in again.lines)
     launched, launch = [], script.lean.product
     monkeypatch.setattr(script.lean, "product", lambda work: (launched.append(work.cut), launch(work)))
@@ -69,7 +69,7 @@ def test_a_step_is_timed_with_the_fastest_cuts(script: ModuleType, tmp_path: Pat
     monkeypatch.setattr(config, "LEAN_CUTS", {})
     monkeypatch.setattr(script.config, "LEAN_CUTS", config.LEAN_CUTS)
     out = tmp_path / "lines.jsonl"
-    known = {"tokens": 1, "inputs": 64, "experts": False, "us": 1.0, **vars(CUTS[0])}
+    known = {"tokens": 1, "inputs": 64, "experts": "none", "us": 1.0, **vars(CUTS[0])}
     parts = [{"part": "out", "outputs": 64}, {"part": "head", "outputs": 300, "rows": 512}]
     lines = [{"read_gbps": 10.0}, *(known | part for part in parts)]
     out.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -77,7 +77,7 @@ def test_a_step_is_timed_with_the_fastest_cuts(script: ModuleType, tmp_path: Pat
     steps = [json.loads(text) for text in out.read_text().splitlines()][3:]
     assert [(line["arm"], line["early"]) for line in steps] == [("base_lean", True), ("base_lean", False)]
     assert all(line["ms"] > 0 for line in steps)
-    assert config.lean_cut(1, 64, 64, False, False) == CUTS[0]
+    assert config.lean_cut(1, 64, 64, False, "none") == CUTS[0]
 
 
 def test_mistakes_are_one_line(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

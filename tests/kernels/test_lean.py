@@ -83,7 +83,7 @@ def test_a_wrong_meaning_is_seen(name: str, mutation: str, tokens: int) -> None:
 def test_no_program_has_rows_of_two_members() -> None:
     qwen = [(0, 3584), (3584, 512), (4096, 512)]
     for tokens in (1, 8):
-        cut = fit_lean(lean_cut(tokens, 3584, 4608, False, True), 3584, 4608, qwen, False)
+        cut = fit_lean(lean_cut(tokens, 3584, 4608, False, "known"), 3584, 4608, qwen, False)
         assert all(edge % cut.rows == 0 for edge in (3584, 4096)) and cut.rows >= (16 if tokens > 2 else 1)
     assert fit_lean(LeanCut(64, 128, 4), 50, 37, [(0, 37)], False).rows == 64, "one member may end anywhere"
     assert fit_lean(LeanCut(16, 128, 4), 64, 48, [(0, 24), (24, 24)], False).rows == 8

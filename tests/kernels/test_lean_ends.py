@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from adafuse.kernels import attend, ends, lean
+from adafuse.kernels.beside import DOWN
 from adafuse.kernels.config import AttendCut
 from synthetic.fused import DEVICE, MACHINES
 
@@ -212,7 +213,7 @@ def following(logits: torch.Tensor, temperature: float = 0.0, seed: int = 0, pos
         best=torch.full((tokens, pieces), math.nan, **where),
         found=torch.full((tokens, pieces), -1, dtype=torch.int32, **where),
         ended=torch.zeros(1, dtype=torch.int32, **where),
-        flags=torch.ones(3, dtype=torch.int32, **where),
+        flags=torch.ones(5000, dtype=torch.int32, **where),
     )
 
 
@@ -225,7 +226,7 @@ def test_the_next_token_is_the_first_of_the_largest(words: int) -> None:
     ends.choose_next(work)
     assert work.token_T[:2].tolist() == [4, int(logits[1].argmax())] and 0 <= int(work.token_T[2]) < words
     assert torch.equal(work.ids_TM[:, 8], work.token_T) and (work.ids_TM == -1).sum() == 3 * 15
-    assert (int(work.position), int(work.step), int(work.ended)) == (8, 8, 0) and not work.flags.any()
+    assert (int(work.position), int(work.step), int(work.ended)) == (8, 8, 0) and (work.flags == DOWN).all()
 
 
 def test_sampling_follows_the_softmax_and_its_seed() -> None:

@@ -38,6 +38,8 @@ KINDS = {
     "up of gate,up": Kind(48, 70, [(35, 35)], rank=3, top_k=3, gated=True),
     "down": Kind(96, 40, [(0, 40)], rank=16, residual=True, normed=False),
     "odd": Kind(50, 37, [(0, 37)], residual=True, normed=False, bias=True),
+    # of 128 terms a row and more, which are read several at once
+    "wide": Kind(64, 64, [(0, 32), (48, 16)], rank=64),
     "serial": Kind(40, 40, [(0, 40)], rank=6, residual=True, normed=False, serial=True),
 }
 
@@ -101,14 +103,14 @@ class Case:
         if self.routed:
             rows = torch.cat([rows, self.router.flatten(0, 1)])
         shape = beside.scratch(self.tokens, len(rows), groups, kind.rank, kind.top_k, not self.routed)
-        h = torch.full(shape, math.nan, device=device)
+        h = torch.full(shape, beside.DOWN, dtype=torch.int32, device=device).view(torch.float32)
         index, weight, logits = self.index, self.weight_TK, None
         if self.routed:
             chosen = self.tokens, groups, kind.top_k
             index = found["index"] = torch.full(chosen, -1, dtype=torch.int64, device=device)
             weight = found["weight"] = torch.full(chosen, math.nan, device=device)
             logits = h[:, groups * EXPERTS * kind.rank :]
-        flags = torch.zeros(2, dtype=torch.int32, device=device)
+        flags = torch.full((2,), beside.DOWN, dtype=torch.int32, device=device)
         sizes = kind.members, EXPERTS, kind.rank, kind.top_k, SCALING
         return beside.Beside(
             rows, self.B, *sizes, index, weight, h, flags, 0, logits, gelu=kind.serial, ready=ready

@@ -9,6 +9,7 @@ refused. Next: kernels/README.md, section lean.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,8 +25,8 @@ from adafuse.adapters.router import NORM_EPS, Gates, Router
 from adafuse.config import RouterInput, Runtime, StrategyName
 from adafuse.engine.graph import Static
 from adafuse.kernels.attend import Attend, Partial, attend, room
-from adafuse.kernels.beside import Beside, scratch
-from adafuse.kernels.config import AttendCut, attend_cut
+from adafuse.kernels.beside import DOWN, Beside, scratch
+from adafuse.kernels.config import GEMV_TOKENS, AttendCut, attend_cut, cdiv
 from adafuse.kernels.ends import Decision, Next, choose_next, decide, embed, pieces_of
 from adafuse.kernels.lean import Norm, Product, Residual, product
 from adafuse.model.llama import blocks_of, mlp_path, window_of_each_block
@@ -183,7 +184,9 @@ class Flow:
     # gates [T, K] that all layers share
     index_TK: Tensor
     weight_TK: Tensor
+    # one for each product with experts; behind them room for each h that is its own flag, of which `used` is taken
     flags: Tensor
+    used: int
     turns: Iterator[int]
     said: list[tuple[Router, Gates]]
 
@@ -192,7 +195,7 @@ def make_plan(decoder: Lean) -> Plan:
     """The launches of a step of `decoder`, whose adapter is installed and whose prompt is in the cache."""
     model, adapter, strategy = decoder.model, decoder.adapter, decoder._strategy
     of = strategy.of if adapter is not None and isinstance(strategy, Resident) else {}
-    flow, layers, final = _flow(decoder, len(of)), decoder._layers, model.model.norm
+    flow, layers, final = _flow(decoder, of), decoder._layers, model.model.norm
     norms = [(layer.input_layernorm, layer.post_attention_layernorm) for layer in layers]
     following = [*(first for first, _ in norms[1:]), final]
     starts = [] if adapter is None else decision_blocks(adapter.method, adapter.geometry, len(layers))
@@ -273,8 +276,7 @@ def _left(module: nn.Module, before: Product) -> Norm:
 def _beside(flow: Flow, own: Factors, logits: Tensor | None = None) -> Beside:
     """Experts with the gates that all layers share, or with their own routers' (whose choice is said)."""
     tokens, groups, routed = len(flow.sum_TD), len(own.members), bool(own.routers)
-    h = scratch(tokens, len(own.rows_SI), groups, own.rank, own.top_k, not routed)
-    low = torch.empty(h, device=flow.sum_TD.device)
+    low = _low(flow, scratch(tokens, len(own.rows_SI), groups, own.rank, own.top_k, not routed), not routed)
     index, weight = flow.index_TK, flow.weight_TK
     if routed:
         index, weight = _gates(tokens, len(own.routers), own.top_k, device=low.device)
@@ -311,6 +313,19 @@ def _logits(flow: Flow, own: Factors) -> Beside:
     return Beside(own.apart_EI, None, [], own.experts, 1, own.top_k, 1.0, *unused)
 
 
+def _low(flow: Flow, shape: tuple[int, int], known: bool) -> Tensor:
+    """Room for h, among the flags where it is its own flag."""
+    if not (known and len(flow.sum_TD) <= GEMV_TOKENS):
+        return torch.empty(shape, device=flow.sum_TD.device)
+    begin, words = flow.used, math.prod(shape)
+    flow.used += _aligned(words)
+    return flow.flags[begin : begin + words].view(torch.float32).view(shape)
+
+
+def _aligned(words: int) -> int:
+    return 4 * cdiv(words, 4)
+
+
 def _is_mixture(decoder: Lean, number: int) -> bool:
     site = None if decoder.adapter is None else decoder.adapter.sites.get(mlp_path(number))
     return isinstance(site, MixtureMlp)
@@ -323,7 +338,7 @@ def _mixed(flow: Flow, gate_up: Product, down: Product) -> tuple[Product, Produc
     tokens, top_k = len(flow.sum_TD), wide.top_k
     slots = flow.inner_TM.new_empty(tokens * top_k, flow.inner_TM.shape[1])
     low = scratch(tokens, len(narrow.rows_SI), 1, narrow.rank, top_k, known=True, slots=True)
-    h, index, weight = narrow.h.new_empty(low), wide.index[:, 0], wide.weight[:, 0]
+    h, index, weight = _low(flow, low, known=True), wide.index[:, 0], wide.weight[:, 0]
     narrow = replace(narrow, slots=slots, h=h, index=index, weight=weight, ready=False)
     return replace(gate_up, beside=replace(wide, slots=slots)), replace(down, beside=narrow)
 
@@ -382,8 +397,8 @@ def _decides_before(decoder: Lean, adapter: Adapter, plan: Plan, router: Router)
     return plan.blocks[place // 4], ("qkv", "out", "gate_up", "down")[place % 4]
 
 
-def _flow(decoder: Lean, adapted: int) -> Flow:
-    """Room for a step; `adapted` products have experts beside them."""
+def _flow(decoder: Lean, of: Mapping[tuple[str, ...], Factors]) -> Flow:
+    """Room for a step; products `of` an adapter have experts beside them."""
     model, adapter, tokens = decoder.model, decoder.adapter, decoder._rows
     config, attention, device = model.config, decoder._layers[0].self_attn, decoder.position.device
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -394,6 +409,9 @@ def _flow(decoder: Lean, adapted: int) -> Flow:
         return torch.empty(tokens, width, dtype=dtype, device=device)
 
     index_TK, weight_TK = _gates(tokens, top_k, device=device)
+    few = of.values() if tokens <= GEMV_TOKENS else []
+    lows = sum(_aligned(tokens * own.top_k * len(own.members) * own.rank) for own in few)
+    turns = _aligned(len(of) + 1)
     return Flow(
         sum_TD=fresh(config.hidden_size, torch.float32),
         normed_TD=fresh(config.hidden_size),
@@ -406,7 +424,8 @@ def _flow(decoder: Lean, adapted: int) -> Flow:
         attend_cut=cut,
         index_TK=index_TK,
         weight_TK=weight_TK,
-        flags=torch.zeros(max(1, adapted), dtype=torch.int32, device=device),
+        flags=torch.full((turns + lows,), DOWN, dtype=torch.int32, device=device),
+        used=turns,
         turns=count(),
         said=[],
     )

@@ -20,15 +20,22 @@ from adafuse.kernels.config import (
     GEMV_TOKENS,
     MULTIPROCESSORS,
     ROUTED_MAX_EXPERTS,
+    WIDE_TERMS,
     LeanCut,
     Members,
+    Neighbours,
     cdiv,
     flat,
     power_of_2,
 )
 from adafuse.kernels.gather import _exact_gelu
 from adafuse.kernels.route import choose_alone, is_slot
-from adafuse.kernels.times import load_rows, rstd, times_x
+from adafuse.kernels.times import early_rows, load_squares, rstd, times_x
+
+# a flag that no program has raised yet; the bits of h that is not there yet, which no sum has
+DOWN = -1
+_DOWN = tl.constexpr(DOWN)
+WIDE = tl.constexpr(WIDE_TERMS)
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,15 @@ def scratch(
     return (tokens * top_k, members * rank) if few else (tokens * (top_k if slots else 1), beside_rows)
 
 
+def neighbours(beside: Beside | None) -> Neighbours:
+    """How a product's cut (config.py) calls these experts."""
+    if beside is None:
+        return "none"
+    if beside.logits is not None:
+        return "own"
+    return "wide" if beside.top_k * beside.rank >= WIDE_TERMS else "known"
+
+
 def arguments(beside: Beside | None, tokens: int, cut: LeanCut) -> dict[str, Any]:
     """What product_kernel is told about experts."""
     if beside is None:
@@ -90,10 +106,9 @@ def arguments(beside: Beside | None, tokens: int, cut: LeanCut) -> dict[str, Any
     if tokens <= GEMV_TOKENS:
         # at most a program a multiprocessor, or those that read W would have to wait for a place
         front_rows = max(front_rows, min(cut.rows, power_of_2(cdiv(rows * pairs, MULTIPROCESSORS))))
-        if front_rows > 1:
-            # most of its rows are on their way before x is known
-            room = 2 * cut.rows * cut.block // front_rows
-            front_block = max(cut.block, min(power_of_2(beside.rows_SI.shape[1]), room))
+        # most of its rows are on their way before x is known
+        room = 2 * cut.rows * cut.block // front_rows
+        front_block = max(cut.block, min(power_of_2(beside.rows_SI.shape[1]), room))
     front = cdiv(rows, front_rows) * pairs
     return {
         "p_A": beside.rows_SI,
@@ -153,14 +168,16 @@ def front(
         if PDL and not READY:
             gdc_wait()
         i_e = tl.load(p_index + i_pair).to(tl.int32)
+        m_h = o_c < G * R
         # of a slot without a gate nothing is read, here or below
-        m_row = (o_c < G * R) & is_slot(tl.load(p_weight + i_pair))
+        m_row = m_h & is_slot(tl.load(p_weight + i_pair))
         o_row = (o_c // R * E + i_e) * R + o_c % R
         i_t = i_pair // K
         o_h = i_pair * (G * R) + o_c
     else:
         o_row = i_program * FRONT_ROWS + tl.arange(0, FRONT_ROWS)
         m_row = o_row < ROWS_A
+        m_h = m_row
         i_t = 0
         o_h = o_row
     o_t = tl.arange(0, OWN_PADDED)
@@ -170,14 +187,18 @@ def front(
         p_own = p_slots
         if CHOSEN:
             p_own += i_pair * INPUTS
-    b_A = load_rows(p_rows, m_row, 0, INPUTS, BLOCK, False, TENSOR_CORES)
+    b_A = early_rows(p_rows, m_row, INPUTS, BLOCK, False, 1, TENSOR_CORES)
     if PDL and (READY or not CHOSEN):
         gdc_wait()
-    b_h = times_x(b_A, p_rows, m_row, p_own, INPUTS, OWN, OWN_PADDED, BLOCK, False, STAGES, TENSOR_CORES, DOT)
     if PARTS > 0:
-        b_h *= rstd(p_squares + i_t * PARTS, eps, INPUTS, OWN, PARTS, OWN_PADDED)[:, None]
-    tl.store(p_h + o_t[:, None] * ROWS_A + o_h[None, :], b_h, mask=(o_t < OWN)[:, None] & m_row[None, :])
-    if EXPAND:
+        b_squares = load_squares(p_squares + i_t * PARTS, OWN, PARTS, OWN_PADDED)
+    b_h = times_x(
+        b_A, p_rows, m_row, p_own, INPUTS, OWN, OWN_PADDED, BLOCK, False, 1, STAGES, TENSOR_CORES, DOT
+    )
+    if PARTS > 0:
+        b_h *= rstd(b_squares, eps, INPUTS)[:, None]
+    tl.store(p_h + o_t[:, None] * ROWS_A + o_h[None, :], b_h, mask=(o_t < OWN)[:, None] & m_h[None, :])
+    if EXPAND and not CHOSEN:
         # every thread's h is stored before the one thread that holds the atomic releases it
         tl.debug_barrier()
         tl.atomic_add(p_flags + turn, 1, sem="release")
@@ -214,6 +235,14 @@ def few_gates(
             tl.store(p_weight + o_told, b_share[k], mask=m_told)
             b_e = tl.where(o_k == k, b_index[k][:, :, None], b_e)
             b_gate = tl.where(m_term & (o_k == k), b_share[k][:, :, None], b_gate)
+    elif K * R >= WIDE:
+        b_e = tl.zeros((PADDED, b_g.shape[0], TERMS), tl.int32)
+        b_gate = tl.zeros((PADDED, b_g.shape[0], TERMS), tl.float32)
+        for k in tl.static_range(K):
+            b_index_k = tl.load(p_index + o_t * K + k, mask=o_t < T, other=0).to(tl.int32)
+            b_share_k = tl.load(p_weight + o_t * K + k, mask=o_t < T, other=0.0)
+            b_e = tl.where(o_k == k, b_index_k, b_e)
+            b_gate = tl.where(m_term & (o_k == k), b_share_k, b_gate)
     else:
         b_e = tl.load(p_index + o_t * K + o_k, mask=m_term, other=0).to(tl.int32)
         b_gate = tl.load(p_weight + o_t * K + o_k, mask=m_term, other=0.0)
@@ -221,11 +250,19 @@ def few_gates(
 
 
 @triton.jit
-def few_ups(p_B, b_e, b_gate, o_B, ROWS_B: tl.constexpr, K: tl.constexpr, R: tl.constexpr):
-    """[T, rows, K * R] of B for rows `o_B` of it; of a term without a gate nothing is read, here or below."""
+def few_ups(p_B, b_e, b_gate, b_g, o_B, ROWS_B: tl.constexpr, K: tl.constexpr, R: tl.constexpr):
+    """[T, rows, K * R] of B for rows `o_B` of it, which are none of B's where `b_g` is no member. Of a term without a
+    gate nothing is used, and of those that are not WIDE nothing is read, here or below.
+    """
+    o_B = tl.where(b_g >= 0, o_B, 0)
     o_r = (tl.arange(0, triton.next_power_of_2(K * R)) % R)[None, None, :]
-    p_up = p_B + (b_e.to(tl.int64) * ROWS_B + o_B[None, :, None]) * R + o_r
-    return tl.load(p_up, mask=is_slot(b_gate), other=0.0)
+    o_up = (b_e.to(tl.int64) * ROWS_B + o_B[None, :, None]) * R + o_r
+    if K * R >= WIDE and R % 8 == 0:
+        # eight terms side by side are one expert's: read at once, and without a mask, which would hide that
+        o_up = tl.max_contiguous(tl.multiple_of(o_up, (1, 1, 8)), (1, 1, 8))
+        b_B = tl.load(p_B + o_up)
+        return tl.where(is_slot(b_gate), b_B, 0.0)
+    return tl.load(p_B + o_up, mask=is_slot(b_gate), other=0.0)
 
 
 @triton.jit
@@ -233,15 +270,25 @@ def few_lows(
     p_h, b_e, b_gate, b_g, known, PADDED: tl.constexpr,
     ROWS_A: tl.constexpr, G: tl.constexpr, E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr,
 ):  # fmt: skip
-    """[T, rows, K * R] of h, past the L1 cache, which does not see what other processors wrote."""
+    """[T, rows, K * R] of h, past the L1 cache, which does not see what other processors wrote; anew each time."""
     o_t = tl.arange(0, PADDED)[:, None, None]
     o_c = tl.arange(0, triton.next_power_of_2(K * R))[None, None, :]
     b_own = tl.maximum(b_g, 0)[None, :, None]
     if CHOSEN:
-        p_low = p_h + (o_t * K + o_c // R) * (G * R) + b_own * R + o_c % R
+        o_low = (o_t * K + o_c // R) * (G * R) + b_own * R + o_c % R
     else:
-        p_low = p_h + o_t * ROWS_A + (b_own * E + b_e) * R + o_c % R
-    return tl.load(p_low, mask=is_slot(b_gate) & known, other=0.0, cache_modifier=".cg")
+        o_low = o_t * ROWS_A + (b_own * E + b_e) * R + o_c % R
+    if K * R >= WIDE and R % 8 == 0:
+        o_low = tl.max_contiguous(tl.multiple_of(o_low, (1, 1, 4)), (1, 1, 4))
+        b_h = tl.load(p_h + o_low, volatile=True)
+        return tl.where(is_slot(b_gate) & known, b_h, 0.0)
+    return tl.load(p_h + o_low, mask=is_slot(b_gate) & known, other=0.0, volatile=True)
+
+
+@triton.jit
+def is_missing(b_h):
+    """Whether any of h is as a step's last launch leaves it (ends.py): not shrunk yet. No sum has these bits."""
+    return tl.max(tl.max(tl.max((b_h.to(tl.int32, bitcast=True) == _DOWN).to(tl.int32), 2), 1), 0) > 0
 
 
 @triton.jit

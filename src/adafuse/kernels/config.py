@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,18 +103,27 @@ class LeanCut:
     tiles: int = 1
 
 
-# By tokens (the next power of two), inputs, outputs and whether experts stand beside, as scripts/tune_lean.py prints
-# them: Llama-2-7B at one token, on three H200. What lean_cut says of other shapes is a guess from these.
-LEAN_CUTS: dict[tuple[int, int, int, bool], LeanCut] = {
-    (1, 4096, 4096, False): LeanCut(rows=4, block=2048, warps=8, tiles=2),
-    (1, 4096, 12288, False): LeanCut(rows=4, block=2048, warps=8),
-    (1, 4096, 22016, False): LeanCut(rows=4, block=2048, warps=8),
-    (1, 4096, 32000, False): LeanCut(rows=4, block=2048, warps=8),
-    (1, 11008, 4096, False): LeanCut(rows=2, block=2048, warps=4, tiles=2),
-    (1, 4096, 4096, True): LeanCut(rows=8, block=1024, warps=4),
-    (1, 4096, 12288, True): LeanCut(rows=8, block=1024, warps=4),
-    (1, 4096, 22016, True): LeanCut(rows=8, block=1024, warps=4),
-    (1, 11008, 4096, True): LeanCut(rows=2, block=2048, warps=4),
+# What stands beside a product: no experts; those of gates that are known, of up to WIDE_TERMS terms (choices by rank) a
+# row or of more; those of routers of its own.
+Neighbours = Literal["none", "known", "wide", "own"]
+WIDE_TERMS = 128
+
+# By tokens (the next power of two), inputs, outputs and what stands beside, as scripts/tune_lean.py prints them:
+# Llama-2-7B at one token, on H200s. What lean_cut says of other shapes is a guess from these.
+LEAN_CUTS: dict[tuple[int, int, int, Neighbours], LeanCut] = {
+    (1, 4096, 4096, "none"): LeanCut(rows=4, block=2048, warps=8, tiles=2),
+    (1, 4096, 12288, "none"): LeanCut(rows=4, block=2048, warps=8),
+    (1, 4096, 22016, "none"): LeanCut(rows=4, block=2048, warps=8),
+    (1, 4096, 32000, "none"): LeanCut(rows=4, block=2048, warps=8),
+    (1, 11008, 4096, "none"): LeanCut(rows=2, block=2048, warps=4, tiles=2),
+    (1, 4096, 4096, "known"): LeanCut(rows=8, block=1024, warps=4),
+    (1, 4096, 12288, "known"): LeanCut(rows=8, block=1024, warps=4),
+    (1, 4096, 22016, "known"): LeanCut(rows=8, block=1024, warps=4),
+    (1, 11008, 4096, "known"): LeanCut(rows=2, block=2048, warps=4),
+    (1, 4096, 4096, "own"): LeanCut(rows=4, block=2048, warps=4),
+    (1, 4096, 12288, "own"): LeanCut(rows=4, block=2048, warps=4),
+    (1, 4096, 22016, "own"): LeanCut(rows=4, block=2048, warps=4),
+    (1, 11008, 4096, "own"): LeanCut(rows=2, block=2048, warps=4),
 }
 
 
@@ -189,9 +198,9 @@ def fit_gemv(config: GemvConfig, inputs: int, edges: list[int]) -> GemvConfig:
     return replace(config, rows=rows, tiles=tiles, block=even)
 
 
-def lean_cut(tokens: int, inputs: int, outputs: int, gated: bool, experts: bool) -> LeanCut:
+def lean_cut(tokens: int, inputs: int, outputs: int, gated: bool, beside: Neighbours) -> LeanCut:
     """What was measured for this shape, or where else to cut; `outputs` counts both halves of a gated product."""
-    found = LEAN_CUTS.get((power_of_2(tokens), inputs, outputs, experts))
+    found = LEAN_CUTS.get((power_of_2(tokens), inputs, outputs, beside))
     if found is not None:
         return found
     if tokens > GEMV_TOKENS:
@@ -199,8 +208,10 @@ def lean_cut(tokens: int, inputs: int, outputs: int, gated: bool, experts: bool)
         rows = next((r for r in (64, 32) if outputs // r >= 2 * MULTIPROCESSORS), 32 if gated else 16)
         return LeanCut(rows=rows, block=128, warps=4, stages=4, front_rows=16)
     if inputs > 2 * outputs:
-        return LeanCut(rows=2, block=2048, warps=4, tiles=1 if experts else 2)
-    if experts:
+        return LeanCut(rows=2, block=2048, warps=4, tiles=2 if beside == "none" else 1)
+    if beside == "own":
+        return LeanCut(rows=4, block=2048, warps=4)
+    if beside != "none":
         # what experts add is a program's, not a row's: many rows a program
         return LeanCut(rows=8, block=1024, warps=4)
     # of a small product all programs run at once, and the second tile is on its way while the first ends

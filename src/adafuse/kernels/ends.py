@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from adafuse.kernels.beside import _DOWN
 from adafuse.kernels.config import NEXT_PIECES, ROUTE_TILE, ROUTE_WARPS, cdiv
 from adafuse.kernels.lean import Norm, Residual, dependent
 from adafuse.kernels.route import choose
@@ -274,5 +275,6 @@ def next_kernel(
     if p_step is not None:
         tl.store(p_step, tl.load(p_step) + 1)
     tl.store(p_ended, 0)
-    o_flag = tl.arange(0, triton.next_power_of_2(FLAGS))
-    tl.store(p_flags + o_flag, 0, mask=o_flag < FLAGS)
+    for start in range(0, FLAGS, 4096):
+        o_flag = start + tl.arange(0, 4096)
+        tl.store(p_flags + o_flag, _DOWN, mask=o_flag < FLAGS)

@@ -22,6 +22,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from adafuse.kernels.beside import (
+    _DOWN,
     Beside,
     arguments,
     expand_all,
@@ -30,14 +31,16 @@ from adafuse.kernels.beside import (
     few_sum,
     few_ups,
     front,
+    is_missing,
     load_terms,
     member,
     member_start,
+    neighbours,
 )
 from adafuse.kernels.config import GEMV_TOKENS, LeanCut, cdiv, fit_lean, lean_cut
 from adafuse.kernels.gather import _dot_type
 from adafuse.kernels.route import choose_alone
-from adafuse.kernels.times import load_rows, rstd, times_x
+from adafuse.kernels.times import MAX_EARLY, early_rows, load_squares, rstd, times_x
 
 INDEPENDENT = {"PDL": False}
 
@@ -86,7 +89,7 @@ class Product:
     def fitted(self) -> LeanCut:
         """How this launch is cut."""
         (tokens, inputs), beside = self.x_TI.shape, self.beside
-        cut = self.cut or lean_cut(tokens, inputs, self.outputs, self.gated, beside is not None)
+        cut = self.cut or lean_cut(tokens, inputs, self.outputs, self.gated, neighbours(beside))
         experts = beside is not None and beside.lora_B_EOR is not None and not self.gated
         return fit_lean(cut, inputs, self.outputs, beside.members if experts and beside else [], self.gated)
 
@@ -196,6 +199,11 @@ def product_kernel(
     WHOLE: tl.constexpr = OUTPUTS % ROWS == 0
     FEW: tl.constexpr = EXPAND and not TENSOR_CORES
     MIXED: tl.constexpr = GATED and p_slots is not None
+    BLOCKS: tl.constexpr = (INPUTS + BLOCK - 1) // BLOCK
+    # beside experts all of few blocks are asked for before anything is waited for
+    EARLY: tl.constexpr = BLOCKS if BLOCKS <= MAX_EARLY and FEW else 1
+    if CHOSEN:
+        p_last = (p_h + T * K * G * R - 1).to(tl.pointer_type(tl.int32), bitcast=True)
     # whether the flag is raised: once a program has seen it there is nothing to wait for
     seen = False
     for tile in tl.static_range(TILES):
@@ -203,15 +211,25 @@ def product_kernel(
         o_y = i_tile * HALF + tl.arange(0, HALF)
         m_y = o_y < WIDTH
         o_row, m_row = rows_of_tile(i_tile, OUTPUTS, ROWS, GATED)
-        p_rows = p_W
-        if p_W is not None:
-            p_rows = p_W + o_row.to(tl.int64) * INPUTS
-            if tile == 0:
-                b_W = load_rows(p_rows, m_row, 0, INPUTS, BLOCK, WHOLE, TENSOR_CORES)
         i_g, shift = member(i_tile * HALF, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2)
         i_up, shift_up = member(WIDTH, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2)
         b_g, b_shift = member(o_row, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2)
         b_g = tl.where(m_row, b_g, -1)
+        if CHOSEN and READY and tile == 0:
+            b_e, b_chosen = few_gates(
+                p_index, p_weight, p_logits, logits_stride, tl.zeros((1,), tl.int32), m_row, m_row, True,
+                T, PADDED, G, E, K, R, False, RAW,
+            )  # fmt: skip
+        p_rows = p_W
+        if p_W is not None:
+            p_rows = p_W + o_row.to(tl.int64) * INPUTS
+            if tile == 0:
+                if CHOSEN and READY:
+                    # loads come back in the order they are asked for: gates, of which B's place hangs, then W, then B
+                    tl.debug_barrier()
+                b_W = early_rows(p_rows, m_row, INPUTS, BLOCK, WHOLE, EARLY, TENSOR_CORES)
+                if EXPAND:
+                    tl.debug_barrier()
         if TENSOR_CORES and EXPAND:
             b_B = load_terms(p_B, 0, o_y + shift, m_y & (i_g >= 0), ROWS_B, E, R, BLOCK_C)
             b_B_up = b_B
@@ -221,47 +239,82 @@ def product_kernel(
         if PDL and tile == 0 and not (CHOSEN and READY):
             gdc_wait()
         if CHOSEN:
-            b_e, b_gate = few_gates(
-                p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_row, True,
-                T, PADDED, G, E, K, R, False, RAW,
-            )  # fmt: skip
-            b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
+            if not READY and tile == 0:
+                b_e, b_chosen = few_gates(
+                    p_index, p_weight, p_logits, logits_stride, tl.zeros((1,), tl.int32), m_row, m_row, True,
+                    T, PADDED, G, E, K, R, False, RAW,
+                )  # fmt: skip
+            b_gate = tl.where((b_g >= 0)[None, :, None], b_chosen, 0.0)
+            if tile == 0 or p_W is None:
+                b_B_next = few_ups(p_B, b_e, b_gate, b_g, o_row + b_shift, ROWS_B, K, R)
+            b_B = b_B_next
             if PDL and tile == 0 and READY:
                 gdc_wait()
+        o_t = tl.arange(0, PADDED)
+        m_t = o_t < T
+        m_out = m_t[:, None] & m_y[None, :]
+        o_out = o_t[:, None] * WIDTH + o_y[None, :]
+        if not TENSOR_CORES:
+            # what the end needs is on its way while W is
+            if PARTS > 0:
+                b_squares = load_squares(p_squares, T, PARTS, PADDED)
+            if p_sum is not None:
+                b_before = tl.load(p_sum + o_out, mask=m_out, other=0.0)
+                b_norm = tl.load(p_norm + o_y, mask=m_y, other=0.0)
+        if CHOSEN:
+            b_h = few_lows(p_h, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, True)
+            # or the compiler would ask for h behind the product, and wait for it there
+            tl.debug_barrier()
         m_first = m_row & (o_row == member_start(b_g, COLUMN_0, COLUMN_1, COLUMN_2)) & (b_g >= 0)
-        if FEW:
+        if FEW and not CHOSEN:
             # most programs start when all is shrunk, and have it long before their rows are multiplied
             if not seen:
-                seen = tl.atomic_add(p_flags + turn, 0, sem="acquire") >= FRONT
+                # relaxed, because to acquire empties the L1 cache of x; what is read behind it hangs on what it says,
+                # and comes from L2, where whoever raised the flag had left it before
+                seen = tl.atomic_add(p_flags + turn, 0, sem="relaxed") - _DOWN >= FRONT
             if ROUTED:
                 b_e, b_gate = few_gates(
                     p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_first, seen,
                     T, PADDED, ROUTERS, E, K, R, True, RAW,
                 )  # fmt: skip
-                b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
-            b_h = few_lows(p_h, b_e, b_gate, b_g, seen, PADDED, ROWS_A, G, E, K, R, CHOSEN)
-        o_t = tl.arange(0, PADDED)
-        m_t = o_t < T
-        m_out = m_t[:, None] & m_y[None, :]
+                b_B = few_ups(p_B, b_e, b_gate, b_g, o_row + b_shift, ROWS_B, K, R)
+            b_h = few_lows(p_h, b_e, b_gate, b_g, seen, PADDED, ROWS_A, G, E, K, R, False)
         if p_W is not None:
-            b_y = times_x(b_W, p_rows, m_row, p_x, INPUTS, T, PADDED, BLOCK, WHOLE, STAGES, TENSOR_CORES, DOT)
+            b_y = times_x(
+                b_W, p_rows, m_row, p_x, INPUTS, T, PADDED, BLOCK, WHOLE, EARLY, STAGES, TENSOR_CORES, DOT
+            )
             if tile + 1 < TILES:
                 # on its way while this tile ends
                 o_next, m_next = rows_of_tile(i_tile + 1, OUTPUTS, ROWS, GATED)
                 p_next_rows = p_W + o_next.to(tl.int64) * INPUTS
-                b_W = load_rows(p_next_rows, m_next, 0, INPUTS, BLOCK, WHOLE, TENSOR_CORES)
+                b_W = early_rows(p_next_rows, m_next, INPUTS, BLOCK, WHOLE, EARLY, TENSOR_CORES)
+                if CHOSEN:
+                    g_next, shift_next = member(
+                        o_next, COLUMN_0, WIDTH_0, COLUMN_1, WIDTH_1, COLUMN_2, WIDTH_2
+                    )
+                    g_next = tl.where(m_next, g_next, -1)
+                    b_next = tl.where((g_next >= 0)[None, :, None], b_chosen, 0.0)
+                    b_B_next = few_ups(p_B, b_e, b_next, g_next, o_next + shift_next, ROWS_B, K, R)
             if PARTS > 0:
-                b_y *= rstd(p_squares, eps, INPUTS, T, PARTS, PADDED)[:, None]
+                if TENSOR_CORES:
+                    b_squares = load_squares(p_squares, T, PARTS, PADDED)
+                b_y *= rstd(b_squares, eps, INPUTS)[:, None]
             if p_bias is not None:
                 b_y += tl.load(p_bias + o_row, mask=m_row, other=0.0).to(tl.float32)[None, :]
         else:
             b_y = tl.load(p_x + o_t[:, None] * INPUTS + o_y[None, :], mask=m_out, other=0.0).to(tl.float32)
-        if EXPAND:
+        if CHOSEN:
+            while is_missing(b_h):
+                # one thread asks for the last of it: were all to ask, what they ask for would be late
+                while tl.atomic_add(p_last, 0, sem="relaxed") == _DOWN:
+                    pass
+                b_h = few_lows(p_h, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, True)
+        elif EXPAND:
             has_experts = i_g >= 0
             if GATED:
                 has_experts = has_experts | (i_up >= 0)
             if has_experts & (not seen):
-                while tl.atomic_add(p_flags + turn, 0, sem="acquire") < FRONT:
+                while tl.atomic_add(p_flags + turn, 0, sem="acquire") - _DOWN < FRONT:
                     pass
                 seen = True
                 if FEW:
@@ -270,9 +323,8 @@ def product_kernel(
                             p_index, p_weight, p_logits, logits_stride, b_g, m_row, m_first, True,
                             T, PADDED, ROUTERS, E, K, R, True, RAW,
                         )  # fmt: skip
-                        b_B = few_ups(p_B, b_e, b_gate, o_row + b_shift, ROWS_B, K, R)
-                    b_h = few_lows(p_h, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, CHOSEN)
-        o_out = o_t[:, None] * WIDTH + o_y[None, :]
+                        b_B = few_ups(p_B, b_e, b_gate, b_g, o_row + b_shift, ROWS_B, K, R)
+                    b_h = few_lows(p_h, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, False)
         starts = i_tile == 0
         if not GATED:
             starts = i_tile * ROWS == member_start(i_g, COLUMN_0, COLUMN_1, COLUMN_2)
@@ -328,10 +380,16 @@ def product_kernel(
         if GATED and not MIXED:
             b_y = b_y / (1.0 + tl.exp(-b_y)) * b_up
         if p_sum is not None:
-            b_sum = tl.load(p_sum + o_out, mask=m_out, other=0.0) + b_y
+            if TENSOR_CORES:
+                b_before = tl.load(p_sum + o_out, mask=m_out, other=0.0)
+                b_norm = tl.load(p_norm + o_y, mask=m_y, other=0.0)
+            b_sum = b_before + b_y
             tl.store(p_sum + o_out, b_sum, mask=m_out)
-            b_norm = tl.load(p_norm + o_y, mask=m_y, other=0.0).to(tl.float32)
-            tl.store(p_next + o_out, (b_sum * b_norm[None, :]).to(p_next.dtype.element_ty), mask=m_out)
+            tl.store(
+                p_next + o_out,
+                (b_sum * b_norm.to(tl.float32)[None, :]).to(p_next.dtype.element_ty),
+                mask=m_out,
+            )
             b_squares = tl.sum(tl.where(m_out, b_sum * b_sum, 0.0), 1)
             tl.store(p_squares_next + o_t * tl.cdiv(OUTPUTS, ROWS) + i_tile, b_squares, mask=m_t)
         else:
