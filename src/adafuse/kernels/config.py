@@ -120,6 +120,10 @@ LEAN_CUTS: dict[tuple[int, int, int, Neighbours], LeanCut] = {
     (1, 4096, 12288, "known"): LeanCut(rows=8, block=1024, warps=4),
     (1, 4096, 22016, "known"): LeanCut(rows=8, block=1024, warps=4),
     (1, 11008, 4096, "known"): LeanCut(rows=2, block=2048, warps=4),
+    (1, 4096, 4096, "wide"): LeanCut(rows=4, block=2048, warps=4),
+    (1, 4096, 12288, "wide"): LeanCut(rows=4, block=2048, warps=4),
+    (1, 4096, 22016, "wide"): LeanCut(rows=4, block=2048, warps=4),
+    (1, 11008, 4096, "wide"): LeanCut(rows=2, block=2048, warps=4),
     (1, 4096, 4096, "own"): LeanCut(rows=4, block=2048, warps=4),
     (1, 4096, 12288, "own"): LeanCut(rows=4, block=2048, warps=4),
     (1, 4096, 22016, "own"): LeanCut(rows=4, block=2048, warps=4),
@@ -209,7 +213,7 @@ def lean_cut(tokens: int, inputs: int, outputs: int, gated: bool, beside: Neighb
         return LeanCut(rows=rows, block=128, warps=4, stages=4, front_rows=16)
     if inputs > 2 * outputs:
         return LeanCut(rows=2, block=2048, warps=4, tiles=2 if beside == "none" else 1)
-    if beside == "own":
+    if beside in ("wide", "own"):
         return LeanCut(rows=4, block=2048, warps=4)
     if beside != "none":
         # what experts add is a program's, not a row's: many rows a program
