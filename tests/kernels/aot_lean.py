@@ -1,9 +1,11 @@
 """Compiles the launches of a lean step where there is no GPU: `python tests/kernels/aot_lean.py [all]`.
 
 Shapes of Llama-2-7B, Mistral-7B and Qwen2.5-7B, as their launches are cut. Prints one line a launch; ends with 1 if
-one does not read W in 128-bit pieces, spills registers, or lacks the wait of a dependent launch where there is one.
+one does not read W in 128-bit pieces, spills registers, lacks the wait of a dependent launch where there is one, or has
+several threads read the same of what others are writing.
 """
 
+import math
 import re
 import sys
 from dataclasses import replace
@@ -57,7 +59,7 @@ def launched(every: bool) -> list[tuple[str, Any, dict[str, Any]]]:
             stand.calls.clear()
 
     llama, qwen, ranks = (4096, 11008, 12288), (3584, 18944, 4608), ((0, False), (16, False), (64, True))
-    cases = [(1, llama, 16, False), (2, qwen, 64, True), (32, llama, 16, False)]
+    cases = [(1, llama, 16, False), (1, llama, 8, False), (2, qwen, 64, True), (32, llama, 16, False)]
     if every:
         cases = [(tokens, *case) for tokens in (1, 2, 8, 32) for case in product((llama, qwen), ranks)]
         cases = [(tokens, shape, *rank) for tokens, shape, rank in cases]
@@ -250,8 +252,18 @@ def compile_one(arch: int, name: str, kernel: Any, arguments: dict[str, Any]) ->
     waits = "griddepcontrol.wait" in ptx or "PDL" not in kernel.arg_names
     loads = f"{wide} loads of 128 bits, {narrow} of 16"
     print(f"sm_{arch} {name}: {loads}, {compiled.metadata.shared} B shared{', SPILLS' * local}", flush=True)
-    product = "->" in name
-    return not local and (waits or arch < 90) and (wide > 0 or not product)
+    product, alone = "->" in name, each_by_one_thread(compiled.asm["ttgir"])
+    print("    READ BY SEVERAL THREADS" if not alone else "", end="\n" * (not alone))
+    return not local and alone and (waits or arch < 90) and (wide > 0 or not product)
+
+
+def each_by_one_thread(ttgir: str) -> bool:
+    """Whether the layout of each volatile load has no more places than it has elements."""
+    layouts = dict(re.findall(r"^(#\w+) = #ttg\.blocked<\{(.*?), order", ttgir, re.MULTILINE))
+    loads = re.findall(r"isVolatile = true.*?tensor<((?:\d+x)+)!tt\.ptr<\w+>, (#\w+)>", ttgir)
+    places = [math.prod(map(int, re.findall(r"\d+", layouts[layout]))) for _, layout in loads]
+    elements = [math.prod(map(int, shape.split("x")[:-1])) for shape, _ in loads]
+    return all(place <= element for place, element in zip(places, elements, strict=True))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from synthetic.lean import KINDS, Case
 
 # by how many tokens: each kernel in several tiles, with and without tensor cores
 CUTS = {
-    1: LeanCut(rows=4, block=32, warps=1, front_rows=2, tiles=2),
+    1: LeanCut(rows=4, block=32, warps=4, front_rows=2, tiles=2),
     2: LeanCut(rows=8, block=64, warps=2),
     5: LeanCut(rows=32, block=32, warps=4, stages=2, front_rows=16),
 }

@@ -223,8 +223,9 @@ def few_gates(
         o_row = tl.arange(0, PADDED)[:, None]
         # of members that share a router the first tells
         b_own = tl.minimum(tl.maximum(b_g, 0), ROUTERS - 1)[None, :]
+        # past the L1 cache, where a program that came before the flag would have left what was there before
         b_index, b_share = choose_alone(
-            p_logits + tl.minimum(o_row, T - 1) * logits_stride + b_own * E, E, K, RAW
+            p_logits + tl.minimum(o_row, T - 1) * logits_stride + b_own * E, E, K, RAW, ".cg"
         )
         b_e = tl.zeros((PADDED, b_g.shape[0], TERMS), tl.int32)
         b_gate = tl.zeros((PADDED, b_g.shape[0], TERMS), tl.float32)
@@ -267,28 +268,53 @@ def few_ups(p_B, b_e, b_gate, b_g, o_B, ROWS_B: tl.constexpr, K: tl.constexpr, R
 
 @triton.jit
 def few_lows(
-    p_h, b_e, b_gate, b_g, known, PADDED: tl.constexpr,
-    ROWS_A: tl.constexpr, G: tl.constexpr, E: tl.constexpr, K: tl.constexpr, R: tl.constexpr, CHOSEN: tl.constexpr,
-):  # fmt: skip
-    """[T, rows, K * R] of h, past the L1 cache, which does not see what other processors wrote; anew each time."""
-    o_t = tl.arange(0, PADDED)[:, None, None]
+    p_h, b_e, b_gate, b_g, known, ROWS_A: tl.constexpr, E: tl.constexpr, K: tl.constexpr, R: tl.constexpr
+):
+    """[T, rows, K * R] of h of all rows of A, past the L1 cache, which does not see what other processors wrote."""
+    o_t = tl.arange(0, b_gate.shape[0])[:, None, None]
     o_c = tl.arange(0, triton.next_power_of_2(K * R))[None, None, :]
-    b_own = tl.maximum(b_g, 0)[None, :, None]
-    if CHOSEN:
-        o_low = (o_t * K + o_c // R) * (G * R) + b_own * R + o_c % R
-    else:
-        o_low = o_t * ROWS_A + (b_own * E + b_e) * R + o_c % R
+    o_low = o_t * ROWS_A + (tl.maximum(b_g, 0)[None, :, None] * E + b_e) * R + o_c % R
+    return _load_lows(p_h, o_low, is_slot(b_gate) & known, K, R)
+
+
+@triton.jit
+def chosen_lows(p_h, b_chosen, b_g, G: tl.constexpr, K: tl.constexpr, R: tl.constexpr, COPIES: tl.constexpr):
+    """[T, rows * COPIES, K * R] of h of the chosen rows of A, whether it is there or not; each row COPIES times.
+
+    With as many elements as threads no two threads read the same one. Else the compiler would have several read it,
+    each for itself, and while h is written one could find what another does not: `is_missing` asks one of them alone.
+    """
+    ROWS: tl.constexpr = b_g.shape[0]
+    o_t = tl.arange(0, b_chosen.shape[0])[:, None, None]
+    o_c = tl.arange(0, triton.next_power_of_2(K * R))[None, None, :]
+    b_own = tl.reshape(tl.broadcast_to(b_g[:, None], (ROWS, COPIES)), (ROWS * COPIES,))[None, :, None]
+    o_low = (o_t * K + o_c // R) * (G * R) + tl.maximum(b_own, 0) * R + o_c % R
+    return _load_lows(p_h, o_low, is_slot(b_chosen) & (b_own >= 0), K, R)
+
+
+@triton.jit
+def _load_lows(p_h, o_low, m_low, K: tl.constexpr, R: tl.constexpr):
     if K * R >= WIDE and R % 8 == 0:
         o_low = tl.max_contiguous(tl.multiple_of(o_low, (1, 1, 4)), (1, 1, 4))
         b_h = tl.load(p_h + o_low, volatile=True)
-        return tl.where(is_slot(b_gate) & known, b_h, 0.0)
-    return tl.load(p_h + o_low, mask=is_slot(b_gate) & known, other=0.0, volatile=True)
+        return tl.where(m_low, b_h, 0.0)
+    return tl.load(p_h + o_low, mask=m_low, other=0.0, volatile=True)
 
 
 @triton.jit
 def is_missing(b_h):
     """Whether any of h is as a step's last launch leaves it (ends.py): not shrunk yet. No sum has these bits."""
     return tl.max(tl.max(tl.max((b_h.to(tl.int32, bitcast=True) == _DOWN).to(tl.int32), 2), 1), 0) > 0
+
+
+@triton.jit
+def one_copy(b_h, COPIES: tl.constexpr):
+    """[T, rows, K * R] of [T, rows * COPIES, K * R], which are alike."""
+    if COPIES == 1:
+        return b_h
+    T: tl.constexpr = b_h.shape[0]
+    ROWS: tl.constexpr = b_h.shape[1] // COPIES
+    return tl.max(tl.reshape(b_h, (T, ROWS, COPIES, b_h.shape[2])), 2)
 
 
 @triton.jit

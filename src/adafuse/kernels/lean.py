@@ -25,6 +25,7 @@ from adafuse.kernels.beside import (
     _DOWN,
     Beside,
     arguments,
+    chosen_lows,
     expand_all,
     few_gates,
     few_lows,
@@ -36,6 +37,7 @@ from adafuse.kernels.beside import (
     member,
     member_start,
     neighbours,
+    one_copy,
 )
 from adafuse.kernels.config import GEMV_TOKENS, LeanCut, cdiv, fit_lean, lean_cut
 from adafuse.kernels.gather import _dot_type
@@ -124,6 +126,7 @@ def product(work: Product) -> None:
         PARTS=work.norm.squares_TP.shape[1] if work.norm else 0,
         GATED=work.gated,
         ROWS=cut.rows,
+        THREADS=32 * cut.warps,
         TILES=cut.tiles,
         BLOCK=cut.block,
         STAGES=cut.stages,
@@ -172,7 +175,7 @@ def product_kernel(
     EXPAND: tl.constexpr,
     ROUTED: tl.constexpr, ROUTERS: tl.constexpr, RAW: tl.constexpr, GELU: tl.constexpr, READY: tl.constexpr,
     ROWS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
-    TENSOR_CORES: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
+    THREADS: tl.constexpr, TENSOR_CORES: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """`Product`. Grid: FRONT programs that shrink, then some with TILES tiles of ROWS rows of W (GATED: half of them of
     either half of W).
@@ -203,6 +206,8 @@ def product_kernel(
     # beside experts all of few blocks are asked for before anything is waited for
     EARLY: tl.constexpr = BLOCKS if BLOCKS <= MAX_EARLY and FEW else 1
     if CHOSEN:
+        TERMS: tl.constexpr = PADDED * ROWS * triton.next_power_of_2(K * R)
+        COPIES: tl.constexpr = (THREADS + TERMS - 1) // TERMS
         p_last = (p_h + T * K * G * R - 1).to(tl.pointer_type(tl.int32), bitcast=True)
     # whether the flag is raised: once a program has seen it there is nothing to wait for
     seen = False
@@ -262,7 +267,7 @@ def product_kernel(
                 b_before = tl.load(p_sum + o_out, mask=m_out, other=0.0)
                 b_norm = tl.load(p_norm + o_y, mask=m_y, other=0.0)
         if CHOSEN:
-            b_h = few_lows(p_h, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, True)
+            b_lows = chosen_lows(p_h, b_chosen, b_g, G, K, R, COPIES)
             # or the compiler would ask for h behind the product, and wait for it there
             tl.debug_barrier()
         m_first = m_row & (o_row == member_start(b_g, COLUMN_0, COLUMN_1, COLUMN_2)) & (b_g >= 0)
@@ -278,7 +283,7 @@ def product_kernel(
                     T, PADDED, ROUTERS, E, K, R, True, RAW,
                 )  # fmt: skip
                 b_B = few_ups(p_B, b_e, b_gate, b_g, o_row + b_shift, ROWS_B, K, R)
-            b_h = few_lows(p_h, b_e, b_gate, b_g, seen, PADDED, ROWS_A, G, E, K, R, False)
+            b_h = few_lows(p_h, b_e, b_gate, b_g, seen, ROWS_A, E, K, R)
         if p_W is not None:
             b_y = times_x(
                 b_W, p_rows, m_row, p_x, INPUTS, T, PADDED, BLOCK, WHOLE, EARLY, STAGES, TENSOR_CORES, DOT
@@ -304,11 +309,12 @@ def product_kernel(
         else:
             b_y = tl.load(p_x + o_t[:, None] * INPUTS + o_y[None, :], mask=m_out, other=0.0).to(tl.float32)
         if CHOSEN:
-            while is_missing(b_h):
+            while is_missing(b_lows):
                 # one thread asks for the last of it: were all to ask, what they ask for would be late
                 while tl.atomic_add(p_last, 0, sem="relaxed") == _DOWN:
                     pass
-                b_h = few_lows(p_h, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, True)
+                b_lows = chosen_lows(p_h, b_chosen, b_g, G, K, R, COPIES)
+            b_h = one_copy(b_lows, COPIES)
         elif EXPAND:
             has_experts = i_g >= 0
             if GATED:
@@ -324,7 +330,7 @@ def product_kernel(
                             T, PADDED, ROUTERS, E, K, R, True, RAW,
                         )  # fmt: skip
                         b_B = few_ups(p_B, b_e, b_gate, b_g, o_row + b_shift, ROWS_B, K, R)
-                    b_h = few_lows(p_h, b_e, b_gate, b_g, True, PADDED, ROWS_A, G, E, K, R, False)
+                    b_h = few_lows(p_h, b_e, b_gate, b_g, True, ROWS_A, E, K, R)
         starts = i_tile == 0
         if not GATED:
             starts = i_tile * ROWS == member_start(i_g, COLUMN_0, COLUMN_1, COLUMN_2)

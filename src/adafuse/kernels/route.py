@@ -102,15 +102,16 @@ def choose(b_logits, E: tl.constexpr, K: tl.constexpr, RAW: tl.constexpr):
 
 
 @triton.jit
-def choose_alone(p_logits, E: tl.constexpr, K: tl.constexpr, RAW: tl.constexpr):
+def choose_alone(p_logits, E: tl.constexpr, K: tl.constexpr, RAW: tl.constexpr, CACHE: tl.constexpr = ""):
     """Tuples (index, weight) of the K best of E logits that lie one after the other, from the best on.
 
-    `p_logits` is a pointer, or one for each token. Each thread chooses by itself: no step waits for another thread, as
-    the reductions of `choose` do. Ties go by index there too; NaN counts as minus infinity.
+    `p_logits` is a pointer, or one for each token; loads are cached as CACHE says. Each thread chooses by itself: no
+    step waits for another thread, as the reductions of `choose` do. Ties go by index there too; NaN counts as minus
+    infinity.
     """
     b_logits: tl.tuple = ()
     for e in tl.static_range(E):
-        b_logit = tl.load(p_logits + e).to(tl.float32)
+        b_logit = tl.load(p_logits + e, cache_modifier=CACHE).to(tl.float32)
         b_logits += (tl.where(b_logit == b_logit, b_logit, float("-inf")),)
     b_index: tl.tuple = ()
     b_best: tl.tuple = ()
