@@ -146,9 +146,10 @@ def arm_version(arm: Arm, method: Method) -> int:
     # kernels that every layer launches are called directly, not through torch's dispatcher: where the host waits for it
     routed = strategy in (StrategyName.dense, StrategyName.simple_merge) and routing in LAYER_BY_LAYER
     launches = strategy in (StrategyName.gather, StrategyName.fused) or routed
-    # experts in a lean step: few programs shrink, loads are wide
-    beside = strategy is StrategyName.gather and arm.runtime is Runtime.lean
-    return 2 if beside or (launches and arm.runtime is Runtime.eager) else 1
+    if arm.runtime is Runtime.lean:
+        # what a launch's end needs is on its way while it reads W; of experts h is its own flag (2 was never published)
+        return 3 if strategy is StrategyName.gather else 2
+    return 2 if launches and arm.runtime is Runtime.eager else 1
 
 
 # the same of a step of training (bench/fit_speed.py), whatever the method: routers and experts in few launches
