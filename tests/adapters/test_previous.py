@@ -236,7 +236,9 @@ def test_a_fit_teaches_the_router_and_not_the_backbone(point: RouterInput, tiny_
         model.train()
         if recomputes:
             model.activation_checkpointing_enable()
+        still = model.model.layers[1].mlp.eval()
         model(prompt(2), labels=prompt(2)).loss.backward()
+        assert model.model.layers[1].training and not still.training, "as whoever fits has left it"
         backbone = [p for p in model.parameters() if id(p) not in own]
         assert backbone and all(p.grad is None for p in backbone)
         grads.append([p.grad for p in adapter.parameters()])

@@ -83,7 +83,7 @@ def _drafted(
                 "prompt whole, to an adapter in service"
             )
         options = options | {"past_key_values": None, "use_cache": False}
-    training = body.training
+    fitting = [module for module in body.modules() if module.training]
     body.eval()
     context.silent = True
     try:
@@ -93,7 +93,8 @@ def _drafted(
         return shifted(body.forward(*args, **options)[0]), draft
     finally:
         context.silent = False
-        body.train(training)
+        for module in fitting:
+            module.training = True
 
 
 def _read(point: RouterInput, embedded_BSD: Tensor, before_BSD: Tensor) -> Tensor:
