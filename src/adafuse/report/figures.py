@@ -252,7 +252,8 @@ def lay_out(
         handles = [one for axis in figure.axes for one in axis.get_legend_handles_labels()[0]]
     named = {str(one.get_label()): one for one in handles}
     columns = int((WIDTH - 0.2) / (0.45 + CHARACTER * max(map(len, named), default=0)))
-    title, caption = textwrap.wrap(own.title, 84), textwrap.wrap(own.caption, 122)
+    title = textwrap.wrap(own.title, 84)
+    caption = [line.removesuffix(" ·") for line in textwrap.wrap(own.caption, 122)]
     headed = max(len(axis.get_title("left").splitlines()) for axis in figure.axes)
     legend = 0.12 + 0.16 * math.ceil(len(named) / columns)
     ends = np.cumsum([0.1, 0.2 * len(title), 0.08 + 0.14 * len(caption), legend, 0.18 * headed])
@@ -378,7 +379,7 @@ def headline(report: Report) -> Figure | None:
     axes[len(axes) // 2].set_xlabel("time of a token (1 = the model alone)")
     said = _said(report, pd.concat(panels).dropna(subset="records"))
     about = [*spec["about"], f"The model alone: {', '.join(alone)}."]
-    caption = " · ".join([*about, *(text for name, text in said.items() if name != "folder")])
+    caption = f"{' '.join(about)} {' · '.join(text for name, text in said.items() if name != 'folder')}"
     own = Planned(spec, panels[0], report, HEADLINE, spec["title"], caption)
     return lay_out(figure, own, 1.75, 2.4, [], apart=0.11)
 
