@@ -140,6 +140,9 @@ class Adapter:
         self._place(self.sites)
         self._undo.callback(self._place, ())
         self._watch_router_input()
+        if strategy is None and self.token_routers:
+            for block in blocks_of(self.model):
+                self._undo.callback(block.register_forward_hook(self._keep_gates).remove)
         self.installed = True
         for parameter in self.parameters():
             parameter.requires_grad_(False)
@@ -194,6 +197,18 @@ class Adapter:
             self.context.decide(router, output[0] if isinstance(output, tuple) else output)
 
         self._undo.callback(watched.register_forward_hook(decide).remove)
+
+    def _keep_gates(self, block: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        """A block that is computed again in the backward pass takes the gates that it had, whatever was decided since:
+        by a later block, or in another forward.
+        """
+        hidden, gates = output[0] if isinstance(output, tuple) else output, self.context.gates
+
+        def again(gradient: Tensor) -> None:
+            self.context.gates = gates
+
+        if hidden.requires_grad and not torch.compiler.is_compiling():
+            hidden.register_hook(again)
 
     def _merge_static(self) -> None:
         """Static LoRA does not depend on the token: merging it once is how its authors serve it."""

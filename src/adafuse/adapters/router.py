@@ -122,7 +122,8 @@ def routed_together(routers: Sequence[Router], x_TI: Tensor) -> list[Gates]:
     # the gradient of a part of one is no copy
     apart = [one.unbind() if len(routers) > 1 else [one.squeeze(0)] for one in found]
     return [
-        Gates(index, weight, probs, None, dense) for index, weight, probs, dense in zip(*apart, strict=True)
+        Gates(index, weight, probs, _dense_TE=dense)
+        for index, weight, probs, dense in zip(*apart, strict=True)
     ]
 
 
