@@ -41,3 +41,10 @@ def test_gates_are_those_of_the_same_forward(overrides: list[str], forwards: int
         found.append(gradients(model, overrides, forwards))
     for kept, recomputed in zip(*found, strict=True):
         torch.testing.assert_close(kept, recomputed)
+
+
+def test_token_routing_refuses_what_would_leave_its_router_without_a_gradient(tiny_llama) -> None:
+    model = tiny_llama().train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    with pytest.raises(ValueError, match="say use_reentrant=False"):
+        gradients(model, ["method=adafuse"], 1)

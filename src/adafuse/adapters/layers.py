@@ -132,8 +132,18 @@ class AdaptedLinear(nn.Module):
             return self.context.route(self.router, x_TI, self.beside)
         if self.decides is not None:
             self.context.decide(self.decides, x_TI)
-        assert self.context.gates is not None, "token gates are decided before any adapted linear runs"
-        return self.context.gates
+        gates, router = self.context.gates, self.decided_by
+        assert gates and router, "token gates are decided before any adapted linear runs"
+        if (
+            self.training
+            and torch.is_grad_enabled()
+            and router.weight.requires_grad > gates.weight_TK.requires_grad
+        ):
+            raise ValueError(
+                "gradient checkpointing with use_reentrant=True would leave the router without a gradient: say "
+                "use_reentrant=False"
+            )
+        return gates
 
 
 class SerialMlp(nn.Module):
