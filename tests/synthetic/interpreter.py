@@ -1,8 +1,13 @@
 """Triton's interpreter in half its time, without what costs most of it and tells nothing here."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import FunctionType, SimpleNamespace
+from typing import Any
 
+import numpy as np
+import pytest
+import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
@@ -22,3 +27,35 @@ def _unpatched(fn: FunctionType) -> bool:
     """Whether one of the two modules that hold the language is seen by `fn` as it is outside the interpreter."""
     original = [lang for lang in (tl, tl.core) if tl.core.is_builtin(lang.load)]
     return any(value is lang for lang in original for value in fn.__globals__.values())
+
+
+def bound(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
+    """Launches of a kernel fail where they read or write, unmasked, what lies in none of the tensors they are given."""
+    kernel, owned = getattr(module, name), []
+
+    def launch(grid: tuple[int, ...]) -> Callable[..., None]:
+        def run(**arguments: Any) -> None:
+            owned[:] = [_extent(value) for value in arguments.values() if isinstance(value, torch.Tensor)]
+            kernel[grid](**arguments)
+
+        return run
+
+    def watched(go: Callable[..., Any], place: int) -> Callable[..., Any]:
+        def access(builder: Any, pointers: Any, *rest: Any) -> Any:
+            asked = pointers.data[rest[place].data.astype(bool)]
+            inside = [(asked >= first) & (asked < last) for first, last in owned]
+            assert not asked.size or np.any(inside, axis=0).all(), "out of bounds"
+            return go(builder, pointers, *rest)
+
+        return access
+
+    builder = type(interpreter.interpreter_builder)
+    for access, place in (("create_masked_load", 0), ("create_masked_store", 1)):
+        monkeypatch.setattr(builder, access, watched(getattr(builder, access), place))
+    monkeypatch.setattr(module, name, type("Bound", (), {"__getitem__": lambda _, grid: launch(grid)})())
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """First byte, and the one behind the last."""
+    places = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + places * tensor.itemsize
