@@ -11,6 +11,7 @@ from adafuse.config import GateSource, Runtime, StrategyName
 from adafuse.engine.lean import Lean
 from adafuse.engine.make import make
 from adafuse.kernels import attend, config, ends, lean
+from adafuse.kernels.beside import DOWN
 from adafuse.kernels.config import AttendCut, LeanCut
 from synthetic.adapters import adapted, prompt
 from synthetic.configurations import GEOMETRY, compose
@@ -251,6 +252,26 @@ def test_replaced_weights_are_noticed_and_new_factors_are_taken(tiny_llama) -> N
     norm.weight = torch.nn.Parameter(norm.weight * 2, requires_grad=False)
     with pytest.raises(AssertionError, match="weights moved since the step was captured"):
         decoded(decoder)
+
+
+@pytest.mark.parametrize("arm", ["adafuse", "adafuse_layerwise"])
+def test_a_step_that_was_broken_off_leaves_no_flag(
+    arm: str, tiny_llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the next prompt's first token would take what that step shrank, where programs run at once."""
+    model = tiny(tiny_llama)
+    adapter = adapted(model, compose(*GEOMETRY, *ARMS[arm][1]))
+    decoder = make(model, adapter, StrategyName.gather, Runtime.lean, 40)
+    monkeypatch.setattr("adafuse.engine.lean.choose_next", lambda work: 1 / 0)
+    with decoder.installed():
+        decoder.start(prompt().to(device()))
+        with pytest.raises(ZeroDivisionError), decoder.decoding():
+            decoder.run(1)
+        assert isinstance(decoder, Lean) and decoder._plan is not None
+        flags = decoder._plan.next.flags
+        assert (flags != DOWN).any()
+        decoder.start(prompt().to(device()))
+    assert (flags == DOWN).all()
 
 
 def test_draws_follow_their_seed_and_end_with_it(tiny_llama) -> None:

@@ -65,7 +65,9 @@ def test_a_token_without_gates_reads_no_expert(name: str, tokens: int) -> None:
         assert case.agrees({"y": case.launch()["y"][-1]}, {"y": want["y"][-1]})
 
 
-@pytest.mark.parametrize(("device", "dtype"), [one for one in MACHINES if one.values != ("cpu", torch.float32)])
+@pytest.mark.parametrize(
+    ("device", "dtype"), [one for one in MACHINES if one.values != ("cpu", torch.float32)]
+)
 @pytest.mark.parametrize(("name", "tokens"), [("q,k,v", 1), ("q,k,v", 2), ("wide", 2)])
 def test_nobody_waits_for_what_is_not_a_number(device, dtype, name: str, tokens: int) -> None:
     """Of any bits: it is handed on, in its token alone."""

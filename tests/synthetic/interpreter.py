@@ -31,7 +31,8 @@ def _unpatched(fn: FunctionType) -> bool:
 
 def bound(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
     """Launches of a kernel fail where they read or write, unmasked, what lies in none of the tensors they are given."""
-    kernel, owned = getattr(module, name), []
+    kernel = getattr(module, name)
+    owned: list[tuple[int, int]] = []
 
     def launch(grid: tuple[int, ...]) -> Callable[..., None]:
         def run(**arguments: Any) -> None:
