@@ -42,6 +42,18 @@ def test_a_product_with_experts(device, dtype, name: str, tokens: int, routed: b
     assert all(case.agrees(case.launch(), case.meaning()) for _ in range(1 if device == "cpu" else 50))
 
 
+@pytest.mark.skipif(
+    DEVICE == "cuda", reason="where programs run at once the test above finds them in any order"
+)
+@pytest.mark.parametrize("routed", [False, True], ids=["known", "routed"])
+@pytest.mark.parametrize("tokens", CUTS)
+@pytest.mark.parametrize("name", ["q,k,v", "up of gate,up", "wide", "serial"])
+def test_who_comes_first_waits(name: str, tokens: int, routed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter.late(monkeypatch, lean, "product_kernel")
+    case = Case(KINDS[name], tokens, DEVICE, torch.float32, routed, CUTS[tokens])
+    assert case.agrees(case.launch(), case.meaning())
+
+
 @pytest.mark.parametrize("tokens", CUTS)
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "serial"])
 @pytest.mark.parametrize(("device", "dtype"), MACHINES)

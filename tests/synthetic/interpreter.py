@@ -1,7 +1,7 @@
 """Triton's interpreter in half its time, without what costs most of it and tells nothing here."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
@@ -34,12 +34,9 @@ def bound(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
     kernel = getattr(module, name)
     owned: list[tuple[int, int]] = []
 
-    def launch(grid: tuple[int, ...]) -> Callable[..., None]:
-        def run(**arguments: Any) -> None:
-            owned[:] = [_extent(value) for value in arguments.values() if isinstance(value, torch.Tensor)]
-            kernel[grid](**arguments)
-
-        return run
+    def run(grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        owned[:] = [_extent(value) for value in arguments.values() if isinstance(value, torch.Tensor)]
+        kernel[grid](**arguments)
 
     def watched(go: Callable[..., Any], place: int) -> Callable[..., Any]:
         def access(builder: Any, pointers: Any, *rest: Any) -> Any:
@@ -53,7 +50,54 @@ def bound(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
     builder = type(interpreter.interpreter_builder)
     for access, place in (("create_masked_load", 0), ("create_masked_store", 1)):
         monkeypatch.setattr(builder, access, watched(getattr(builder, access), place))
-    monkeypatch.setattr(module, name, type("Bound", (), {"__getitem__": lambda _, grid: launch(grid)})())
+    monkeypatch.setattr(module, name, _Launched(run))
+
+
+def late(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
+    """Of launches of a kernel the FRONT programs run behind the others, one by one from the last on, each when one of
+    the others looks whether it has.
+    """
+    kernel, builder = getattr(module, name), interpreter.interpreter_builder
+    identify, atomic = builder.create_get_program_id, builder.create_atomic_rmw
+    now = SimpleNamespace(shift=0, left=[])
+
+    def programs(first: int, count: int, arguments: dict[str, Any]) -> None:
+        before = now.shift, dict(vars(builder))
+        now.shift = first
+        kernel[(count,)](**arguments)
+        now.shift = before[0]
+        vars(builder).update(before[1])
+
+    def run(grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        front = arguments["FRONT"]
+        now.left, now.arguments = list(range(front)), arguments
+        programs(front, grid[0] - front, arguments)
+        while now.left:
+            programs(now.left.pop(), 1, arguments)
+
+    def identified(axis: int) -> Any:
+        found = identify(axis)
+        found.data = found.data + now.shift
+        return found
+
+    def looked(*operands: Any) -> Any:
+        if now.left and now.shift == now.arguments["FRONT"]:
+            programs(now.left.pop(), 1, now.arguments)
+        return atomic(*operands)
+
+    monkeypatch.setattr(builder, "create_get_program_id", identified)
+    monkeypatch.setattr(builder, "create_atomic_rmw", looked)
+    monkeypatch.setattr(module, name, _Launched(run))
+
+
+@dataclass
+class _Launched:
+    """Stands in for a kernel."""
+
+    run: Callable[[tuple[int, ...], dict[str, Any]], None]
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda **arguments: self.run(grid, arguments)
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
