@@ -13,6 +13,7 @@ from adafuse.engine.make import make
 from adafuse.kernels import attend, config, ends, lean
 from adafuse.kernels.beside import DOWN
 from adafuse.kernels.config import AttendCut, LeanCut
+from synthetic import interpreter
 from synthetic.adapters import adapted, prompt
 from synthetic.configurations import GEOMETRY, compose
 
@@ -158,6 +159,17 @@ def test_every_arm_passes_every_check(arm: str, rows: int, tiny_llama) -> None:
     found = checked(tiny(tiny_llama), arm, rows)
     assert all(check.passed for check in found.values()), [c for c in found.values() if not c.passed]
     assert ("routing_logits" in found) == (not arm.startswith("lora"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="programs run at once there")
+@pytest.mark.parametrize("arm", ["adafuse, null expert", "adafuse, raw", "mola", "pesc", "mixlora", "lora"])
+def test_every_wait_ends_and_takes_nothing_of_the_step_before(
+    arm: str, tiny_llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter.bound(monkeypatch, lean, "product_kernel")
+    interpreter.late(monkeypatch, lean, "product_kernel")
+    found = checked(tiny(tiny_llama), arm, 2)
+    assert all(check.passed for check in found.values()), [c for c in found.values() if not c.passed]
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2, a window in one block"])
