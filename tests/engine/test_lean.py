@@ -10,7 +10,7 @@ from adafuse.bench.checks import Check, run_checks
 from adafuse.config import GateSource, Runtime, StrategyName
 from adafuse.engine.lean import Lean
 from adafuse.engine.make import make
-from adafuse.kernels import attend, config, ends, lean
+from adafuse.kernels import attend, beside, config, ends, lean
 from adafuse.kernels.beside import DOWN
 from adafuse.kernels.config import AttendCut, LeanCut
 from synthetic import interpreter
@@ -169,6 +169,25 @@ def test_every_wait_ends_and_takes_nothing_of_the_step_before(
     interpreter.bound(monkeypatch, lean, "product_kernel")
     interpreter.late(monkeypatch, lean, "product_kernel")
     found = checked(tiny(tiny_llama), arm, 2)
+    assert all(check.passed for check in found.values()), [c for c in found.values() if not c.passed]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="launches overlap there, test_lean_gpu.py")
+@pytest.mark.parametrize(
+    ("arm", "rows"),
+    [
+        *(
+            (arm, 1)
+            for arm in ("adafuse, after block 0", "adafuse, a decision a block", "mola", "mixlora", "lora")
+        ),
+        *((arm, 3) for arm in ("adafuse, late and few", "pesc", "mixlora")),
+    ],
+)
+def test_nothing_is_read_early_that_may_still_be_written(
+    arm: str, rows: int, tiny_llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter.overlapping(monkeypatch, (lean, beside, attend, ends))
+    found = checked(tiny(tiny_llama), arm, rows)
     assert all(check.passed for check in found.values()), [c for c in found.values() if not c.passed]
 
 
