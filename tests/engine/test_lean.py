@@ -10,8 +10,10 @@ from adafuse.bench.checks import Check, run_checks
 from adafuse.config import GateSource, Runtime, StrategyName
 from adafuse.engine.lean import Lean
 from adafuse.engine.make import make
-from adafuse.kernels import attend, config, ends, lean
+from adafuse.kernels import attend, beside, config, ends, lean
+from adafuse.kernels.beside import DOWN
 from adafuse.kernels.config import AttendCut, LeanCut
+from synthetic import interpreter
 from synthetic.adapters import adapted, prompt
 from synthetic.configurations import GEOMETRY, compose
 
@@ -159,6 +161,36 @@ def test_every_arm_passes_every_check(arm: str, rows: int, tiny_llama) -> None:
     assert ("routing_logits" in found) == (not arm.startswith("lora"))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="programs run at once there")
+@pytest.mark.parametrize("arm", ["adafuse, null expert", "adafuse, raw", "mola", "pesc", "mixlora", "lora"])
+def test_every_wait_ends_and_takes_nothing_of_the_step_before(
+    arm: str, tiny_llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter.bound(monkeypatch, lean, "product_kernel")
+    interpreter.late(monkeypatch, lean, "product_kernel")
+    found = checked(tiny(tiny_llama), arm, 2)
+    assert all(check.passed for check in found.values()), [c for c in found.values() if not c.passed]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="launches overlap there, test_lean_gpu.py")
+@pytest.mark.parametrize(
+    ("arm", "rows"),
+    [
+        *(
+            (arm, 1)
+            for arm in ("adafuse, after block 0", "adafuse, a decision a block", "mola", "mixlora", "lora")
+        ),
+        *((arm, 3) for arm in ("adafuse, late and few", "pesc", "mixlora")),
+    ],
+)
+def test_nothing_is_read_early_that_may_still_be_written(
+    arm: str, rows: int, tiny_llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter.overlapping(monkeypatch, (lean, beside, attend, ends))
+    found = checked(tiny(tiny_llama), arm, rows)
+    assert all(check.passed for check in found.values()), [c for c in found.values() if not c.passed]
+
+
 @pytest.mark.parametrize("name", ["qwen3", "qwen2, a window in one block"])
 def test_experts_beside_other_families(name: str, tiny_llama) -> None:
     found = checked(tiny(tiny_llama, name), "adafuse", 1)
@@ -251,6 +283,26 @@ def test_replaced_weights_are_noticed_and_new_factors_are_taken(tiny_llama) -> N
     norm.weight = torch.nn.Parameter(norm.weight * 2, requires_grad=False)
     with pytest.raises(AssertionError, match="weights moved since the step was captured"):
         decoded(decoder)
+
+
+@pytest.mark.parametrize("arm", ["adafuse", "adafuse_layerwise"])
+def test_a_step_that_was_broken_off_leaves_no_flag(
+    arm: str, tiny_llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the next prompt's first token would take what that step shrank, where programs run at once."""
+    model = tiny(tiny_llama)
+    adapter = adapted(model, compose(*GEOMETRY, *ARMS[arm][1]))
+    decoder = make(model, adapter, StrategyName.gather, Runtime.lean, 40)
+    monkeypatch.setattr("adafuse.engine.lean.choose_next", lambda work: 1 / 0)
+    with decoder.installed():
+        decoder.start(prompt().to(device()))
+        with pytest.raises(ZeroDivisionError), decoder.decoding():
+            decoder.run(1)
+        assert isinstance(decoder, Lean) and decoder._plan is not None
+        flags = decoder._plan.next.flags
+        assert (flags != DOWN).any()
+        decoder.start(prompt().to(device()))
+    assert (flags == DOWN).all()
 
 
 def test_draws_follow_their_seed_and_end_with_it(tiny_llama) -> None:

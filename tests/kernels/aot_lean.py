@@ -1,15 +1,15 @@
 """Compiles the launches of a lean step where there is no GPU: `python tests/kernels/aot_lean.py [all]`.
 
 Shapes of Llama-2-7B, Mistral-7B and Qwen2.5-7B, as their launches are cut. Prints one line a launch; ends with 1 if
-one does not read W in 128-bit pieces, spills registers, lacks the wait of a dependent launch where there is one, or has
-several threads read the same of what others are writing.
+one does not read W in 128-bit pieces, spills registers, lacks the wait of a dependent launch where there is one, has
+several threads read the same of what others are writing, or lets what is read behind a flag pass it.
 """
 
 import math
 import re
 import sys
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 from unittest import mock
 
@@ -66,9 +66,8 @@ def launched(every: bool) -> list[tuple[str, Any, dict[str, Any]]]:
     titled = ((case, title) for case in cases for title in products(case[0], *case[1], *case[2:]))
     for (tokens, _, rank, routed), title in titled:
         note(f"T={tokens} {title} R={rank}{' routed' * routed}")
-    for tokens in (1, 64):
-        mixture(tokens, *llama[:2], rank=16)
-        note(f"T={tokens} mixture 4096->")
+    for title in others(*llama[:2]):
+        note(title)
     for group, heads, window in ((1, 32, None), (4, 8, 4096)):
         attention(1, heads, group, window)
         note(f"attend group={group}")
@@ -115,6 +114,18 @@ def products(tokens: int, hidden: int, inner: int, joined: int, rank: int, route
         yield f"{inputs}->{outputs}"
 
 
+def others(hidden: int, inner: int):
+    """MixLoRA, and fewer terms than threads in the fewest rows a program, or no power of two of them."""
+    for tokens in (1, 64):
+        mixture(tokens, hidden, inner, rank=16)
+        yield f"T={tokens} mixture {hidden}->"
+    for tokens, rank, top_k in ((1, 4, 1), (2, 1, 1), (1, 48, 3)):
+        own = beside_of(tokens, inner, hidden, [(0, hidden)], rank, False, top_k)
+        y = meta(tokens, hidden, dtype=FP32)
+        lean.product(lean.Product(meta(tokens, inner), meta(hidden, inner), y_TO=y, beside=own))
+        yield f"T={tokens} {inner}->{hidden} R={rank} K={top_k}"
+
+
 def mixture(tokens: int, hidden: int, inner: int, rank: int) -> None:
     """MixLoRA's two launches of an MLP."""
     slots, norm = meta(tokens * 2, inner), lean.Norm(meta(tokens, 16, dtype=FP32), 1e-5)
@@ -129,11 +140,13 @@ def mixture(tokens: int, hidden: int, inner: int, rank: int) -> None:
     lean.product(lean.Product(y, meta(hidden, inner), y_TO=meta(tokens, hidden, dtype=FP32), beside=narrow))
 
 
-def beside_of(tokens: int, inputs: int, outputs: int, members: Any, rank: int, routed: bool) -> beside.Beside:
+def beside_of(
+    tokens: int, inputs: int, outputs: int, members: Any, rank: int, routed: bool, top_k: int = 2
+) -> beside.Beside:
     experts, groups = 8, len(members)
     rows = groups * experts * (rank + routed)
-    h = meta(*beside.scratch(tokens, rows, groups, rank, 2, not routed), dtype=FP32)
-    chosen = (tokens, groups, 2) if routed else (tokens, 2)
+    h = meta(*beside.scratch(tokens, rows, groups, rank, top_k, not routed), dtype=FP32)
+    chosen = (tokens, groups, top_k) if routed else (tokens, top_k)
     logits = h[:, groups * experts * rank :] if routed else None
     index, weight = meta(*chosen, dtype=torch.int64), meta(*chosen, dtype=FP32)
     flags = meta(128, dtype=torch.int32)
@@ -143,7 +156,7 @@ def beside_of(tokens: int, inputs: int, outputs: int, members: Any, rank: int, r
         members,
         experts,
         rank,
-        2,
+        top_k,
         2.0,
         index,
         weight,
@@ -252,18 +265,37 @@ def compile_one(arch: int, name: str, kernel: Any, arguments: dict[str, Any]) ->
     waits = "griddepcontrol.wait" in ptx or "PDL" not in kernel.arg_names
     loads = f"{wide} loads of 128 bits, {narrow} of 16"
     print(f"sm_{arch} {name}: {loads}, {compiled.metadata.shared} B shared{', SPILLS' * local}", flush=True)
-    product, alone = "->" in name, each_by_one_thread(compiled.asm["ttgir"])
-    print("    READ BY SEVERAL THREADS" if not alone else "", end="\n" * (not alone))
-    return not local and alone and (waits or arch < 90) and (wide > 0 or not product)
+    product, ordered = "->" in name, flags_come_first(ptx)
+    # what routers chose is read behind a flag, and then no longer written
+    tiles = arguments["TILES"] if arguments.get("CHOSEN") else 0
+    alone = not tiles or each_by_one_thread(compiled.asm["ttgir"], 2 * tiles)
+    print(
+        "    READ BY SEVERAL THREADS\n" * (not alone) + "    READ BEFORE ITS FLAG\n" * (not ordered), end=""
+    )
+    return not local and alone and ordered and (waits or arch < 90) and (wide > 0 or not product)
 
 
-def each_by_one_thread(ttgir: str) -> bool:
-    """Whether the layout of each volatile load has no more places than it has elements."""
+def each_by_one_thread(ttgir: str, count: int) -> bool:
+    """Whether there are so many volatile loads, of which the compiler has doubled none, and the layout of each has no
+    more places along any dimension than there are elements.
+    """
     layouts = dict(re.findall(r"^(#\w+) = #ttg\.blocked<\{(.*?), order", ttgir, re.MULTILINE))
     loads = re.findall(r"isVolatile = true.*?tensor<((?:\d+x)+)!tt\.ptr<\w+>, (#\w+)>", ttgir)
-    places = [math.prod(map(int, re.findall(r"\d+", layouts[layout]))) for _, layout in loads]
-    elements = [math.prod(map(int, shape.split("x")[:-1])) for shape, _ in loads]
-    return all(place <= element for place, element in zip(places, elements, strict=True))
+    if len(loads) != count or ttgir.count("isVolatile = true") != count:
+        return False
+    for shape, layout in loads:
+        spread = [map(int, each.split(",")) for each in re.findall(r"\[([\d, ]+)\]", layouts[layout])]
+        places = [math.prod(along) for along in zip(*spread, strict=True)]
+        if any(place > int(size) for place, size in zip(places, shape.split("x"), strict=False)):
+            return False
+    return True
+
+
+def flags_come_first(ptx: str) -> bool:
+    """Whether a barrier of all threads stands between a look at a flag and whatever is read next of what it is for."""
+    look = r"ld\.global\.gpu\.(?:relaxed|acquire)|atom\.global\.gpu\.acq\w*"
+    order = re.findall(look + r"|bar\.sync|ld\.global\.cg|ld\.volatile", ptx)
+    return all(what == "bar.sync" for before, what in pairwise(order) if re.match(look, before))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from adafuse.kernels import lean
 from adafuse.kernels.config import LeanCut, fit_lean, lean_cut
+from synthetic import interpreter
 from synthetic.fused import DEVICE, MACHINES
 from synthetic.lean import KINDS, Case
 
@@ -19,6 +21,13 @@ CUTS = {
     2: LeanCut(rows=8, block=64, warps=2),
     5: LeanCut(rows=32, block=32, warps=4, stages=2, front_rows=16),
 }
+
+
+@pytest.fixture(autouse=True)
+def _within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled kernels are the sanitizer's."""
+    if DEVICE == "cpu":
+        interpreter.bound(monkeypatch, lean, "product_kernel")
 
 
 @pytest.mark.parametrize("routed", [False, True], ids=["known", "routed"])
@@ -33,6 +42,18 @@ def test_a_product_with_experts(device, dtype, name: str, tokens: int, routed: b
     assert all(case.agrees(case.launch(), case.meaning()) for _ in range(1 if device == "cpu" else 50))
 
 
+@pytest.mark.skipif(
+    DEVICE == "cuda", reason="where programs run at once the test above finds them in any order"
+)
+@pytest.mark.parametrize("routed", [False, True], ids=["known", "routed"])
+@pytest.mark.parametrize("tokens", CUTS)
+@pytest.mark.parametrize("name", ["q,k,v", "up of gate,up", "wide", "serial"])
+def test_who_comes_first_waits(name: str, tokens: int, routed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter.late(monkeypatch, lean, "product_kernel")
+    case = Case(KINDS[name], tokens, DEVICE, torch.float32, routed, CUTS[tokens])
+    assert case.agrees(case.launch(), case.meaning())
+
+
 @pytest.mark.parametrize("tokens", CUTS)
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "serial"])
 @pytest.mark.parametrize(("device", "dtype"), MACHINES)
@@ -41,17 +62,30 @@ def test_a_product_without(device, dtype, name: str, tokens: int) -> None:
     assert case.agrees(case.launch(experts=False), case.meaning(experts=False))
 
 
-@pytest.mark.parametrize("tokens", [1, 5])
-def test_a_token_without_gates_reads_no_expert(tokens: int) -> None:
-    """Neither the A nor the B of an expert that nobody has, which may hold anything."""
-    case = Case(KINDS["gate,up"], tokens, DEVICE, torch.float32, False, CUTS[tokens])
-    case.index[0], case.weight_TK[0] = 3, 0.0
-    case.index[1:] = case.index[1:].clamp(max=2)
+@pytest.mark.parametrize(("name", "tokens"), [("gate,up", 1), ("gate,up", 5), ("wide", 1), ("wide", 2)])
+def test_a_token_without_gates_reads_no_expert(name: str, tokens: int) -> None:
+    """Neither the A nor the B of an expert that nobody has, which may hold anything; its number says nothing."""
+    case = Case(KINDS[name], tokens, DEVICE, torch.float32, False, CUTS[tokens])
+    case.index.clamp_(max=2)
+    case.weight_TK[-1] = 0.0
     case.B[3] = torch.nan
-    if tokens == 1:
+    if tokens <= 2:
         case.A[:, 3] = torch.nan
-    want = case.meaning(experts=False)["y"][0]
-    assert case.agrees({"y": case.launch()["y"][0]}, {"y": want})
+    want = case.meaning(experts=False)
+    for number in (3, -1):
+        case.index[-1] = number
+        assert case.agrees({"y": case.launch()["y"][-1]}, {"y": want["y"][-1]})
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"), [one for one in MACHINES if one.values != ("cpu", torch.float32)]
+)
+@pytest.mark.parametrize(("name", "tokens"), [("q,k,v", 1), ("q,k,v", 2), ("wide", 2)])
+def test_nobody_waits_for_what_is_not_a_number(device, dtype, name: str, tokens: int) -> None:
+    """Of any bits: it is handed on, in its token alone."""
+    case = Case(KINDS[name], tokens, device, dtype, False, CUTS[tokens])
+    case.x[0].view(torch.int16).fill_(-1)
+    assert case.launch()["y"].isnan().all(1).tolist() == [True, False][:tokens]
 
 
 def test_what_is_asked_for_early_is_the_same() -> None:

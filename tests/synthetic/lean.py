@@ -38,8 +38,8 @@ KINDS = {
     "up of gate,up": Kind(48, 70, [(35, 35)], rank=3, top_k=3, gated=True),
     "down": Kind(96, 40, [(0, 40)], rank=16, residual=True, normed=False),
     "odd": Kind(50, 37, [(0, 37)], residual=True, normed=False, bias=True),
-    # of 128 terms a row and more, which are read several at once
-    "wide": Kind(64, 64, [(0, 32), (48, 16)], rank=64),
+    # of 128 terms a row and more, which are read several at once; not a power of two, so that some are nobody's
+    "wide": Kind(64, 64, [(0, 32), (48, 16)], rank=48, top_k=3),
     "serial": Kind(40, 40, [(0, 40)], rank=6, residual=True, normed=False, serial=True),
 }
 

@@ -126,6 +126,12 @@ class Lean(Static):
         self._temperature = torch.zeros(1, device=device)
         self._seed = torch.zeros(1, dtype=torch.int64, device=device)
 
+    def again(self, ids_BS: Tensor) -> None:
+        super().again(ids_BS)
+        if self._plan is not None:
+            # a step that was broken off has left some raised, and what it shrank
+            self._plan.next.flags.fill_(DOWN)
+
     def _addresses_now(self) -> list[int]:
         """Of every weight that a step reads, the adapter's own too: their number changes if one is replaced."""
         return [p.data_ptr() for p in self.model.parameters()] + [

@@ -242,7 +242,8 @@ def few_gates(
         for k in tl.static_range(K):
             b_index_k = tl.load(p_index + o_t * K + k, mask=o_t < T, other=0).to(tl.int32)
             b_share_k = tl.load(p_weight + o_t * K + k, mask=o_t < T, other=0.0)
-            b_e = tl.where(o_k == k, b_index_k, b_e)
+            # what a wide load reads for a slot without a gate, whose expert's number says nothing, is expert 0's
+            b_e = tl.where((o_k == k) & is_slot(b_share_k), b_index_k, b_e)
             b_gate = tl.where(m_term & (o_k == k), b_share_k, b_gate)
     else:
         b_e = tl.load(p_index + o_t * K + o_k, mask=m_term, other=0).to(tl.int32)
@@ -288,7 +289,8 @@ def chosen_lows(p_h, b_chosen, b_g, G: tl.constexpr, K: tl.constexpr, R: tl.cons
     o_t = tl.arange(0, b_chosen.shape[0])[:, None, None]
     o_c = tl.arange(0, triton.next_power_of_2(K * R))[None, None, :]
     b_own = tl.reshape(tl.broadcast_to(b_g[:, None], (ROWS, COPIES)), (ROWS * COPIES,))[None, :, None]
-    o_low = (o_t * K + o_c // R) * (G * R) + tl.maximum(b_own, 0) * R + o_c % R
+    # terms beyond the last choice are masked behind a wide load, not before it
+    o_low = (o_t * K + tl.minimum(o_c // R, K - 1)) * (G * R) + tl.maximum(b_own, 0) * R + o_c % R
     return _load_lows(p_h, o_low, is_slot(b_chosen) & (b_own >= 0), K, R)
 
 
