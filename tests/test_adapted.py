@@ -153,6 +153,13 @@ def test_a_model_that_is_cast_in_training_keeps_its_routers() -> None:
     torch.testing.assert_close([router.weight for router in made.adapter.routers().values()], weights)
 
 
+def test_what_training_in_half_precision_loses_is_said(recwarn: pytest.WarningsRecorder) -> None:
+    made = adapted()
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="experts in torch.bfloat16 lose steps"):
+        made.to(torch.bfloat16).train()
+
+
 def test_a_generation_config_that_is_set_is_used() -> None:
     made = adapted()
     made.generation_config = GenerationConfig(max_new_tokens=3, eos_token_id=None, pad_token_id=0)
