@@ -115,6 +115,19 @@ def test_labels_are_smoothed_as_those_of_the_plain_model(tmp_path: Path) -> None
     assert found[0] == pytest.approx(found[1])
 
 
+def test_training_begins_whoever_has_set_the_flag_already() -> None:
+    """torch.compile's wrapper does, before it asks the module; dropout would be off, and static LoRA not trained."""
+    made = adapted("pesc", dropout=0.5)
+    torch.compile(made, backend="eager").train()
+    assert not torch.equal(logits(made), logits(made))
+    linears = [made.adapter.sites[path] for path in made.adapter.statics()]
+    assert linears and all(site.training and not site.static_merged for site in linears)
+    loss_of(made).backward()
+    made.model.eval()
+    made.train()
+    assert not torch.equal(logits(made), logits(made))
+
+
 def test_what_is_trained_besides_stays_so() -> None:
     made = adapted().train()
     head, frozen = (

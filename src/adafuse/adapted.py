@@ -287,7 +287,11 @@ class Adapted(nn.Module):
 
     def train(self, mode: bool = True) -> Adapted:
         """Trainable experts and routers, unmerged, or (False, as `eval`) the chosen strategy in service."""
-        if mode is self.training:
+        # the flag alone does not tell: torch.compile's wrapper sets it before it calls this, others call model.eval()
+        trains = [self.training, self.model.training]
+        if self._active is not None:
+            trains.append(self._active.host is None)
+        if all(one is mode for one in trains):
             return self
         with self._without():
             super().train(mode)
