@@ -11,6 +11,7 @@ import copy
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,25 @@ class Adapted(nn.Module):
         if adapter is not None:
             make_room(adapter)
         self._install()
+        for parameter in [] if adapter is None else adapter.trained():
+            # in service too: Trainer makes its optimiser of such before it calls train()
+            parameter.requires_grad_(True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Adapted:
+        """Copied apart from its model: what an adapter undoes when it is taken out is bound to the first one."""
+        with self._without():
+            made = type(self).__new__(type(self))
+            memo[id(self)] = made
+            made.__dict__.update(copy.deepcopy(self.__dict__ | {"_kept": None}, memo))
+        if self._active is not None:
+            made._install()
+        for ours, theirs in zip(self.parameters(), made.parameters(), strict=True):
+            theirs.requires_grad_(ours.requires_grad)
+        return made
+
+    def _get_name(self) -> str:
+        """That of `model`: Trainer shifts smoothed labels where it knows the name for a causal LM's."""
+        return str(self.model._get_name())
 
     def __getattr__(self, name: str) -> Any:
         """As PEFT's models do it: what is not ours is the backbone's (config, device, generation_config, ...)."""
@@ -68,6 +88,15 @@ class Adapted(nn.Module):
             if name == "model":
                 raise
             return getattr(self.model, name)
+
+    @property
+    def generation_config(self) -> Any:
+        """The model's: one that is set here is what generates."""
+        return self.model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: Any) -> None:
+        self.model.generation_config = config
 
     @property
     def strategy(self) -> str:
@@ -235,17 +264,45 @@ class Adapted(nn.Module):
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """That of `model`; one token on a cache is a decode step, by the chosen strategy."""
-        return self.model(*args, **kwargs)
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """That of `model`, its names for Trainer to see; one token on a cache is a decode step, by the strategy."""
+        return self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            **kwargs,
+        )
 
     def train(self, mode: bool = True) -> Adapted:
         """Trainable experts and routers, unmerged, or (False, as `eval`) the chosen strategy in service."""
-        if mode is self.training:
+        # the flag alone does not tell: torch.compile's wrapper sets it before it calls this, others call model.eval()
+        trains = [self.training, self.model.training]
+        if self._active is not None:
+            trains.append(self._active.host is None)
+        if all(one is mode for one in trains):
             return self
         with self._without():
             super().train(mode)
             self._kept = None
+        if mode and self._active is not None and self.model.dtype != torch.float32:
+            # of 20 steps of AdamW at 1e-4 four fifths of lora_A in bf16 had seen nothing
+            warnings.warn(
+                f"experts in {self.model.dtype} lose steps that are smaller than half of a weight's last bit: use fit, "
+                "or train a model in float32 under torch.autocast",
+                stacklevel=2,
+            )
         return self
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -263,7 +320,7 @@ class Adapted(nn.Module):
         if self.training:
             raise ValueError("the adapter is installed for training: call eval() first")
         if self._active is not None and self._active.host is not None:
-            self._active.host.refuse_moved()
+            self._active.host.refuse_changed()
 
     def require_adapter(self) -> Adapter:
         """Raises ValueError where there is none (any more)."""
@@ -285,7 +342,11 @@ class Adapted(nn.Module):
         self._kept = None
         try:
             with self._without(), adapter.installing():
-                yield
+                try:
+                    yield
+                finally:
+                    # a fit that was interrupted would leave dropout behind
+                    self.model.train(self.training)
         finally:
             adapter.experts_frozen = frozen
 
@@ -350,6 +411,10 @@ class Adapted(nn.Module):
         if adapter is None:
             yield
         elif strategy is self._strategy and adapter.host is not None:
+            if adapter.host.paused:
+                raise ValueError(
+                    "another thread generates by this model: take turns, or load it once a thread"
+                )
             adapter.host.paused = True
             try:
                 yield
@@ -377,12 +442,15 @@ class Adapted(nn.Module):
                 "generate a text, or say use(runtime='eager')"
             )
         adapter.host.watch()
+        adapter.watch_backward()
 
     @contextmanager
     def _without(self) -> Iterator[None]:
         """The plain model inside; afterwards the adapter is back if it was in."""
         self._refuse_stream()
         active = self._active
+        # whoever trains some of them, or the backbone's head too, goes on with that
+        required = {parameter: parameter.requires_grad for parameter in self.parameters()}
         if active is not None:
             active.remove()
         try:
@@ -390,6 +458,8 @@ class Adapted(nn.Module):
         finally:
             if active is not None:
                 self._install()
+                for parameter, was in required.items():
+                    parameter.requires_grad_(was)
 
     def _stream(self, rows: Iterator[list[list[int]]], ending: answers.Ending) -> Iterator[str]:
         found = answers.pieces(rows, ending)

@@ -213,8 +213,10 @@ def test_a_state_lies_with_its_cache(tiny_llama) -> None:
                 found[turn].append(model(torch.tensor([[9]]), past_key_values=caches[turn]).logits)
             logits.append([one for own in found for one in own])
         assert all(map(torch.equal, *logits)) and not torch.equal(logits[0][0], logits[0][2])
+        caches[1].crop(-2)
         for ids, cache, said in (
             (prompt()[:, :1], plain, "this cache does not hold for 1 rows"),
+            (prompt()[:, :1], caches[1], "this cache does not hold for 1 rows"),
             (prompt(), caches[0], "only decode steps go on from a cache"),
         ):
             with pytest.raises(ValueError, match=said) as refusal:

@@ -43,6 +43,18 @@ def test_gates_are_those_of_the_same_forward(overrides: list[str], forwards: int
         torch.testing.assert_close(kept, recomputed)
 
 
+def test_compiled_blocks_have_their_gates_too(tiny_llama) -> None:
+    found = []
+    for compiles in (False, True):
+        model = tiny_llama(num_hidden_layers=2).train()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if compiles:
+            model.compile(backend="eager")
+        found.append(gradients(model, ["method=adafuse", "experts.targets=[q_proj]"], 2))
+    torch._dynamo.reset()
+    torch.testing.assert_close(*found)
+
+
 def test_token_routing_refuses_what_would_leave_its_router_without_a_gradient(tiny_llama) -> None:
     model = tiny_llama().train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})

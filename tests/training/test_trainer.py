@@ -107,6 +107,14 @@ def test_the_balance_loss_reaches_the_router(tiny_llama, tmp_path: Path) -> None
     assert ends[1] < ends[0]
 
 
+def test_the_balance_loss_is_not_lost_in_reentrant_checkpointing(tiny_llama, tmp_path: Path) -> None:
+    model, config = tiny_llama(), compose(*GEOMETRY, "method=mola")
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    with pytest.raises(ValueError, match="balance loss without a gradient: say use_reentrant=False"):
+        train(model, config, tmp_path, knobs(steps=1))
+
+
 def test_accumulated_micro_batches_weigh_the_balance_loss_like_one_batch(tiny_llama, tmp_path: Path) -> None:
     config = compose(*GEOMETRY, "method=adafuse", "method.balance_coefficient=1.0", "method.dropout=0")
     _, whole = train(tiny_llama(), config, tmp_path / "whole", knobs(steps=1, batch=8))

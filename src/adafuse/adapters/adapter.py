@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -140,9 +141,8 @@ class Adapter:
         self._place(self.sites)
         self._undo.callback(self._place, ())
         self._watch_router_input()
-        if strategy is None and self.token_routers:
-            for block in blocks_of(self.model):
-                self._undo.callback(block.register_forward_hook(self._keep_gates).remove)
+        if strategy is None:
+            self.watch_backward()
         self.installed = True
         for parameter in self.parameters():
             parameter.requires_grad_(False)
@@ -156,7 +156,10 @@ class Adapter:
             self.context.use(strategy)
             # plain LoRA has one selection, which serves any batch
             per_token = strategy.merging and self.method.routing is not Routing.none
-            self.host = Host(self.model, self.decoding, per_token, follows(self.method))
+            shares = bool(self.token_routers)
+            self.host = Host(
+                self.model, self.decoding, self.parameters(), per_token, follows(self.method), shares
+            )
             self.host.open()
             self._undo.callback(self.host.close)
 
@@ -190,25 +193,47 @@ class Adapter:
             for handle in follow(self.model, self.context, router, point):
                 self._undo.callback(handle.remove)
             return
+        decide = partial(self._decide_from, router)
         block = watched_block(self.method)
-        watched = self.model.get_input_embeddings() if block is None else blocks_of(self.model)[block]
+        if block is None:
+            # not the embedding's output: a model is given inputs_embeds too, and another embedding when it is resized
+            handle = blocks_of(self.model)[0].register_forward_pre_hook(decide)
+        else:
+            handle = blocks_of(self.model)[block].register_forward_hook(decide)
+        self._undo.callback(handle.remove)
 
-        def decide(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            self.context.decide(router, output[0] if isinstance(output, tuple) else output)
+    def _decide_from(self, router: Router, block: nn.Module, *seen: Tensor | tuple[Tensor, ...]) -> None:
+        """From a block's output or, before there is one, from its input."""
+        last = seen[-1]
+        self.context.decide(router, last[0] if isinstance(last, tuple) else last)
 
-        self._undo.callback(watched.register_forward_hook(decide).remove)
+    def watch_backward(self) -> None:
+        """From now on the backward pass of a forward has its gates, or is refused what would be wrong."""
+        for block in self.model.get_submodule("model.layers"):
+            self._undo.callback(block.register_forward_hook(self._keep_gates).remove)
 
     def _keep_gates(self, block: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         """A block that is computed again in the backward pass takes the gates that it had, whatever was decided since:
         by a later block, or in another forward.
         """
-        hidden, gates = output[0] if isinstance(output, tuple) else output, self.context.gates
+        hidden = output[0] if isinstance(output, tuple) else output
+        # a compiled block that is not computed again stays whole
+        if hidden.requires_grad and (not torch.compiler.is_compiling() or block.gradient_checkpointing):
+            self._keep_gates_of(hidden)
+
+    @torch.compiler.disable
+    def _keep_gates_of(self, hidden: Tensor) -> None:
+        gates = self.context.gates
 
         def again(gradient: Tensor) -> None:
+            if self.host is not None:
+                # experts are laid out apart from what would be trained, and static LoRA is in the weights
+                raise ValueError(
+                    "in service an adapter is not trained: call train() before forward and backward"
+                )
             self.context.gates = gates
 
-        if hidden.requires_grad and not torch.compiler.is_compiling():
-            hidden.register_hook(again)
+        hidden.register_hook(again)
 
     def _merge_static(self) -> None:
         """Static LoRA does not depend on the token: merging it once is how its authors serve it."""

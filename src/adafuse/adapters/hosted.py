@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -47,15 +48,22 @@ class Host:
 
     model: nn.Module
     decoding: Callable[[], AbstractContextManager[None]]
+    # which the strategy has laid out
+    laid_out: list[nn.Parameter]
     # its strategy merges a selection for every token
     merging: bool
     # its router reads a state of each row, which does not move with the rows of a cache
     follows: bool = False
+    # layers share the gates of the forward that runs
+    shares: bool = False
     # why transformers may not decode at all, if so
     refusal: str | None = None
     # whoever decodes by a loop of his own says where decode steps happen
     paused: bool = False
     _where: tuple[torch.device, torch.dtype] | None = None
+    _versions: dict[int, int] = field(default_factory=dict)
+    # the thread whose forward runs
+    _running: int | None = None
     _inside: ExitStack = field(default_factory=ExitStack)
     _is_inside: bool = False
     _sequence: bool = False
@@ -64,7 +72,7 @@ class Host:
     # No context managers here: whoever drops the adapted object and keeps its model keeps the adapter in it.
     def open(self) -> None:
         """From now on `generate` is ours, and what cannot be is refused."""
-        self._where = _where(self.model)
+        self._where, self._versions = _where(self.model), _versions(self.laid_out)
         own = {"generate": self._generate, "save_pretrained": _refuse_to_save}
         own |= dict.fromkeys(SERVERS, _refuse_server)
         for name, ours in own.items():
@@ -98,7 +106,7 @@ class Host:
         self, theirs: Callable[..., Any], inputs: Tensor | None = None, *args: Any, **options: Any
     ) -> Any:
         """A merged selection goes on from token to token and is taken out when the sequence ends, however it ends."""
-        self.refuse_moved()
+        self.refuse_changed()
         config = options.get("generation_config", args[0] if args else None)
         if self.refusal is not None:
             raise ValueError(self.refusal)
@@ -126,17 +134,42 @@ class Host:
                 "the model was moved or cast beneath its adapter: move the adapted object itself, adapted.to(...)"
             )
 
+    def refuse_changed(self) -> None:
+        """Raise ValueError where experts or routers are not those that were laid out, as far as torch counts changes: a
+        write into `p.data` it does not.
+        """
+        self.refuse_moved()
+        # parameters of a copied model are none of these
+        if any(self._versions.get(one, now) != now for one, now in _versions(self.laid_out).items()):
+            raise ValueError(
+                "experts or routers were changed beneath the strategy, which has laid them out: call use() on the "
+                "adapted object"
+            )
+
     def _before(self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if self.shares and self._running not in (None, get_ident()):
+            raise ValueError(
+                "another thread runs this model, whose layers share the gates of one forward: take turns, or load it "
+                "once a thread"
+            )
+        self._running = get_ident()
         if self.paused:
             return
         self.refuse_moved()
         if not _is_step(args, options):
+            self.refuse_changed()
             self._leave()
         elif not self._is_inside:
+            if not self._sequence:
+                # kernels have no gradient, and a merged weight would become part of a graph
+                self._inside.enter_context(torch.no_grad())
             self._inside.enter_context(self.decoding())
             self._is_inside = True
 
     def _after(self, *_: object) -> None:
+        if self._running not in (None, get_ident()):
+            return
+        self._running = None
         if not self._sequence:
             self._leave()
 
@@ -148,6 +181,11 @@ class Host:
 def _where(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     first = next(model.parameters())
     return first.device, first.dtype
+
+
+def _versions(parameters: Iterable[nn.Parameter]) -> dict[int, int]:
+    """How often each was written to, by its id."""
+    return {id(one): one._version for one in parameters if not one.is_inference()}
 
 
 def _refuse_server(*_: object, **__: object) -> None:

@@ -23,8 +23,8 @@ from adafuse.adapters.layers import Context
 from adafuse.adapters.router import NORM_EPS, Gates, Router
 from adafuse.config import RouterInput
 
-# of a cache: the state [B, 1, D] of each row's last token
-STATE = "state_B1D"
+# of a cache: the state [B, 1, D] of each row's last token, and after how many tokens it was
+STATE, LENGTH = "state_B1D", "state_length"
 # every number of what stands before a first token
 BEGIN = 1.0
 
@@ -124,10 +124,12 @@ def _normed(x_BSD: Tensor) -> Tensor:
 
 def _of_cache(cache: Any, rows: int) -> Tensor:
     state_B1D: Tensor | None = getattr(cache, STATE, None)
-    if state_B1D is None or len(state_B1D) != rows:
+    fixed = getattr(cache, "fixed", False)
+    cropped = state_B1D is not None and not fixed and cache.get_seq_length() != getattr(cache, LENGTH)
+    if state_B1D is None or len(state_B1D) != rows or cropped:
         raise ValueError(
             f"the router reads the token before (router_input), whose state this cache does not hold for {rows} rows: "
-            "fill it by a forward of the adapted model"
+            "fill it, whole, by a forward of the adapted model"
         )
     return state_B1D
 
@@ -144,3 +146,5 @@ def _keep(body: nn.Module, args: tuple[Any, ...], options: dict[str, Any], outpu
     else:
         # a copy: of a prompt it would hold all states
         setattr(cache, STATE, state_B1D.clone())
+    if not getattr(cache, "fixed", False):
+        setattr(cache, LENGTH, cache.get_seq_length())

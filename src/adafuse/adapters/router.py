@@ -9,7 +9,7 @@ Letters: T tokens, E experts, K top-k, I input width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -102,6 +102,14 @@ class Router(nn.Module):
             if self.normalisation is Normalisation.softmax_topk_renorm:
                 weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
         return Gates(index_TK, weight_TK, probs_TE)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        """Moved with a model that is moved, and in fp32 still where it is cast."""
+        weight = self.weight.data
+        super()._apply(fn, recurse)
+        if self.weight.dtype in (torch.bfloat16, torch.float16):
+            self.weight.data = weight.to(self.weight.device)
+        return self
 
     @property
     def is_raw(self) -> bool:

@@ -202,6 +202,11 @@ class AdapterTrainer(Trainer):
         balance, used = routing_losses([gates for _, gates in said], keep_T)
         self._said["balance_loss"].append(balance.detach())
         method = adapter.method
+        if torch.is_grad_enabled() and any(not gates.probs_TE.requires_grad for _, gates in said):
+            raise ValueError(
+                "gradient checkpointing with use_reentrant=True would leave the routers' balance loss without a "
+                "gradient: say use_reentrant=False"
+            )
         if method.null_expert:
             self._said["used_share"].append(used.detach())
         ours = method.balance_coefficient * balance + method.bypass_penalty * used
