@@ -103,8 +103,8 @@ class LeanCut:
     tiles: int = 1
 
 
-# What stands beside a product: no experts; those of gates that are known, of up to WIDE_TERMS terms (choices by rank) a
-# row or of more; those of routers of its own.
+# What stands beside a product: no experts; those of gates that are known, of fewer than WIDE_TERMS terms (choices by
+# rank) a row or of so many; those of routers of its own.
 Neighbours = Literal["none", "known", "wide", "own"]
 WIDE_TERMS = 128
 
@@ -120,14 +120,6 @@ LEAN_CUTS: dict[tuple[int, int, int, Neighbours], LeanCut] = {
     (1, 4096, 12288, "known"): LeanCut(rows=8, block=1024, warps=4),
     (1, 4096, 22016, "known"): LeanCut(rows=8, block=1024, warps=4),
     (1, 11008, 4096, "known"): LeanCut(rows=2, block=2048, warps=4),
-    (1, 4096, 4096, "wide"): LeanCut(rows=4, block=2048, warps=4),
-    (1, 4096, 12288, "wide"): LeanCut(rows=4, block=2048, warps=4),
-    (1, 4096, 22016, "wide"): LeanCut(rows=4, block=2048, warps=4),
-    (1, 11008, 4096, "wide"): LeanCut(rows=2, block=2048, warps=4),
-    (1, 4096, 4096, "own"): LeanCut(rows=4, block=2048, warps=4),
-    (1, 4096, 12288, "own"): LeanCut(rows=4, block=2048, warps=4),
-    (1, 4096, 22016, "own"): LeanCut(rows=4, block=2048, warps=4),
-    (1, 11008, 4096, "own"): LeanCut(rows=2, block=2048, warps=4),
 }
 
 
@@ -214,6 +206,7 @@ def lean_cut(tokens: int, inputs: int, outputs: int, gated: bool, beside: Neighb
     if inputs > 2 * outputs:
         return LeanCut(rows=2, block=2048, warps=4, tiles=2 if beside == "none" else 1)
     if beside in ("wide", "own"):
+        # as was best of three for Llama-2-7B at one token
         return LeanCut(rows=4, block=2048, warps=4)
     if beside != "none":
         # what experts add is a program's, not a row's: many rows a program
